@@ -1,0 +1,28 @@
+# The two commands of the README are `make demo` and `make test`. Each sets up what is missing.
+
+ARCH ?= x86_64 aarch64
+PYTEST_ARGS ?=
+SOAK_ARGS ?=
+
+.PHONY: setup demo test lint bench soak
+
+setup:
+	@.ci/setup
+
+demo: setup
+	@failed=0; for arch in $(ARCH); do \
+		.venv/bin/qcase run --workspace examples/linux --arch $$arch || failed=$$?; \
+	done; exit $$failed
+
+test: setup
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	@.venv/bin/python -m pytest tests/unit/test_house.py
+
+bench: setup
+	@.venv/bin/python -m tests.bench
+
+# Breaks the store at every point there is, and kills many processes at random; prints its seeds.
+soak: setup
+	@.venv/bin/python -m tests.soak $(SOAK_ARGS)

@@ -1,0 +1,45 @@
+"""What all tests share. CI's own environment must not change what a test sees: `CI` decides what the store keeps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qcase import images, process
+from qcase.containers import Engine
+from qcase.images import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+for name in ("CI", "QCASE_DISABLE_ROOTFS_CACHE", "QCASE_CACHE_DIR", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def test_cache() -> Path:
+    """A store that the tests keep from run to run, so that guests are fetched and toolchain images recorded once."""
+    cache = Path(os.environ.get("QCASE_TEST_CACHE") or Path.home() / ".cache" / "qcase-tests")
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_guardian_left() -> Iterator[None]:
+    """Tests that start children in this process start a guardian for it."""
+    yield
+    process.dismiss_guardian()
+
+
+@pytest.fixture(scope="session")
+def shared_engine() -> Iterator[Engine]:
+    with Engine.connect() as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session")
+def toolchain_c(shared_engine: Engine, test_cache: Path) -> Image:
+    """The image `c`, built if it is not there."""
+    return images.ensure("c", shared_engine, test_cache)
