@@ -1,0 +1,128 @@
+"""The guardian of one run: clears away what a qcase leaves behind that was killed with KILL.
+
+It runs as a process of its own, `python -I -S guardian.py RUN_ID`, with the standard library alone, and blocks on its standard
+input, whose other end only qcase holds. The end of that input without a line `done` means that qcase is gone. Lines it takes:
+
+    engine SOCKET     containers with the label `qcase.run=RUN_ID` on the engine behind this unix socket are to be removed
+    dir PATH          a folder to be removed
+    drop PATH         … that has been removed already
+    done              nothing is left to do
+
+Then it kills each process whose environment says `QCASE_RUN_ID=RUN_ID`, until there is none, and removes containers and folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import urllib.parse
+from pathlib import Path
+
+LABEL = "qcase.run"
+PATIENCE = 20.0  # seconds; a container that was being created when qcase died appears a moment later
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _request(engine: str, method: str, path: str) -> bytes:
+    connection = _UnixConnection(engine)
+    try:
+        connection.request(method, path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def marked_processes(run_id: str) -> list[int]:
+    """Process ids, other than our own, whose environment carries the mark of this run."""
+    mark = f"QCASE_RUN_ID={run_id}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # ended meanwhile, or not ours
+    return found
+
+
+def kill_processes(run_id: str) -> int:
+    killed = 0
+    for _ in range(200):
+        pids = marked_processes(run_id)
+        if not pids:
+            break
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+        time.sleep(0.02)
+    return killed
+
+
+def remove_containers(engine: str, run_id: str) -> int:
+    """Remove the containers of this run, running or not. Returns how many there were; one where the engine gave no answer."""
+    filters = urllib.parse.quote(json.dumps({"label": [f"{LABEL}={run_id}"]}))
+    try:
+        listing = json.loads(_request(engine, "GET", f"/containers/json?all=true&filters={filters}"))
+        for container in listing:
+            _request(engine, "DELETE", f"/containers/{container['Id']}?force=true&v=true")
+    except (FileNotFoundError, ConnectionRefusedError):
+        return 0  # the engine is gone
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return 1
+    return len(listing)
+
+
+def main() -> None:
+    run_id = sys.argv[1]
+    # Ctrl-C on the terminal is for qcase; we are told by the end of our input.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    engines: set[str] = set()
+    folders: set[str] = set()
+    for raw in sys.stdin.buffer:
+        word, _, rest = raw.decode(errors="surrogateescape").rstrip("\n").partition(" ")
+        if word == "done":
+            return
+        if word == "engine":
+            engines.add(rest)
+        elif word == "dir":
+            folders.add(rest)
+        elif word == "drop":
+            folders.discard(rest)
+    kill_processes(run_id)
+    quiet = 0
+    deadline = time.monotonic() + PATIENCE
+    # A create that was under way when qcase died is carried out by the engine all the same: look until it is quiet.
+    while quiet < 4:
+        found = sum(remove_containers(engine, run_id) for engine in engines)
+        quiet = quiet + 1 if found == 0 else 0
+        # At once, and again at the end: nobody should wait for us to be sure, and what came late may have written something.
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not engines or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()

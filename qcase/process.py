@@ -1,0 +1,249 @@
+"""The one gateway to child processes.
+
+Every child gets its arguments as a list, an environment from an allow-list, no standard input unless asked for, a session
+of its own, and ends when its owner is done with it: TERM to the process group, KILL after a grace period, then wait.
+
+A child also carries `QCASE_RUN_ID` in its environment. A *guardian*, a small process of its own that is started with the
+first child, sees by the end of its standard input that qcase is gone, however it went, and kills every process that carries
+the mark (see `qcase.guardian`). Nothing needs to be registered for that, so there is no moment at which a child is not covered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from qcase.errors import InfraError
+
+RUN_ID_VARIABLE = "QCASE_RUN_ID"
+
+# What a child may see of our environment, as shell patterns. Everything else has to be passed by name.
+ALLOWED_ENVIRONMENT = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "XDG_*", "TERM")
+
+TERM_GRACE = 2.0  # seconds between TERM and KILL
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A point in monotonic time. `None` never comes."""
+
+    at: float | None
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Deadline:
+        return cls(None if seconds is None else time.monotonic() + seconds)
+
+    def remaining(self) -> float | None:
+        """Seconds left, never negative; None for a deadline that never comes."""
+        return None if self.at is None else max(0.0, self.at - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        return self.at is not None and time.monotonic() >= self.at
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A child that has ended. `returncode` is negative for a signal, as `subprocess` has it."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def output(self) -> str:
+        """What it printed, both streams, for a message."""
+        return (self.stdout + self.stderr).decode(errors="replace").strip()
+
+
+def environment(extra: Mapping[str, str] | None = None, allow: Sequence[str] = ()) -> dict[str, str]:
+    """The environment of a child: what `ALLOWED_ENVIRONMENT` and `allow` (shell patterns) let through, then `extra`."""
+    patterns = (*ALLOWED_ENVIRONMENT, *allow)
+    passed = {k: v for k, v in os.environ.items() if any(fnmatch.fnmatchcase(k, p) for p in patterns)}
+    return {**passed, "LC_ALL": "C.UTF-8", **(extra or {})}
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    allow: Sequence[str] = (),
+    cwd: Path | None = None,
+    timeout: float | None = None,
+    check: bool = True,
+    hint: str = "",
+) -> Completed:
+    """Run a command to its end and return what it printed.
+
+    Raises `InfraError` if it cannot be started, takes longer than `timeout` seconds, or, with `check`, does not exit with 0.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with spawn(argv, env=env, allow=allow, cwd=cwd, stdout=out, stderr=err, hint=hint) as child:
+            try:
+                returncode = child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                raise InfraError(f"took longer than {timeout:g} s", where=shlex.join(argv), hint=hint) from None
+        done = []
+        for stream in (out, err):
+            stream.seek(0)
+            done.append(stream.read())
+    completed = Completed(tuple(argv), returncode, done[0], done[1])
+    if check and returncode != 0:
+        tail = "\n".join(completed.output.splitlines()[-12:])
+        raise InfraError(f"ended with status {returncode}\n{tail}".strip(), where=shlex.join(argv), hint=hint)
+    return completed
+
+
+@contextmanager
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    allow: Sequence[str] = (),
+    cwd: Path | None = None,
+    stdin: int | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    pass_fds: Sequence[int] = (),
+    hint: str = "",
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a child in a session of its own; at the end of the `with`, nothing of its process group is left."""
+    guard()
+    full = {**environment(env, allow), RUN_ID_VARIABLE: run_id()}
+    try:
+        child = subprocess.Popen(
+            list(argv),
+            env=full,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.DEVNULL if stdout is None else stdout,
+            stderr=subprocess.DEVNULL if stderr is None else stderr,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise InfraError(f"{argv[0]} is not installed", where=shlex.join(argv[:1]), hint=hint) from None
+    except OSError as error:
+        raise InfraError(f"cannot start: {error.strerror}", where=shlex.join(argv[:1]), hint=hint) from None
+    try:
+        yield child
+    finally:
+        end(child)
+
+
+def end(child: subprocess.Popen[bytes], grace: float = TERM_GRACE) -> None:
+    """End a child's whole process group: TERM, KILL after `grace` seconds, and wait. Also what outlived the child itself."""
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
+        if not _signal_group(child.pid, number):
+            break
+        deadline = Deadline.after(patience)
+        while not deadline.passed:
+            child.poll()  # reaps the leader, so that the group can become empty
+            if not _signal_group(child.pid, 0):
+                break
+            time.sleep(0.005)
+    child.wait()
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                continue  # what was still to be written to a child that is gone
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal to a process group. False when there is no such group any more."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+# --- the run's identity and its guardian --------------------------------------------------------------------------------
+
+_lock = threading.RLock()  # a second guardian would take the first one's end for ours
+_run_id: str | None = None
+_guardian: subprocess.Popen[bytes] | None = None
+_guarded_run = ""
+
+
+def run_id() -> str:
+    """The name of this run of qcase: `<pid>-<random>`. Children and containers carry it."""
+    global _run_id
+    with _lock:
+        if _run_id is None or not _run_id.startswith(f"{os.getpid()}-"):
+            _run_id = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        return _run_id
+
+
+def guard() -> None:
+    """Start this run's guardian, once for each process."""
+    global _guardian
+    with _lock:
+        if _guardian is not None and _guarded_run == run_id():
+            return
+        _start_guardian()
+
+
+def _start_guardian() -> None:
+    global _guardian, _guarded_run
+    # -I -S: the guardian needs the standard library alone until the day it is needed, and starts in 10 ms.
+    script = Path(__file__).with_name("guardian.py")
+    _guarded_run = run_id()
+    _guardian = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(script), _guarded_run],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+
+
+def tell_guardian(line: str) -> None:
+    """Hand the guardian something else to clear away should qcase die: `dir <path>` or `engine <socket>`."""
+    with _lock:
+        guard()
+        assert _guardian is not None
+        assert _guardian.stdin is not None
+        try:
+            _guardian.stdin.write(line.encode(errors="surrogateescape") + b"\n")
+            _guardian.stdin.flush()
+        except BrokenPipeError:
+            # Somebody killed the guardian. This run goes on without.
+            return
+
+
+def dismiss_guardian(*, sweep: bool = False) -> None:
+    """All is cleared away: the guardian may go without doing anything.
+
+    `sweep`: it looks once more, after we are gone. An interrupt can come between the start of a child and the line that would
+    end it, and a second one in the middle of clearing away.
+    """
+    global _guardian
+    with _lock:
+        if _guardian is None or _guardian.stdin is None:
+            return
+        if not sweep:
+            tell_guardian("done")
+        with contextlib.suppress(BrokenPipeError):
+            _guardian.stdin.close()
+        if not sweep:
+            _guardian.wait()
+        _guardian = None
