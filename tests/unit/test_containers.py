@@ -1,0 +1,252 @@
+"""What of the container room needs no engine: the log, the stream, the mounts, what is said of a failure."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qcase import containers
+from qcase.containers import CappedLog, Engine, Facts, Frames, Mount, Step, StepResult
+from qcase.errors import InfraError, UsageError
+
+
+def step(*mounts: Mount, workdir: str = "/") -> Step:
+    return Step(
+        image="sha256:0", argv=("true",), mounts=mounts, workdir=workdir, timeout=60, memory=3 << 29, pids=64, name="configure"
+    )
+
+
+def result(status: int, output: str = "", *, timed_out: bool = False, oom: bool = False) -> StepResult:
+    return StepResult(status, output, None, timed_out, oom, 1.0)
+
+
+# --- the log ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_short_output_is_kept_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "step.log"
+    with CappedLog(path) as log:
+        log.write(b"one\n")
+        log.write(b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"
+    assert log.tail() == "one\ntwo\n"
+
+
+def test_the_head_can_be_read_while_the_step_runs(tmp_path: Path) -> None:
+    with CappedLog(tmp_path / "log") as log:
+        log.write(b"configuring\n")
+        assert (tmp_path / "log").read_bytes() == b"configuring\n"
+
+
+def test_the_middle_is_cut_out_and_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    written = b"".join(b"%09d\n" % number for number in range(10_000))
+    with CappedLog(path, limit=4000) as log:
+        for start in range(0, len(written), 333):
+            log.write(written[start : start + 333])
+    head, _, rest = path.read_bytes().partition(b"\n[qcase: ")
+    cut, _, tail = rest.partition(b" bytes of output were cut out here]\n")
+    assert head == written[:3000]
+    assert tail == written[-1000:]
+    assert int(cut) == len(written) - 4000
+
+
+@given(chunks=st.lists(st.binary(max_size=50), max_size=30), limit=st.integers(4, 400))
+def test_head_cut_and_tail_add_up(chunks: list[bytes], limit: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log"
+        with CappedLog(path, limit=limit) as log:
+            for chunk in chunks:
+                log.write(chunk)
+        kept = path.read_bytes()
+    written = b"".join(chunks)
+    if len(written) <= limit:
+        assert kept == written
+    else:
+        notice = f"\n[qcase: {len(written) - limit} bytes of output were cut out here]\n".encode()
+        head = limit * 3 // 4
+        assert kept == written[:head] + notice + written[len(written) - (limit - head) :]
+
+
+def test_the_tail_begins_with_a_whole_line_and_takes_any_bytes() -> None:
+    with CappedLog(None) as log:
+        log.write(b"\xff first\n" * 10_000)
+        log.write(b"last")
+    lines = log.tail().splitlines()
+    assert lines[0] == "\ufffd first"
+    assert lines[-1] == "last"
+    assert len(log.tail().encode()) <= 2 * containers.TAIL_LIMIT
+
+
+def test_a_log_that_cannot_be_written_is_our_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InfraError, match="cannot write the log"):
+        CappedLog(tmp_path / "file" / "log")
+
+
+def test_a_full_disk_is_our_fault() -> None:
+    with (
+        pytest.raises(InfraError, match="/dev/full: cannot write the log: No space left on device"),
+        CappedLog(Path("/dev/full")) as log,
+    ):
+        log.write(b"x")
+
+
+# --- the stream ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    payloads=st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(max_size=40)), max_size=20),
+    cuts=st.lists(st.integers(1, 25), min_size=1, max_size=10),
+)
+def test_frames_come_in_any_pieces(payloads: list[tuple[int, bytes]], cuts: list[int]) -> None:
+    stream = b"".join(struct.pack(">BxxxL", number, len(data)) + data for number, data in payloads)
+    frames, got, at, turn = Frames(), b"", 0, 0
+    while at < len(stream):
+        size = cuts[turn % len(cuts)]
+        got += b"".join(frames.feed(stream[at : at + size]))
+        at, turn = at + size, turn + 1
+    assert got == b"".join(data for _, data in payloads)
+
+
+# --- the engine's place -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["unix:///run/user/7/docker.sock", "unix://run/user/7/docker.sock"])
+def test_docker_host_names_the_socket(host: str) -> None:
+    assert containers.socket_path({"DOCKER_HOST": host}) == "/run/user/7/docker.sock"
+
+
+@pytest.mark.parametrize("host", ["tcp://10.0.0.7:2375", "ssh://user@machine", "10.0.0.7"])
+def test_a_remote_engine_is_refused_by_name(host: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        containers.socket_path({"DOCKER_HOST": host})
+    assert f"DOCKER_HOST={host}" in str(caught.value)
+    assert "unix://" in caught.value.hint
+
+
+def test_no_engine_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    with pytest.raises(InfraError) as caught:
+        Engine.connect()
+    assert str(caught.value) == "/nonexistent/docker.sock: no container engine answers: No such file or directory"
+    assert "DOCKER_HOST" in caught.value.hint
+
+
+def test_a_socket_without_an_engine_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "dead.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+    with pytest.raises(InfraError, match="no container engine answers: Connection refused"):
+        Engine.connect()
+
+
+def test_a_socket_that_is_not_for_us_names_the_group(tmp_path: Path) -> None:
+    path = tmp_path / "docker.sock"
+    reading, writing = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        path.chmod(0o000)
+        child = os.fork()
+        if child == 0:  # root may open every socket, so somebody else has to try
+            try:
+                if os.getuid() == 0:
+                    os.setgroups([])
+                    os.setuid(65534)
+                containers._knock(str(path))
+            except InfraError as error:
+                os.write(writing, f"{error.what}|{error.hint}".encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as pipe:  # noqa: PTH123 - a descriptor
+            said = pipe.read().decode()
+        os.waitpid(child, 0)
+    what, _, hint = said.partition("|")
+    assert what == "you may not talk to the container engine"
+    assert "group docker" in hint
+
+
+def test_facts_from_info() -> None:
+    facts = Facts.of(
+        {
+            "ServerVersion": "20.10.24",
+            "SecurityOptions": ["name=seccomp,profile=default", "name=rootless"],
+            "MemoryLimit": False,
+            "PidsLimit": True,
+        }
+    )
+    assert (facts.version, facts.rootless, facts.user_namespaces) == ("20.10.24", True, False)
+    [warning] = facts.missing_limits()
+    assert "memory" in warning
+    assert "processes" not in warning
+
+
+# --- mounts -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mount_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InfraError) as caught:
+        containers.check_mounts(step(Mount(tmp_path / "gone", "/qcase/src")))
+    assert str(tmp_path / "gone") in str(caught.value)
+    assert "configure" in caught.value.hint
+
+
+def test_what_the_engine_would_create_in_a_mount_has_to_be_there(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    mounts = (Mount(outer, "/qcase"), Mount(inner, "/qcase/cache/cargo"))
+    with pytest.raises(InfraError, match="outer/cache/cargo"):
+        containers.check_mounts(step(*mounts))
+    (outer / "cache" / "cargo").mkdir(parents=True)
+    containers.check_mounts(step(*mounts))
+    containers.check_mounts(step(*mounts, workdir="/qcase/cache"))
+    with pytest.raises(InfraError, match="inner/deep"):
+        containers.check_mounts(step(*mounts, workdir="/qcase/cache/cargo/deep"))
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "caf\udce9"
+    source.mkdir()
+    with pytest.raises(InfraError, match="UTF-8"):
+        containers.check_mounts(step(Mount(source, "/qcase/src")))
+
+
+# --- what is said of a failure ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ended", "says"),
+    [
+        (result(2), "configure ended with status 2"),
+        (result(137, timed_out=True), "configure took longer than 60 s and was stopped"),
+        (
+            result(137, oom=True),
+            "configure was killed, most likely because it needs more than the 1.5 GiB of memory that it may use",
+        ),
+        (result(2, oom=True), "configure needed more than the 1.5 GiB of memory that it may use (status 2)"),
+        (result(2, "sh: 3: Cannot fork\n"), "configure needed more than the 64 processes that it may have (status 2)"),
+    ],
+)
+def test_the_limit_that_was_hit_is_named(ended: StepResult, says: str) -> None:
+    assert containers.verdict_of(step(), ended)[0] == says
+
+
+def test_a_step_that_succeeds_may_speak_of_forks() -> None:
+    assert not result(0, "checking for cannot fork... no").out_of_processes
+
+
+def test_a_full_disk_names_the_folder() -> None:
+    facts = Facts.of({"DockerRootDir": "/var/lib/docker"})
+    assert "/var/lib/docker" in containers.hint_for("write /x: no space left on device", facts)
