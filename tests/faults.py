@@ -1,0 +1,350 @@
+"""Break the store at every step, and see what is left.
+
+    python -m tests.faults FOLDER [SCENARIO…] [--fault kill] [--sample N] [--seed S]
+
+A scenario (store an overlay, replace a broken image, collect …) runs in a child that counts its calls into the system: every
+open, write, flush, rename, lock and so on, seen by a profile function right before they happen. At the chosen one the child kills
+itself with KILL, or the call fails with an error of the system's. Then the parent looks:
+
+  - the store opens, and an entry that it serves is, byte for byte, what was built;
+  - an entry that can be seen was flushed, all of it, before it could be seen: it survives a power cut;
+  - the next run completes, and after it nothing is left in `staging/`;
+  - with an error in place of death: the child ends with a right entry, or with one clear message.
+
+One child for each point, and each point in a store of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import mmap
+import os
+import random
+import shutil
+import signal
+import struct
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import filelock  # noqa: F401 - before the fork: the calls of an import are not points of a scenario
+
+from qcase import gc, keys
+from qcase.content import Kind, remove_tree
+from qcase.errors import BuildError, InfraError, QcaseError
+from qcase.store import Store
+
+KEY = keys.key({"case": "faulty"})
+OTHER = keys.key({"case": "other"})
+MADE_FOR = "normal/faulty x86_64"
+
+# Calls that can fail where the disk is full or may not be written to.
+WRITING = {"open", "mkdir", "write", "rename", "fsync", "fchmod", "chmod", "utime", "flush", "unlink", "rmdir", "ftruncate"}
+
+
+def build_image(path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    for number in range(4):
+        os.write(fd, bytes([number]) * 20000)
+    os.ftruncate(fd, 300000)
+    os.close(fd)
+
+
+def build_overlay(path: Path) -> None:
+    (path / "usr/bin").mkdir(parents=True)
+    for name in ("one", "two"):
+        (path / "usr/bin" / name).write_bytes(name.encode() * 1000)
+        (path / "usr/bin" / name).chmod(0o755)
+    (path / "usr/bin/link").symlink_to("one")
+    (path / "secret").mkdir(mode=0o700)
+
+
+BUILDS = {Kind.IMAGE: build_image, Kind.OVERLAY: build_overlay}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is there before, what the child does, and of which kind the entry is that all is about."""
+
+    kind: Kind
+    before: Callable[[Path], None]
+    act: Callable[[Path], None]
+
+
+def _get(root: Path, kind: Kind, key: keys.Key = KEY) -> None:
+    def build(path: Path) -> None:
+        try:
+            BUILDS[kind](path)
+        except OSError as error:  # as a pipeline says it
+            raise InfraError("cannot build") from error
+
+    with Store(root).get_or_build(kind, key, build, scratch=root.parent / "run", made_for=MADE_FOR) as entry:
+        watching = sys.getprofile()
+        sys.setprofile(None)  # how the test looks at it is none of the store's points
+        if not same(kind, entry.path):
+            raise AssertionError("got something else than was built")
+        sys.setprofile(watching)
+
+
+def _nothing(root: Path) -> None:
+    """Not even a store."""
+
+
+def _stored(kind: Kind) -> Callable[[Path], None]:
+    return lambda root: _get(root, kind)
+
+
+def _broken(kind: Kind) -> Callable[[Path], None]:
+    def before(root: Path) -> None:
+        _get(root, kind)
+        content = Store(root).folder(kind, KEY.digest) / kind.content
+        file = content if kind is Kind.IMAGE else content / "usr/bin/one"
+        file.chmod(0o644)
+        os.truncate(file, 10)
+
+    return before
+
+
+def _edited(root: Path) -> None:
+    """An image that is whole, but looks as if it were not: it is read in full."""
+    _get(root, Kind.IMAGE)
+    os.utime(Store(root).folder(Kind.IMAGE, KEY.digest) / "image.img", (1, 1))
+
+
+def _leftovers(root: Path) -> None:
+    _get(root, Kind.OVERLAY, OTHER)
+    staged = root / "v1/staging/overlay-left-1-abc"
+    staged.mkdir()
+    build_overlay(staged)
+    (root / "v1/staging/overlay-left-1-abc.lock").touch()
+
+
+def _remove(kind: Kind) -> Callable[[Path], None]:
+    def act(root: Path) -> None:
+        Store(root).remove(kind, KEY.digest)
+
+    return act
+
+
+def _collect(root: Path) -> None:
+    gc.collect(Store(root), gc.Limits(max_size=1))
+
+
+def _verify(root: Path) -> None:
+    for _ in gc.verify(Store(root), repair=True):
+        pass
+
+
+SCENARIOS = {
+    "store an overlay": Scenario(Kind.OVERLAY, _nothing, _stored(Kind.OVERLAY)),
+    "store an image": Scenario(Kind.IMAGE, _nothing, _stored(Kind.IMAGE)),
+    "store beside another": Scenario(Kind.IMAGE, lambda root: _get(root, Kind.IMAGE, OTHER), _stored(Kind.IMAGE)),
+    "use an overlay": Scenario(Kind.OVERLAY, _stored(Kind.OVERLAY), _stored(Kind.OVERLAY)),
+    "use an image that looks edited": Scenario(Kind.IMAGE, _edited, _stored(Kind.IMAGE)),
+    "replace a broken overlay": Scenario(Kind.OVERLAY, _broken(Kind.OVERLAY), _stored(Kind.OVERLAY)),
+    "replace a broken image": Scenario(Kind.IMAGE, _broken(Kind.IMAGE), _stored(Kind.IMAGE)),
+    "remove an overlay": Scenario(Kind.OVERLAY, _stored(Kind.OVERLAY), _remove(Kind.OVERLAY)),
+    "collect": Scenario(Kind.IMAGE, _stored(Kind.IMAGE), _collect),
+    "sweep and store": Scenario(Kind.OVERLAY, _leftovers, _stored(Kind.OVERLAY)),
+    "verify and repair": Scenario(Kind.OVERLAY, _broken(Kind.OVERLAY), _verify),
+}
+
+FAULTS = {"kill": 0, "full": errno.ENOSPC, "io": errno.EIO, "readonly": errno.EROFS, "denied": errno.EACCES}
+
+
+class ViolatedError(AssertionError):
+    """The store broke a promise."""
+
+
+def sweep(
+    folder: Path, scenario: str, fault: str = "kill", *, sample: int | None = None, chance: random.Random | None = None
+) -> tuple[int, int]:
+    """Break a scenario at all points, or at `sample` of them. Returns how many there are, and how many were tried.
+
+    Raises `ViolatedError` with the scenario, the point and what was wrong.
+    """
+    plan = SCENARIOS[scenario]
+    template = folder / "before" / "cache"
+    template.parent.mkdir(parents=True)
+    plan.before(template)
+    total = _count(folder, plan, template, fault)
+    points: Sequence[int] = range(1, total + 1)
+    if sample is not None and sample < total:
+        points = sorted((chance or random.Random(0)).sample(points, sample))
+    for point in points:
+        try:
+            with _fresh(folder, template) as root:
+                _one(root, plan, fault, point)
+        except (AssertionError, QcaseError, OSError) as error:
+            raise ViolatedError(f"{scenario}, {fault} at {point} of {total}: {error}") from error
+    remove_tree(folder / "before")
+    return total, len(points)
+
+
+class _fresh:  # noqa: N801 - used like a function
+    """A store as it is before, in a folder of its own."""
+
+    def __init__(self, folder: Path, template: Path) -> None:
+        self._place = folder / "now"
+        self._template = template
+
+    def __enter__(self) -> Path:
+        self._place.mkdir()
+        root = self._place / "cache"
+        if self._template.exists():
+            # Hard links would share the inodes that manifests tell apart; moved entries are read in full, as they should be.
+            shutil.copytree(self._template, root, symlinks=True)
+        return root
+
+    def __exit__(self, *_: object) -> None:
+        remove_tree(self._place)
+
+
+def _count(folder: Path, plan: Scenario, template: Path, fault: str) -> int:
+    with _fresh(folder, template) as root:
+        status, points, _ = _child(plan.act, root, 0, fault)
+        if status != 0:
+            raise ViolatedError(f"it fails by itself, with status {status}")
+        return points
+
+
+def _one(root: Path, plan: Scenario, fault: str, point: int) -> None:
+    status, _, flushed = _child(plan.act, root, point, fault)
+    if fault == "kill" and status != -signal.SIGKILL:
+        raise ViolatedError(f"it was not killed but ended with status {status}")
+    if fault != "kill" and status != 0:
+        raise ViolatedError("it ended with something else than an entry or a message, see above")
+    _check(root, plan.kind, flushed if plan.before is _nothing else None)
+
+
+def _check(root: Path, kind: Kind, flushed: set[int] | None) -> None:
+    """What must hold after any accident."""
+    store = Store(root)
+    folder = store.folder(kind, KEY.digest)
+    if flushed is not None and (folder / "manifest.json").exists():
+        lost = sorted(str(path.relative_to(folder)) for path in _all(folder) if path.lstat().st_ino not in flushed)
+        if lost:
+            raise ViolatedError(f"could be seen before it was flushed: {lost}")
+    for found, key, _ in list(store.entries()):
+        with store.reader(found, key) as entry:
+            if entry is not None and not same(found, entry.path):
+                raise ViolatedError(f"serves a broken {found}")
+    _get(root, kind)
+    with store.reader(kind, KEY.digest) as entry:
+        if entry is None:
+            raise ViolatedError("the next run stores nothing")
+    store.sweep()
+    for place in (root / "v1/staging", root.parent / "run"):
+        if left := sorted(path.name for path in place.glob("*")):
+            raise ViolatedError(f"left in {place}: {left}")
+    if broken := [found for _, found in gc.verify(store) if found is not None]:
+        raise ViolatedError(f"a full reading finds {broken}")
+
+
+def _all(folder: Path) -> Iterator[Path]:
+    """Files and folders of an entry that have to be on the disk; a link is in its folder, and the lock is empty."""
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink() and path != folder / "lock":
+            yield path
+
+
+def same(kind: Kind, path: Path) -> bool:
+    """Whether an entry holds what the builder makes."""
+    if kind is Kind.IMAGE:
+        return path.read_bytes() == b"".join(bytes([number]) * 20000 for number in range(4)) + bytes(220000)
+    names = {"usr": "", "usr/bin": "", "usr/bin/one": "one", "usr/bin/two": "two", "usr/bin/link": "one", "secret": ""}
+    found = {str(inner.relative_to(path)) for inner in path.rglob("*")}
+    return found == set(names) and all((path / name).read_bytes() == text.encode() * 1000 for name, text in names.items() if text)
+
+
+# --- the child ----------------------------------------------------------------------------------------------------------
+
+
+def _child(act: Callable[[Path], None], root: Path, point: int, fault: str) -> tuple[int, int, set[int]]:
+    """Fork, run `act`, break it at `point` (0: never). Its status, how many points it passed, inodes that it flushed."""
+    shared = mmap.mmap(-1, 1 << 16)  # outlives a kill: [points, flushed, inode, inode, …]
+    pid = os.fork()
+    if pid == 0:
+        status = 2
+        try:
+            status = _run(act, root, point, fault, shared)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    _, waited = os.waitpid(pid, 0)
+    points, count = struct.unpack_from("QQ", shared)
+    flushed = set(struct.unpack_from(f"{count}Q", shared, 16))
+    return os.waitstatus_to_exitcode(waited), points, flushed
+
+
+def _run(act: Callable[[Path], None], root: Path, point: int, fault: str, shared: mmap.mmap) -> int:
+    number = FAULTS[fault]
+    passed = flushed = 0
+    fsync = os.fsync
+
+    def noted_fsync(fd: Any) -> None:
+        nonlocal flushed
+        fsync(fd)
+        struct.pack_into("Q", shared, 16 + 8 * flushed, os.fstat(fd).st_ino)
+        flushed += 1
+        struct.pack_into("Q", shared, 8, flushed)
+
+    def before_each_call(frame: FrameType, event: str, function: Any) -> None:
+        nonlocal passed
+        if event != "c_call" or not _reaches_the_system(function) or (number and function.__name__ not in WRITING):
+            return
+        passed += 1
+        struct.pack_into("Q", shared, 0, passed)
+        if passed == point:
+            if not number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(number, os.strerror(number))
+
+    os.fsync = noted_fsync
+    sys.setprofile(before_each_call)
+    try:
+        act(root)
+    except InfraError:
+        return 0  # one clear message
+    except BuildError:
+        if fault != "denied":  # an overlay with a file that its owner may not read is the case's own fault
+            raise
+    finally:
+        sys.setprofile(None)
+    return 0
+
+
+def _reaches_the_system(function: Any) -> bool:
+    owner = getattr(function, "__self__", None)
+    module = getattr(function, "__module__", None) or type(owner).__module__
+    return module in ("posix", "fcntl", "_io", "io") or (owner is not None and type(owner).__module__ == "_io")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS))
+    parser.add_argument("--fault", action="append", choices=list(FAULTS))
+    parser.add_argument("--sample", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    everything = 0
+    for fault in options.fault or ["kill"]:
+        for scenario in options.scenarios:
+            options.folder.mkdir(parents=True, exist_ok=True)
+            total, tried = sweep(options.folder, scenario, fault, sample=options.sample, chance=chance)
+            everything += tried
+            print(f"{fault:<9} {scenario:<32} {tried:>5} of {total} points", flush=True)
+    print(f"{everything} points, seed {options.seed}")
+
+
+if __name__ == "__main__":
+    main()
