@@ -1,0 +1,84 @@
+"""How a case's files are made: one module a pipeline, and what they share.
+
+Each pipeline has a `RECIPE`, a number that enters its keys and is raised when the same sources would give another overlay, and
+a `build(source, overlay, workshop)` that fills an empty overlay folder, laid out as in the guest, or raises `BuildError`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcase.config import ScriptEnv
+from qcase.errors import BuildError
+from qcase.model import Arch
+
+if TYPE_CHECKING:
+    from qcase.containers import Engine
+
+# Where a step finds its things, on every host. No path of the host reaches an output.
+SRC = "/qcase/src"
+STAGING = "/qcase/staging"
+BUILD = "/qcase/build"
+OVERLAY = "/qcase/overlay"
+
+STEP_TIMEOUT = 1800.0  # seconds
+STEP_MEMORY = 4 << 30  # bytes
+STEP_PIDS = 2048
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a build works with. `scratch` is a fresh folder of its own; `log` takes what the build says.
+
+    `engine` and `image` connect to the container engine and find (or build) the toolchain image when they are first called,
+    and `staging` unpacks the base image: a build that needs none of them does not wait for them.
+    """
+
+    case: str
+    arch: Arch
+    scratch: Path
+    log: Path
+    script_env: ScriptEnv
+    compiler: str
+    base: Path
+    staging: Callable[[], Path]
+    engine: Callable[[], Engine]
+    image: Callable[[], str]
+    environment: dict[str, str]
+    say: Callable[[str], None]
+
+
+def copy_sources(source: Path, target: Path) -> None:
+    """A copy of a case's sources in which scripts may write. Links stay links; times are those of the copy.
+
+    Of the modes only the executable bit of files is kept, as in the key: the others differ from checkout to checkout.
+    """
+    shutil.copytree(source, target, symlinks=True, copy_function=shutil.copyfile)
+    target.chmod(0o755)
+    for path in source.rglob("*"):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            (target / path.relative_to(source)).chmod(0o755)
+        elif stat.S_ISREG(mode):
+            (target / path.relative_to(source)).chmod(0o755 if mode & stat.S_IXUSR else 0o644)
+
+
+def make_folders(overlay: Path, path: str) -> Path:
+    """The folder `path` of an overlay, and those above it: 0755 in the guest, whatever our umask is."""
+    folder = overlay
+    for name in path.split("/"):
+        folder = folder / name
+        if not folder.is_dir():
+            folder.mkdir()
+            folder.chmod(0o755)
+    return folder
+
+
+def require_folder(path: Path, case: str) -> None:
+    if not path.is_dir():
+        raise BuildError(f"there is no folder {path.name}/", where=case)

@@ -1,0 +1,154 @@
+"""The pipeline `c`: `c/CMakeLists.txt`, built with musl for the guest's architecture in the toolchain image `c`.
+
+One step in one container:
+
+    prebuild.sh (if there)  ►  cmake configure  ►  build  ►  install with DESTDIR = overlay
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from qcase import containers
+from qcase.config import ScriptEnv
+from qcase.containers import Mount, Step
+from qcase.errors import BuildError
+from qcase.model import Arch
+from qcase.pipelines import (
+    BUILD,
+    OVERLAY,
+    SRC,
+    STAGING,
+    STEP_MEMORY,
+    STEP_PIDS,
+    STEP_TIMEOUT,
+    Workshop,
+    copy_sources,
+    libraries,
+    require_folder,
+)
+
+RECIPE = 1
+_STAGE = "stage"  # the file in which the step says how far it is
+
+# Run by `sh -eu`. The `stage` file names what was being done, should it fail.
+_PROGRAM = f"""\
+exec 2>&1
+umask 022
+stage() {{ printf '%s' "$1" > {BUILD}/{_STAGE}; printf -- '-- %s\\n' "$1"; }}
+cd {SRC}/c
+if [ -f prebuild.sh ]; then
+    stage prebuild.sh
+    sh -eu prebuild.sh
+    cd {SRC}/c
+fi
+stage configure
+cmake -S {SRC}/c -B {BUILD}/cmake -G 'Unix Makefiles' --no-warn-unused-cli \
+    -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/ -DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY \
+    -DCMAKE_TOOLCHAIN_FILE={BUILD}/toolchain.cmake -D"$STAGING_VARIABLE"={STAGING}
+stage build
+cmake --build {BUILD}/cmake --parallel "$(nproc)"
+stage install
+DESTDIR={OVERLAY} cmake --install {BUILD}/cmake
+"""
+
+
+def toolchain_file(arch: Arch, compiler: str) -> str:
+    """CMake's toolchain file: the wrappers of the image, and packages of the staging root alone.
+
+    What the staging root brings comes first, ahead of musl's own headers. The image has no C++ library; its `c++` is there so
+    that a project whose `project()` names no language can be configured.
+    """
+    prefix = f"/usr/local/bin/{arch}-linux-musl"
+    libraries_of = f"-L{STAGING}/usr/lib -L{STAGING}/lib -Wl,-rpath-link,{STAGING}/usr/lib:{STAGING}/lib"
+    packages = ":".join(f"{STAGING}/usr/{folder}/pkgconfig" for folder in ("lib", "share", "local/lib"))
+    return f"""\
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR {arch})
+set(CMAKE_C_COMPILER {prefix}-{compiler})
+set(CMAKE_CXX_COMPILER {prefix}-c++)
+set(CMAKE_ASM_COMPILER {prefix}-{compiler})
+set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+set(CMAKE_C_FLAGS_INIT "-isystem {STAGING}/usr/include")
+foreach(kind EXE SHARED MODULE)
+    set(CMAKE_${{kind}}_LINKER_FLAGS_INIT "{libraries_of}")
+endforeach()
+set(CMAKE_FIND_ROOT_PATH {STAGING} /opt/qcase/musl/{arch})
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_PACKAGE ONLY)
+set(ENV{{PKG_CONFIG_PATH}} "")
+set(ENV{{PKG_CONFIG_LIBDIR}} "{packages}")
+set(ENV{{PKG_CONFIG_SYSROOT_DIR}} "{STAGING}")
+"""
+
+
+def recipe(arch: Arch, compiler: str) -> str:
+    """The digest of what is run: an edit of this module's texts moves every key, without anybody having to count up."""
+    return hashlib.sha256(f"{_PROGRAM}\0{toolchain_file(arch, compiler)}".encode()).hexdigest()
+
+
+def script_variables(names: ScriptEnv) -> dict[str, str]:
+    """The variables that a case's scripts find; paths in the container."""
+    return {
+        names.staging_root: STAGING,
+        names.case_dir: SRC,
+        names.case_c_dir: f"{SRC}/c",
+        names.case_work_dir: BUILD,
+        names.case_build_dir: f"{BUILD}/cmake",
+        names.case_overlay_dir: OVERLAY,
+    }
+
+
+def build(source: Path, overlay: Path, workshop: Workshop) -> None:
+    """Build `source/c` into `overlay`. Raises `BuildError` with what the compiler said."""
+    require_folder(source / "c", workshop.case)
+    if not (source / "c" / "CMakeLists.txt").is_file():
+        raise BuildError("there is no c/CMakeLists.txt", where=workshop.case)
+    src, out = workshop.scratch / "src", workshop.scratch / "build"
+    copy_sources(source, src)
+    out.mkdir()
+    (out / "toolchain.cmake").write_text(toolchain_file(workshop.arch, workshop.compiler), encoding="ascii")
+    workshop.say("compiling")
+    step = Step(
+        image=workshop.image(),
+        argv=("sh", "-euc", _PROGRAM),
+        mounts=(
+            Mount(src, SRC, False),
+            Mount(out, BUILD, False),
+            Mount(overlay, OVERLAY, False),
+            Mount(workshop.staging(), STAGING, True),
+        ),
+        env={
+            **workshop.environment,
+            **script_variables(workshop.script_env),
+            "STAGING_VARIABLE": workshop.script_env.staging_root,
+        },
+        workdir=f"{SRC}/c",
+        timeout=STEP_TIMEOUT,
+        memory=STEP_MEMORY,
+        pids=STEP_PIDS,
+        name="c",
+        log=workshop.log,
+    )
+    result = workshop.engine().run(step)
+    if result.exit_status != 0:
+        stage = (out / _STAGE).read_text(encoding="utf-8") if (out / _STAGE).is_file() else "the container"
+        what, hint = containers.verdict_of(replace(step, name=stage), result)
+        raise BuildError(what, where=workshop.case, hint=hint, log=_said_in(stage, result.output))
+    if not any(overlay.iterdir()):
+        raise BuildError(
+            "the build installed nothing",
+            where=workshop.case,
+            hint="add install(TARGETS … DESTINATION usr/bin) to CMakeLists.txt",
+        )
+    libraries.complete(overlay, workshop.base, workshop.arch, workshop.case)
+
+
+def _said_in(stage: str, output: str) -> str:
+    """What was printed since a stage began."""
+    _, found, said = output.rpartition(f"-- {stage}\n")
+    return said if found else output

@@ -1,0 +1,96 @@
+"""Grouped cases: several commands, each a subtest, run by a script in the guest.
+
+The script prints a marker before and after each command and goes on to the end whatever fails:
+
+    <BEGIN>: CMD
+    … what the command prints …
+    <PASSED>: CMD            or  <FAILED>: CMD status=N
+    …
+    <ALL_PASSED>             or  <ALL_FAILED>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qcase.config import CaseConfig, GroupedRunner
+from qcase.console import Group, Rules
+from qcase.pipelines import make_folders
+
+RECIPE = 1
+_LABEL = 72  # characters of a label, at most
+
+
+def label(command: str) -> str:
+    """What names a command in markers and reports: the command itself, or the first line of one that has several."""
+    first, *rest = command.splitlines() or [""]
+    return f"{first[: _LABEL - 4].rstrip()} ..." if rest else command
+
+
+def runner_script(commands: Sequence[str], runner: GroupedRunner) -> str:
+    """The script that runs in the guest. Commands and markers are quoted for the shell; a command runs under `sh -c`."""
+    assert commands
+    body = ["#!/bin/sh", "set -u", "failed=0"]
+    for command in commands:
+        name = label(command)
+        body += [
+            f"printf '%s\\n' {quoted(f'{runner.begin_marker}: {name}')}",
+            f"if sh -c {quoted(command)}; then",
+            f"\tprintf '%s\\n' {quoted(f'{runner.passed_marker}: {name}')}",
+            "else",
+            "\tstatus=$?",
+            f"\tprintf '%s status=%s\\n' {quoted(f'{runner.failed_marker}: {name}')} \"$status\"",
+            "\tfailed=1",
+            "fi",
+        ]
+    body += [
+        'if [ "$failed" -eq 0 ]; then',
+        f"\tprintf '%s\\n' {quoted(runner.all_passed_marker)}",
+        "\texit 0",
+        "fi",
+        f"printf '%s\\n' {quoted(runner.all_failed_marker)}",
+        "exit 1",
+    ]
+    return "\n".join(body) + "\n"
+
+
+def write_runner_script(overlay: Path, commands: Sequence[str], runner: GroupedRunner) -> Path:
+    """Put the script into an overlay, 0755, at `/usr/bin/<runner_name>`. Returns where it is."""
+    path = make_folders(overlay, "usr/bin") / runner.runner_name
+    path.write_text(runner_script(commands, runner), encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def rules(config: CaseConfig, runner: GroupedRunner) -> Rules:
+    """What the console waits for in a grouped case: the runner is the command, its summary the success.
+
+    The case's own success patterns are replaced, as axbuild does. The runner's fail pattern is the marker of a single
+    command, which the judge reads for each command; one that a suite sets to something else is looked for as well.
+    """
+    default_fail = GroupedRunner.model_validate({**runner.model_dump(exclude={"fail_regex"})}).fail_regex
+    fail = [pattern for pattern in config.fail_regex if pattern not in (default_fail, runner.fail_regex)]
+    if runner.fail_regex != default_fail:
+        fail.append(runner.fail_regex)
+    return Rules(
+        prompt=config.shell_prefix,
+        command=runner.runner_path,
+        success=(runner.success_regex,),
+        fail=tuple(fail),
+        from_prompt=config.match_from == "prompt",
+        group=Group(
+            begin=runner.begin_marker,
+            passed=runner.passed_marker,
+            failed=runner.failed_marker,
+            all_passed=runner.all_passed_marker,
+            all_failed=runner.all_failed_marker,
+            commands=config.test_commands,
+            labels=tuple(label(command) for command in config.test_commands),
+        ),
+    )
+
+
+def quoted(text: str) -> str:
+    """A word of the shell that means `text`."""
+    return "'" + text.replace("'", "'\\''") + "'"

@@ -1,0 +1,126 @@
+"""The shared libraries that an overlay's programs need.
+
+axbuild copies them from the staging root. Here the guest usually has them already: what the overlay and the base image
+together do not have is an error now, instead of "not found" in the guest.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from qcase.errors import BuildError
+from qcase.ext4 import Ext4Image
+from qcase.model import Arch
+from qcase.pipelines import make_folders
+
+FOLDERS = ("lib", "usr/lib", "usr/local/lib")
+# musl answers to these itself, whatever file its loader is.
+_LIBC = ("libc.so", "libc.musl-")
+_MACHINES = {
+    Arch.X86_64: "EM_X86_64",
+    Arch.AARCH64: "EM_AARCH64",
+    Arch.RISCV64: "EM_RISCV",
+    Arch.LOONGARCH64: "EM_LOONGARCH",
+}
+_ELF_MAGIC = b"\x7fELF"
+
+
+@dataclass(frozen=True)
+class Elf:
+    """What the loader will ask for. `interpreter` is None for a static program and for most libraries."""
+
+    path: str
+    machine: str
+    interpreter: str | None
+    needed: tuple[str, ...]
+    search: tuple[str, ...]
+
+
+def complete(overlay: Path, base: Path, arch: Arch, case: str) -> None:
+    """Check that each ELF file of the overlay finds its loader and its libraries in the guest.
+
+    Also writes `etc/ld-musl-<arch>.path` when the overlay brings a loader of its own, as axbuild does. Raises `BuildError`
+    that names each library that is missing, who needs it, and each file that is for another architecture.
+    """
+    files = list(elf_files(overlay))
+    wrong = [f"{elf.path} is for {elf.machine.removeprefix('EM_')}" for elf in files if elf.machine != _MACHINES[arch]]
+    if wrong:
+        raise BuildError(
+            f"the build made files for another architecture than {arch}: {', '.join(wrong)}",
+            where=case,
+            hint="compile with the compiler that the CMake toolchain file names (CMAKE_C_COMPILER)",
+        )
+    if any(elf.interpreter or elf.needed for elf in files):
+        with Ext4Image.open(base) as image:
+            missing = sorted({why for elf in files for why in _missing(elf, overlay, image)})
+        if missing:
+            raise BuildError(
+                "; ".join(missing),
+                where=case,
+                hint="link statically (-static), or install the library into usr/lib with the program",
+            )
+    loader = overlay / "lib" / arch.musl_loader
+    if loader.is_file():
+        paths = make_folders(overlay, "etc") / f"ld-musl-{arch}.path"
+        paths.write_text("".join(f"/{folder}\n" for folder in FOLDERS), encoding="ascii")
+        paths.chmod(0o644)
+
+
+def elf_files(overlay: Path) -> Iterator[Elf]:
+    """The ELF programs and libraries of an overlay, sorted by path. Relocatable objects are nobody's business here."""
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.dynamic import DynamicSegment
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.segments import InterpSegment
+
+    for folder, folders, names in os.walk(overlay):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder) / name
+            if not stat.S_ISREG(path.lstat().st_mode):
+                continue
+            with path.open("rb") as file:
+                if file.read(4) != _ELF_MAGIC:
+                    continue
+                shown = str(path.relative_to(overlay))
+                try:
+                    elf = ELFFile(file)
+                    if elf["e_type"] not in ("ET_EXEC", "ET_DYN"):
+                        continue
+                    interpreter, needed, search = None, [], []
+                    for segment in elf.iter_segments():
+                        if isinstance(segment, InterpSegment):
+                            interpreter = segment.get_interp_name()
+                        elif isinstance(segment, DynamicSegment):
+                            tag: Any  # pyelftools sets the attribute that the tag is about
+                            for tag in segment.iter_tags():
+                                if tag.entry.d_tag == "DT_NEEDED":
+                                    needed.append(tag.needed)
+                                elif tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
+                                    search += (tag.rpath if tag.entry.d_tag == "DT_RPATH" else tag.runpath).split(":")
+                    yield Elf(shown, str(elf["e_machine"]), interpreter, tuple(needed), tuple(search))
+                except (ELFError, UnicodeDecodeError, KeyError, IndexError, ValueError) as error:
+                    raise BuildError(f"{shown} begins like an ELF file and is none: {error}") from None
+
+
+def _missing(elf: Elf, overlay: Path, base: Ext4Image) -> Iterator[str]:
+    if elf.interpreter is not None and not _there(elf.interpreter, overlay, base):
+        yield f"{elf.path} needs the loader {elf.interpreter}, which the guest does not have"
+    origin = str(PurePosixPath("/", elf.path).parent)
+    folders = [part.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for part in elf.search if part] + list(FOLDERS)
+    for library in elf.needed:
+        if library.startswith(_LIBC) and (elf.interpreter is None or "ld-musl" in elf.interpreter):
+            continue
+        if not any(_there(f"{folder}/{library}", overlay, base) for folder in folders):
+            yield f"{elf.path} needs {library}, which neither its overlay nor the guest has"
+
+
+def _there(path: str, overlay: Path, base: Ext4Image) -> bool:
+    """Is a path in the overlay (as a file, or a link to anything) or in the base image?"""
+    relative = os.path.normpath("/" + path.lstrip("/"))[1:]
+    return os.path.lexists(overlay / relative) or base.lookup("/" + relative) is not None

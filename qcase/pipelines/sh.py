@@ -1,0 +1,33 @@
+"""The pipeline `sh`: every regular file directly in `sh/` goes to `/usr/bin`, 0755.
+
+Nothing is built, so no container is needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from pathlib import Path
+
+from qcase.errors import BuildError
+from qcase.pipelines import Workshop, make_folders, require_folder
+
+RECIPE = 1
+
+
+def build(source: Path, overlay: Path, workshop: Workshop) -> None:
+    """Fill `overlay` from `source/sh`. Folders in it are passed over, as axbuild does."""
+    folder = source / "sh"
+    require_folder(folder, workshop.case)
+    bin_dir = make_folders(overlay, "usr/bin")
+    for path in sorted(folder.iterdir()):
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            raise BuildError(
+                f"sh/{path.name} is a symbolic link",
+                where=workshop.case,
+                hint="only regular files are installed: what a link points to is not part of the case's sources",
+            )
+        if stat.S_ISREG(mode):
+            shutil.copyfile(path, bin_dir / path.name)
+            (bin_dir / path.name).chmod(0o755)

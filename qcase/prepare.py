@@ -1,0 +1,569 @@
+"""From a case to the image that QEMU boots, built only if the store does not have it.
+
+    plain      the base image itself
+    others     overlay key ─► overlay (built on a miss) ─┐
+               … one for each subcase of a group …       ├─► image key ─► image (injected on a miss)
+               the group's script                       ─┘
+
+A run folder holds what one run makes and nothing that lasts:
+
+    <workspace>/target/<target>/qemu-cases/<display name>/runs/<pid>-<n>/    see `qcase.runs`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcase import events, gc, guests, images, keys, process, rootfs, runs
+from qcase.config import parse_size
+from qcase.content import Kind
+from qcase.errors import BuildError, InfraError
+from qcase.events import Emit
+from qcase.ext4 import Ext4Image
+from qcase.guests import Guest
+from qcase.model import Arch, Cache, Phase, Pipeline
+from qcase.pipelines import BUILD, OVERLAY, Workshop, c, grouped, sh, staging
+from qcase.store import Entry, Store
+from qcase.suite import Case, Workspace
+
+if TYPE_CHECKING:
+    from qcase.containers import Engine
+
+SNAPSHOT = "-snapshot"
+TOOLCHAIN = "c"  # compiles C, and holds e2fsprogs, with which overlays are injected
+
+_run_numbers = itertools.count()
+
+
+def resolve_target_dir(workspace: Path, target: str) -> Path:
+    """Where a workspace keeps what is made for a target."""
+    return workspace / "target" / target
+
+
+def next_case_run_id() -> str:
+    """`<pid>-<n>`, another one each time."""
+    return f"{os.getpid()}-{next(_run_numbers)}"
+
+
+@dataclass(frozen=True)
+class CaseLayout:
+    """The folders of one run of one case."""
+
+    work_dir: Path
+    run_dir: Path
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.run_dir.parent
+
+
+def case_asset_layout(workspace: Path, target: str, display_name: str) -> CaseLayout:
+    """The layout of a new run: another run folder each time. Nothing is made yet."""
+    work_dir = resolve_target_dir(workspace, target) / "qemu-cases" / display_name
+    return CaseLayout(work_dir, work_dir / "runs" / next_case_run_id())
+
+
+@dataclass(frozen=True)
+class BrokenBuild:
+    """A subcase whose sources do not build. The rest of its group runs."""
+
+    subcase: str
+    error: BuildError
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """What QEMU needs of a case. Valid, and the image held in the store, as long as the `with` lasts that gave it.
+
+    `keep_open`: descriptors that hold the image's shared lock; QEMU inherits them. `seconds`: the time it took.
+    """
+
+    image: Path
+    guest: Guest
+    pipeline: Pipeline
+    cache: Cache
+    seconds: float = 0.0
+    keep_open: tuple[int, ...] = ()
+    broken: tuple[BrokenBuild, ...] = ()
+    extra_args: tuple[str, ...] = (SNAPSHOT,)
+
+
+@dataclass
+class Session:
+    """What the cases of one run share. The guest, the engine and the toolchain are looked for when they are first needed.
+
+    At its start it clears away what dead runs left, at its end, if something was added to the store, what has become too much
+    there. `looking`: nothing is fetched, built or cleared away.
+    """
+
+    workspace: Workspace
+    arch: Arch
+    target: str
+    store: Store
+    emit: Emit
+    environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    looking: bool = False
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _has_containers: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Session:
+        if not self.looking:
+            self._clear_away()
+            self._has_containers = self._stack.enter_context(self.store.announced_run(process.run_id()))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stack.close()
+        if self.store.added and kind is None:
+            self._collect()
+
+    def _clear_away(self) -> None:
+        """What is of no use to anybody: it must not be what a run fails by."""
+        runs.sweep_folders(self.workspace.root)
+        if self.store.readonly:
+            return
+        with contextlib.suppress(OSError, InfraError):
+            gc.sweep_unfinished(self.store)
+        with contextlib.suppress(OSError, InfraError):
+            runs.sweep_runs(self.store)
+
+    def _collect(self) -> None:
+        cache = self.workspace.config.cache
+        limits = gc.Limits(max_size=parse_size(cache.max_size), min_free=parse_size(cache.min_free))
+        try:
+            collected = gc.collect(self.store, limits)
+        except (OSError, InfraError) as error:
+            self.emit(events.Warned(f"the store could not be tidied up: {error}"))
+            return
+        if collected.gone:
+            count, freed = len(collected.gone), collected.freed / 2**20
+            self.emit(events.Progress(f"{count} of the store's entries are gone, {freed:.0f} MiB: {collected.gone[0].why}"))
+
+    @property
+    def memory(self) -> Path:
+        """Where digests of base images are remembered."""
+        if self.store.readonly:
+            return self.workspace.root / "target" / "qcase" / "memory"
+        return self.store.root / "memory"
+
+    @cached_property
+    def keep_open(self) -> tuple[int, ...]:
+        """Descriptors that keep the guests in the store; for QEMU, too."""
+        fd = self._stack.enter_context(self.store.guests_in_use())
+        return () if fd is None else (fd,)
+
+    @cached_property
+    def guest(self) -> Guest:
+        """The guest of this run's architecture, fetched if need be."""
+        config = self.workspace.config.guest[self.arch]
+        spec = guests.GuestSpec(
+            rootfs=config.rootfs, kernel=config.kernel, initrd=config.initrd, hostname=config.hostname, append=config.append
+        )
+        assert self.keep_open is not None  # before a collector can come between
+        notes = self.memory / "guests" if self.store.readonly else None
+        guest = guests.resolve(
+            spec, self.arch, self.workspace.root, self.store.root, self.emit, offline=self.looking, notes=notes
+        )
+        for path in (guest.rootfs, guest.kernel, guest.initrd):
+            if path is not None and path.parent.parent == self.store.root / "guests" and not self.store.readonly:
+                with contextlib.suppress(OSError):
+                    os.utime(path.parent)  # its last use
+        return guest
+
+    @cached_property
+    def base_digest(self) -> str:
+        return rootfs.remembered_digest(self.guest.rootfs, self.memory)
+
+    @cached_property
+    def engine(self) -> Engine:
+        from qcase.containers import Engine
+
+        self._has_containers()
+        engine = Engine.connect()
+        self._stack.callback(engine.close)
+        return engine
+
+    @cached_property
+    def toolchain_identity(self) -> str:
+        """The identity of the toolchain image; the engine is asked only if the image has not been built from this recipe."""
+        foreign = self.workspace.config.toolchain.c.image
+        if foreign is not None:
+            return images.foreign_identity(foreign)
+        known = images.known_identity(TOOLCHAIN, self.store.root)
+        if known is None and self.looking:
+            raise InfraError(
+                f"the toolchain image {TOOLCHAIN} has not been built from this recipe, and its packages are part of the key",
+                hint=f"qcase images build {TOOLCHAIN}",
+            )
+        return known if known is not None else self.toolchain.identity
+
+    @cached_property
+    def toolchain(self) -> images.Image:
+        foreign = self.workspace.config.toolchain.c.image
+        if foreign is not None:
+            return images.foreign(foreign, self.engine)
+        image = images.ensure(TOOLCHAIN, self.engine, self.store.root, self.emit)
+        if self.__dict__.setdefault("toolchain_identity", image.identity) != image.identity:
+            # It was known, had been removed from the engine, and what was built in its place has other packages.
+            self.__dict__.update(toolchain=image, toolchain_identity=image.identity)
+            raise _ToolchainMovedError
+        return image
+
+
+class _ToolchainMovedError(Exception):
+    """The keys that were computed so far name a toolchain that is no more."""
+
+
+@contextmanager
+def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_log: Path) -> Iterator[PreparedCase]:
+    """Everything that a case needs before it can boot.
+
+    Raises `BuildError` if its sources do not build, `InfraError` if something of ours is missing or broken. The run folder is
+    there only while something is built, and gone at the end.
+    """
+    began = time.monotonic()
+    guest = session.guest
+    with ExitStack() as stack:
+        if case.pipeline is Pipeline.PLAIN:
+            seconds = time.monotonic() - began
+            yield PreparedCase(guest.rootfs, guest, case.pipeline, Cache.NONE, seconds, keep_open=session.keep_open)
+            return
+        try:
+            prepared = _prepare(_Bench(case, layout, session, build_log, stack), case, session)
+        except _ToolchainMovedError:
+            prepared = _prepare(_Bench(case, layout, session, build_log, stack), case, session)
+        yield replace(prepared, seconds=time.monotonic() - began)
+
+
+def _prepare(bench: _Bench, case: Case, session: Session) -> PreparedCase:
+    works = _works(case, session)
+    broken: list[BrokenBuild] = []
+    image = bench.stored_image(works)
+    hit = image is not None
+    if image is None:
+        overlays = []
+        for work in works:
+            try:
+                overlays.append(bench.overlay(work))
+            except BuildError as error:
+                if case.pipeline is not Pipeline.GROUPED:
+                    raise
+                broken.append(BrokenBuild(work.name, error))
+        image = bench.image(overlays)
+        hit = image.hit and not broken and all(overlay.entry.hit for overlay in overlays)
+    return PreparedCase(
+        image.path,
+        session.guest,
+        case.pipeline,
+        Cache.HIT if hit else Cache.MISS,
+        keep_open=(*image.pass_fds, *session.keep_open),
+        broken=tuple(broken),
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Something that a case takes from the store. `made_for`: under which name the store remembers what it was built from."""
+
+    kind: Kind
+    name: str
+    made_for: str
+    key: keys.Key
+
+
+def wanted(case: Case, session: Session) -> list[Wanted]:
+    """What a case takes from the store: its overlays, then its image, if all overlays are there to tell its key."""
+    if case.pipeline is Pipeline.PLAIN:
+        return []
+    works = _works(case, session)
+    found = [Wanted(Kind.OVERLAY, work.name, _made_for(work.name, session), work.key) for work in works]
+    digests = _stored_digests(works, session)
+    if digests is not None:
+        name = case.display_name
+        found.append(Wanted(Kind.IMAGE, name, _made_for(name, session), _image_key(digests, session)))
+    return found
+
+
+def _made_for(name: str, session: Session) -> str:
+    return f"{name} {session.arch}"
+
+
+def _stored_digests(works: list[_Work], session: Session) -> list[str] | None:
+    """The digests of what the overlays hold, if all are stored: their manifests are read, and nothing else of them."""
+    manifests = [session.store.manifest(Kind.OVERLAY, work.key.digest) for work in works]
+    digests = [manifest.digest for manifest in manifests if manifest is not None]
+    return digests if len(digests) == len(works) else None
+
+
+def _image_key(overlays: list[str], session: Session) -> keys.Key:
+    return keys.image_key(base_digest=session.base_digest, overlays=overlays, injector=rootfs.INJECTOR_VERSION)
+
+
+def _works(case: Case, session: Session) -> list[_Work]:
+    """The overlays of a case, in the order in which they are laid."""
+    if case.pipeline is not Pipeline.GROUPED:
+        return [_pipeline_work(case.display_name, case.pipeline, case.path, session)]
+    subcases = (_pipeline_work(f"{case.display_name}/{s.name}", s.kind, s.path, session) for s in case.subcases)
+    return [_script_work(case, session), *subcases]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One overlay to be had: its key, and how to build it."""
+
+    name: str
+    key: keys.Key
+    build: Callable[[Path, Workshop], None]
+
+
+@dataclass(frozen=True)
+class _Overlay:
+    name: str
+    entry: Entry
+
+
+def _script_work(case: Case, session: Session) -> _Work:
+    """The overlay that holds a group's script."""
+    runner = session.workspace.config.grouped
+    key = keys.overlay_key(
+        pipeline=Pipeline.GROUPED,
+        recipe_version=grouped.RECIPE,
+        arch=session.arch,
+        target=session.target,
+        sources=(),
+        config_fields={"test_commands": case.config.test_commands},
+        env=_cache_env(session),
+        extra={"runner_name": runner.runner_name, "script": grouped.runner_script(case.config.test_commands, runner)},
+    )
+
+    def build(overlay: Path, workshop: Workshop) -> None:
+        workshop.say("writing the group's script")
+        grouped.write_runner_script(overlay, case.config.test_commands, runner)
+
+    return _Work(f"{case.display_name}: the group's script", key, build)
+
+
+def _pipeline_work(name: str, pipeline: Pipeline, source: Path, session: Session) -> _Work:
+    """The overlay of one folder of sources."""
+    if pipeline not in (Pipeline.SH, Pipeline.C):
+        return _Work(name, keys.key({"unsupported": pipeline.value, "name": name}), _refuse(name, pipeline))
+    compiled = pipeline is Pipeline.C
+    key = keys.overlay_key(
+        pipeline=pipeline,
+        recipe_version=c.RECIPE if compiled else sh.RECIPE,
+        arch=session.arch,
+        target=session.target,
+        sources=keys.tree_listing(source, ignore=("qemu-*.toml",)),
+        toolchain_identity=session.toolchain_identity if compiled else None,
+        env=_cache_env(session),
+        base_digest=session.base_digest if compiled else None,
+        extra=_c_extra(session) if compiled else None,
+    )
+
+    def build(overlay: Path, workshop: Workshop) -> None:
+        (c.build if compiled else sh.build)(source, overlay, workshop)
+
+    return _Work(name, key, build)
+
+
+def _refuse(name: str, pipeline: Pipeline) -> Callable[[Path, Workshop], None]:
+    def build(_overlay: Path, _workshop: Workshop) -> None:
+        raise BuildError(
+            f"cases of the pipeline '{pipeline}' cannot be built by this version of qcase",
+            where=name,
+            hint="supported are plain, sh, c and grouped",
+        )
+
+    return build
+
+
+def _c_extra(session: Session) -> dict[str, keys.JSON]:
+    """What else reaches a C build: the compiler, how it is called, and the names of the variables that scripts read."""
+    config = session.workspace.config
+    return {
+        "compiler": config.toolchain.c.compiler,
+        "recipe": c.recipe(session.arch, config.toolchain.c.compiler),
+        "image": config.toolchain.c.image,
+        "script_env": config.script_env.model_dump(mode="json"),
+    }
+
+
+def _cache_env(session: Session) -> dict[str, str | None]:
+    return {name: session.environ.get(name) for name in session.workspace.config.cache.env}
+
+
+class _Bench:
+    """Where one case's overlays and image are fetched from the store, or made."""
+
+    def __init__(self, case: Case, layout: CaseLayout, session: Session, build_log: Path, stack: ExitStack) -> None:
+        self._case = case
+        self._layout = layout
+        self._run_dir: Path | None = None
+        self._session = session
+        self._log = build_log
+        self._stack = stack
+
+    def overlay(self, work: _Work) -> _Overlay:
+        session = self._session
+
+        def build(path: Path) -> None:
+            scratch = self._emptied(f"overlay-{work.key.short}")
+            config = session.workspace.config
+            workshop = Workshop(
+                case=work.name,
+                arch=session.arch,
+                scratch=scratch,
+                log=self._log,
+                script_env=config.script_env,
+                compiler=config.toolchain.c.compiler,
+                base=session.guest.rootfs,
+                staging=self._staging,
+                engine=lambda: session.engine,
+                image=lambda: session.toolchain.id,
+                environment={name: value for name, value in _cache_env(session).items() if value is not None},
+                say=self._say,
+            )
+            work.build(path, workshop)
+
+        entry = self._fetch(Kind.OVERLAY, work.key, build, work.name)
+        return _Overlay(work.name, entry)
+
+    def stored_image(self, works: list[_Work]) -> Entry | None:
+        """The image of these overlays if it is stored, and they are."""
+        digests = _stored_digests(works, self._session)
+        if digests is None:
+            return None
+        key = _image_key(digests, self._session)
+        store = self._session.store
+        image = self._stack.enter_context(store.reader(Kind.IMAGE, key.digest, warn=self._warn))
+        if image is not None:
+            for work in works:  # after the image, so that it goes first: it is large, and soon made of them
+                store.touch(Kind.OVERLAY, work.key.digest)
+        return image
+
+    def image(self, overlays: list[_Overlay]) -> Entry:
+        """The base image with the overlays in it, in their order."""
+        key = _image_key([overlay.entry.digest for overlay in overlays], self._session)
+
+        def build(path: Path) -> None:
+            self._say("writing the image")
+            merged = self._merge(overlays)
+            self._inject(path, merged)
+
+        return self._fetch(Kind.IMAGE, key, build, self._case.display_name)
+
+    def _fetch(self, kind: Kind, key: keys.Key, build: Callable[[Path], None], name: str) -> Entry:
+        store, made_for = self._session.store, _made_for(name, self._session)
+        said: list[events.Missed] = []
+
+        def build_and_say_why(path: Path) -> None:
+            if not said:  # a full store has it built a second time
+                why = store.why_missed(kind, key, made_for)
+                said.append(events.Missed(self._case.display_name, f"the {kind} of {name}", tuple(why)))
+                self._session.emit(said[0])
+            build(path)
+
+        return self._stack.enter_context(
+            store.get_or_build(
+                kind,
+                key,
+                build_and_say_why,
+                scratch=self._scratch(),
+                made_for=made_for,
+                on_wait=self._say,
+                warn=self._warn,
+            )
+        )
+
+    def _warn(self, message: str) -> None:
+        self._session.emit(events.Warned(message, self._case.display_name))
+
+    def _say(self, what: str) -> None:
+        self._session.emit(events.PhaseStarted(self._case.display_name, Phase.PREPARE, what))
+
+    def _scratch(self) -> Path:
+        """The run folder. It is removed at the end, also by the guardian if qcase is killed."""
+        if self._run_dir is None:
+            self._run_dir = self._stack.enter_context(runs.claimed(self._layout.run_dir, next_case_run_id, self._warn))
+        return self._run_dir
+
+    def _emptied(self, name: str) -> Path:
+        """An empty folder in the run folder. A build that met a full store is done a second time, elsewhere."""
+        folder = self._scratch() / name
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        return folder
+
+    def _staging(self) -> Path:
+        """The base image unpacked: what packages and headers a build may look at. Made once for each base, kept in the store."""
+        base = self._session.guest.rootfs
+        key = keys.key({"kind": "staging", "recipe": staging.RECIPE, "base": self._session.base_digest})
+
+        def build(path: Path) -> None:
+            self._say("unpacking the base image")
+            staging.unpack(base, path)
+
+        return self._fetch(Kind.OVERLAY, key, build, "the staging root").path
+
+    def _merge(self, overlays: list[_Overlay]) -> Path:
+        """One folder of all overlays. Two that bring the same path with different content are an error that names both."""
+        if len(overlays) == 1:
+            return overlays[0].entry.path
+        merged = self._emptied("overlay")
+        owner: dict[str, tuple[str, list[str]]] = {}
+        for overlay in overlays:
+            for row in keys.overlay_listing(overlay.entry.path):
+                path = row[0]
+                name, known = owner.setdefault(path, (overlay.name, row))
+                if known != row:
+                    raise BuildError(
+                        f"{name} and {overlay.name} both install {path}, and not the same",
+                        where=self._case.display_name,
+                        hint="let each subcase install under names of its own",
+                    )
+            shutil.copytree(overlay.entry.path, merged, symlinks=True, dirs_exist_ok=True)
+        return merged
+
+    def _inject(self, path: Path, overlay: Path) -> None:
+        """Write an overlay into a copy of the base image, `path`, in a container, and check what came of it."""
+        from qcase.containers import Mount, Step, verdict_of
+
+        session = self._session
+        build = path.parent
+        before = set(build.iterdir())
+        with Ext4Image.open(session.guest.rootfs) as base:
+            plan = rootfs.plan(base, overlay)
+        job = rootfs.injection_job(plan)
+        rootfs.stage(job, session.guest.rootfs, build)
+        step = Step(
+            image=session.toolchain.id,
+            argv=("sh", "-euc", rootfs.shell(job)),
+            mounts=(Mount(build, BUILD, False), Mount(overlay, OVERLAY, True)),
+            workdir=BUILD,
+            timeout=600.0,
+            name="inject",
+            log=self._scratch() / "inject.log",
+        )
+        result = session.engine.run(step, session.emit, self._case.display_name)
+        if result.exit_status != 0:
+            what, hint = verdict_of(step, result)
+            raise InfraError(f"{what}\n{result.output.strip()[-2000:]}", where=self._case.display_name, hint=hint)
+        rootfs.verify(build, plan, overlay)
+        for leftover in set(build.iterdir()) - before - {path}:
+            leftover.unlink()
+
+
+def remove_case_run_dir(run_dir: Path, emit: Emit, case: str) -> None:
+    """Remove a run folder. Not being able to is a warning: it never hides a test's result."""
+    runs.remove(run_dir, lambda message: emit(events.Warned(message, case)))

@@ -1,0 +1,99 @@
+"""What an overlay's programs need, told from real ELF files of the toolchain image."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qcase import process
+from qcase.containers import Engine, Mount, Step
+from qcase.errors import BuildError
+from qcase.images import Image
+from qcase.model import Arch
+from qcase.pipelines import libraries
+
+pytestmark = pytest.mark.container
+
+PROGRAM = """
+cd /qcase/build
+for name in there gone; do
+    echo "int $name(void) { return 1; }" >$name.c
+    x86_64-linux-musl-gcc -shared -o lib$name.so -Wl,-soname,lib$name.so.1 $name.c
+done
+echo 'int main(void) { return 0; }' >empty.c
+echo 'int there(void), gone(void); int main(void) { return there() + gone(); }' >two.c
+x86_64-linux-musl-gcc -static -o static empty.c
+x86_64-linux-musl-gcc -o dynamic empty.c
+x86_64-linux-musl-gcc -o two two.c -L. -lthere -lgone
+x86_64-linux-musl-gcc -o rpath two.c -L. -lthere -lgone -Wl,-rpath,'$ORIGIN/../own'
+x86_64-linux-musl-gcc -o glibc empty.c -Wl,--dynamic-linker=/lib64/ld-linux-x86-64.so.2
+aarch64-linux-musl-gcc -static -o foreign empty.c
+"""
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory, shared_engine: Engine, toolchain_c: Image) -> Path:
+    folder = tmp_path_factory.mktemp("programs")
+    shared_engine.check(
+        Step(
+            image=toolchain_c.id,
+            argv=("sh", "-euc", PROGRAM),
+            mounts=(Mount(folder, "/qcase/build", False),),
+            workdir="/qcase/build",
+            timeout=120,
+            name="compile",
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A guest with a musl loader and one library."""
+    folder = tmp_path_factory.mktemp("base")
+    for name in ("lib/ld-musl-x86_64.so.1", "usr/lib/libthere.so.1"):
+        (folder / "root" / name).parent.mkdir(parents=True)
+        (folder / "root" / name).write_bytes(b"")
+    process.run(["mke2fs", "-q", "-t", "ext4", "-d", str(folder / "root"), str(folder / "base.img"), "8M"])
+    return folder / "base.img"
+
+
+def overlay_of(program: Path, tmp_path: Path) -> Path:
+    overlay = tmp_path / "overlay"
+    (overlay / "usr" / "bin").mkdir(parents=True)
+    shutil.copy(program, overlay / "usr" / "bin" / "x")
+    return overlay
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic"])
+def test_a_program_that_the_guest_can_load_needs_nothing(name: str, programs: Path, base: Path, tmp_path: Path) -> None:
+    libraries.complete(overlay_of(programs / name, tmp_path), base, Arch.X86_64, "normal/x")
+
+
+def test_a_library_that_the_guest_has_is_found_and_a_missing_one_is_reported(programs: Path, base: Path, tmp_path: Path) -> None:
+    overlay = overlay_of(programs / "two", tmp_path)
+    with pytest.raises(BuildError) as caught:
+        libraries.complete(overlay, base, Arch.X86_64, "normal/x")
+    assert caught.value.what == "usr/bin/x needs libgone.so.1, which neither its overlay nor the guest has"
+    (overlay / "usr" / "lib").mkdir()
+    (overlay / "usr" / "lib" / "libgone.so.1").symlink_to("libgone.so.1.0")
+    libraries.complete(overlay, base, Arch.X86_64, "normal/x")
+
+
+def test_a_library_beside_the_program_is_found_through_its_run_path(programs: Path, base: Path, tmp_path: Path) -> None:
+    overlay = overlay_of(programs / "rpath", tmp_path)
+    (overlay / "usr" / "own").mkdir()
+    shutil.copy(programs / "libgone.so", overlay / "usr" / "own" / "libgone.so.1")
+    libraries.complete(overlay, base, Arch.X86_64, "normal/x")
+
+
+def test_a_program_for_another_libc_is_told(programs: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"needs the loader /lib64/ld-linux-x86-64\.so\.2, which the guest does not have"):
+        libraries.complete(overlay_of(programs / "glibc", tmp_path), base, Arch.X86_64, "normal/x")
+
+
+def test_a_program_for_another_architecture_is_told(programs: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="another architecture than x86_64: usr/bin/x is for AARCH64"):
+        libraries.complete(overlay_of(programs / "foreign", tmp_path), base, Arch.X86_64, "normal/x")

@@ -1,0 +1,201 @@
+"""Pipelines without a container: scripts, labels, rules, libraries."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from qcase import process
+from qcase.config import CaseConfig, GroupedRunner, ScriptEnv
+from qcase.errors import BuildError
+from qcase.model import Arch
+from qcase.pipelines import Workshop, c, copy_sources, grouped, libraries, sh, staging
+
+
+def workshop(tmp_path: Path, base: Path = Path("/none")) -> Workshop:
+    def refuse() -> Path:
+        raise AssertionError("this build must not need it")
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return Workshop(
+        case="normal/x",
+        arch=Arch.X86_64,
+        scratch=scratch,
+        log=tmp_path / "log",
+        script_env=ScriptEnv(),
+        compiler="gcc",
+        base=base,
+        staging=refuse,
+        engine=refuse,  # type: ignore[arg-type]
+        image=refuse,  # type: ignore[arg-type]
+        environment={},
+        say=lambda _: None,
+    )
+
+
+# --- sh ---------------------------------------------------------------------------------------------------------------
+
+
+def test_sh_installs_every_regular_file_executable(tmp_path: Path) -> None:
+    folder = tmp_path / "case" / "sh"
+    (folder / "nested").mkdir(parents=True)
+    (folder / "nested" / "not-me").write_text("x")
+    (folder / "a script").write_bytes(b"#!/bin/sh\n\xff")
+    (folder / "a script").chmod(0o600)
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    sh.build(tmp_path / "case", overlay, workshop(tmp_path))
+    assert [p.name for p in (overlay / "usr" / "bin").iterdir()] == ["a script"]
+    assert (overlay / "usr/bin/a script").read_bytes() == b"#!/bin/sh\n\xff"
+    assert stat.S_IMODE((overlay / "usr/bin/a script").stat().st_mode) == 0o755
+
+
+def test_sh_refuses_a_link_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "case" / "sh"
+    folder.mkdir(parents=True)
+    (folder / "passwd").symlink_to("/etc/passwd")
+    (tmp_path / "overlay").mkdir()
+    with pytest.raises(BuildError, match="sh/passwd is a symbolic link"):
+        sh.build(tmp_path / "case", tmp_path / "overlay", workshop(tmp_path))
+
+
+def test_c_without_cmakelists_says_so_before_anything_is_started(tmp_path: Path) -> None:
+    (tmp_path / "case" / "c").mkdir(parents=True)
+    (tmp_path / "overlay").mkdir()
+    with pytest.raises(BuildError, match=r"no c/CMakeLists\.txt"):
+        c.build(tmp_path / "case", tmp_path / "overlay", workshop(tmp_path))
+
+
+def test_a_copy_of_sources_keeps_links_and_executable_bits_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir(mode=0o700)
+    (source / "run.sh").write_text("x")
+    (source / "run.sh").chmod(0o700)
+    (source / "data").write_text("y")
+    (source / "data").chmod(0o440)
+    (source / "link").symlink_to("data")
+    copy_sources(source, tmp_path / "copy")
+    assert stat.S_IMODE((tmp_path / "copy/run.sh").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "copy/data").stat().st_mode) == 0o644
+    assert (tmp_path / "copy/link").readlink() == Path("data")
+
+
+# --- grouped ----------------------------------------------------------------------------------------------------------
+
+
+def run_script(tmp_path: Path, *commands: str) -> tuple[int, list[str]]:
+    path = grouped.write_runner_script(tmp_path, commands, GroupedRunner())
+    done = process.run([str(path)], check=False)
+    return done.returncode, done.output.splitlines()
+
+
+def test_the_script_is_at_its_place_and_executable(tmp_path: Path) -> None:
+    path = grouped.write_runner_script(tmp_path, ["true"], GroupedRunner(runner_name="suite-run"))
+    assert path == tmp_path / "usr/bin/suite-run"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    assert path.read_text().startswith("#!/bin/sh\nset -u\n")
+
+
+def test_the_script_runs_to_its_end_and_says_each_status(tmp_path: Path) -> None:
+    status, lines = run_script(tmp_path, "echo one", "exit 7", "echo three")
+    assert status == 1
+    assert lines == [
+        "QCASE_GROUPED_TEST_BEGIN: echo one",
+        "one",
+        "QCASE_GROUPED_TEST_PASSED: echo one",
+        "QCASE_GROUPED_TEST_BEGIN: exit 7",
+        "QCASE_GROUPED_TEST_FAILED: exit 7 status=7",
+        "QCASE_GROUPED_TEST_BEGIN: echo three",
+        "three",
+        "QCASE_GROUPED_TEST_PASSED: echo three",
+        "QCASE_GROUPED_TESTS_FAILED",
+    ]
+
+
+def test_a_script_of_which_all_pass_exits_with_0(tmp_path: Path) -> None:
+    status, lines = run_script(tmp_path, "true", "test 1 = 1")
+    assert (status, lines[-1]) == (0, "QCASE_GROUPED_TESTS_PASSED")
+
+
+@pytest.mark.parametrize("command", ["echo 'it'\\''s'", 'echo "$HOME" `true` %s \\n', "x=1; echo ${x}", "false || true"])
+def test_commands_reach_the_shell_as_they_are(tmp_path: Path, command: str) -> None:
+    status, lines = run_script(tmp_path, command)
+    assert status == 0
+    assert lines[0] == f"QCASE_GROUPED_TEST_BEGIN: {command}"
+    assert lines[1:-2] == process.run(["sh", "-c", command]).output.splitlines()
+
+
+def test_a_multi_line_command_has_a_short_label(tmp_path: Path) -> None:
+    status, lines = run_script(tmp_path, "for i in 1 2; do\n  echo $i\ndone")
+    assert status == 0
+    assert lines == [
+        "QCASE_GROUPED_TEST_BEGIN: for i in 1 2; do ...",
+        "1",
+        "2",
+        "QCASE_GROUPED_TEST_PASSED: for i in 1 2; do ...",
+        "QCASE_GROUPED_TESTS_PASSED",
+    ]
+
+
+def test_a_groups_rules_replace_command_and_success_and_keep_the_cases_fail_patterns() -> None:
+    runner = GroupedRunner(prefix="SUITE")
+    config = CaseConfig(
+        shell_prefix="#", test_commands=("/bin/a",), success_regex=("ignored",), fail_regex=("Oops", runner.fail_regex)
+    )
+    rules = grouped.rules(config, runner)
+    assert rules.command == "/usr/bin/suite-run-case-tests"
+    assert rules.success == (r"(?m)^SUITE_GROUPED_TESTS_PASSED\s*$",)
+    assert rules.fail == ("Oops",)
+    custom = grouped.rules(config, GroupedRunner(prefix="SUITE", fail_regex="my own"))
+    assert "my own" in custom.fail
+
+
+# --- libraries --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ext4 image with a musl loader and one library."""
+    folder = tmp_path_factory.mktemp("base")
+    root = folder / "root"
+    (root / "lib").mkdir(parents=True)
+    (root / "usr" / "lib").mkdir(parents=True)
+    (root / "lib" / "ld-musl-x86_64.so.1").write_bytes(b"\x7fELF")
+    (root / "usr" / "lib" / "libthere.so.1").write_bytes(b"")
+    (root / "etc").mkdir()
+    (root / "etc" / "shadow").write_text("secret")
+    (root / "etc" / "shadow").chmod(0)
+    (root / "lib" / "link").symlink_to("/etc/shadow")
+    image = folder / "base.img"
+    process.run(["mke2fs", "-q", "-t", "ext4", "-d", str(root), str(image), "8M"])
+    return image
+
+
+def test_what_only_begins_like_an_elf_file_is_an_error_with_its_name(tmp_path: Path, base: Path) -> None:
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay" / "broken").write_bytes(b"\x7fELF garbage")
+    with pytest.raises(BuildError, match="broken begins like an ELF file"):
+        libraries.complete(tmp_path / "overlay", base, Arch.X86_64, "normal/x")
+
+
+def test_the_search_path_is_written_for_an_overlay_with_a_loader(tmp_path: Path, base: Path) -> None:
+    overlay = tmp_path / "overlay"
+    (overlay / "lib").mkdir(parents=True)
+    (overlay / "lib" / "ld-musl-x86_64.so.1").write_bytes(b"")
+    libraries.complete(overlay, base, Arch.X86_64, "normal/x")
+    assert (overlay / "etc" / "ld-musl-x86_64.path").read_text() == "/lib\n/usr/lib\n/usr/local/lib\n"
+
+
+# --- staging ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_image_is_unpacked_with_links_and_readable_files(tmp_path: Path, base: Path) -> None:
+    root = tmp_path / "staging"
+    root.mkdir()
+    staging.unpack(base, root)
+    assert (root / "etc" / "shadow").read_text() == "secret"
+    assert stat.S_IMODE((root / "etc" / "shadow").stat().st_mode) == 0o400
+    assert (root / "lib" / "link").readlink() == Path("/etc/shadow")
