@@ -1,0 +1,284 @@
+"""QEMU: its argument list, which is computed, and its process, which is owned.
+
+The order of the arguments is axbuild's (COMPAT, "qemu-<arch>.toml"): what the case's file says, what the root disk and the
+network card need, `-snapshot`, the machine, the kernel. Everything in here but `Machine` is a pure function.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from qcase import process
+from qcase.console import Judge
+from qcase.errors import InfraError
+from qcase.model import Arch
+
+Network = Literal["restricted", "user", "none"]
+Accel = Literal["tcg", "kvm"]
+
+_DISK = "disk0"
+_NET = "net0"
+_DRIVE_PREFIX = f"id={_DISK},if=none,format=raw,file="
+_LAST_WORDS = 2.0  # seconds for QEMU to end after it closed its console
+
+INSTALL_HINT = {
+    Arch.X86_64: "Debian: apt-get install qemu-system-x86",
+    Arch.AARCH64: "Debian: apt-get install qemu-system-arm",
+    Arch.RISCV64: "Debian: apt-get install qemu-system-misc",
+    Arch.LOONGARCH64: "Debian: apt-get install qemu-system-misc",
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a machine is made of. `args` are those of the case's file, placeholders replaced."""
+
+    arch: Arch
+    args: tuple[str, ...]
+    image: Path
+    kernel: Path
+    initrd: Path | None = None
+    append: str = ""
+    accel: Accel = "tcg"
+    network: Network = "restricted"
+    processors: int = 1
+
+
+def arguments(spec: Spec) -> list[str]:
+    """QEMU's whole command line."""
+    args, append = _take_append(spec.args)
+    args = _point_drive(args, spec.image)
+    args = _limit_network(args, spec.network)
+    patch: list[str] = []
+    if not _names(args, "-device", ("virtio-blk-pci", "virtio-blk-device"), f"drive={_DISK}"):
+        patch += ["-device", f"virtio-blk-pci,drive={_DISK}"]
+    if not any(option == "-drive" and f"id={_DISK}" in value.split(",") for option, value in _pairs(args)):
+        patch += ["-drive", f"{_DRIVE_PREFIX}{_quoted(spec.image)}"]
+    has_card = _names(args, "-device", ("virtio-net-pci", "virtio-net-device"), f"netdev={_NET}")
+    has_net = any(option == "-netdev" and f"id={_NET}" in value.split(",") for option, value in _pairs(args))
+    if spec.network == "none" and not has_card and not has_net:
+        patch += ["-nic", "none"]
+    else:
+        if not has_card:
+            patch += ["-device", f"virtio-net-pci,netdev={_NET}"]
+        if not has_net:
+            patch += _limit_network(["-netdev", f"user,id={_NET}"], spec.network)
+    if not any(a in ("-nographic", "-serial", "-display", "-chardev") for a in args):
+        patch += ["-nographic"]
+    if not any(a in ("-accel", "-enable-kvm") for a in args) and not _machine_names_accel(args):
+        patch += ["-accel", _accelerator(spec)]
+    kernel = ["-kernel", str(spec.kernel)]
+    if spec.initrd is not None:
+        kernel += ["-initrd", str(spec.initrd)]
+    whole = " ".join(part for part in (spec.append, append) if part)
+    if whole:
+        kernel += ["-append", whole]
+    snapshot = [] if "-snapshot" in args else ["-snapshot"]
+    machine = [] if any(a in ("-machine", "-M") for a in args) else ["-machine", spec.arch.machine]
+    return [spec.arch.qemu, *args, *patch, *snapshot, *machine, *kernel]
+
+
+def _accelerator(spec: Spec) -> str:
+    """QEMU's `-accel`.
+
+    x86 kernels patch their own code while they boot. With a host thread for each processor, TCG at times executes a half-patched
+    instruction, which the kernel reports as "Oops: int3" (seen in 2 of 12 boots with four processors under QEMU 7.2, in none
+    of 12 with one thread).
+    """
+    if spec.accel == "tcg" and spec.arch is Arch.X86_64 and spec.processors > 1:
+        return "tcg,thread=single"
+    return spec.accel
+
+
+def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return zip(args, [*args[1:], ""], strict=False)
+
+
+def _names(args: Sequence[str], option: str, drivers: Sequence[str], property_: str) -> bool:
+    """Is there an `option` whose value begins with one of `drivers` and has `property_` among its comma-separated parts?"""
+    for name, value in _pairs(args):
+        parts = value.split(",")
+        if name == option and parts[0] in drivers and property_ in parts[1:]:
+            return True
+    return False
+
+
+def _quoted(path: Path) -> str:
+    """QEMU reads commas as separators, so a comma in a path is doubled."""
+    return str(path).replace(",", ",,")
+
+
+def _point_drive(args: Sequence[str], image: Path) -> list[str]:
+    """Point the drive of the root disk at the case's image, whatever file it named."""
+    return [
+        f"{_DRIVE_PREFIX}{_quoted(image)}{_options_behind_file(value)}"
+        if option == "-drive" and value.startswith(_DRIVE_PREFIX)
+        else value
+        for option, value in zip(["", *args[:-1]], args, strict=False)
+    ]
+
+
+def _options_behind_file(value: str) -> str:
+    """What follows the file in a drive's value, with its comma: a comma of the file's name is doubled."""
+    rest = value[len(_DRIVE_PREFIX) :]
+    behind = re.search(r"(?<!,),(?:,,)*(?!,)", rest)
+    return rest[behind.start() :] if behind else ""
+
+
+def _limit_network(args: Sequence[str], network: Network) -> list[str]:
+    """Apply the network policy to each `-netdev user` that does not say `restrict` itself.
+
+    `restricted`: the guest reaches nothing outside, forwarded ports still reach the guest. `none`: the card has no cable.
+    """
+    out = list(args)
+    for i, (option, value) in enumerate(_pairs(args)):
+        parts = value.split(",")
+        if option != "-netdev" or parts[0] != "user":
+            continue
+        if network == "restricted" and not any(part.startswith("restrict=") for part in parts):
+            out[i + 1] = f"{value},restrict=on"
+        elif network == "none":
+            name = next((part for part in parts if part.startswith("id=")), f"id={_NET}")
+            out[i + 1] = f"hubport,{name},hubid=0"
+    return out
+
+
+def _take_append(args: Sequence[str]) -> tuple[list[str], str]:
+    """The arguments without `-append`, and what it said: QEMU takes only the last one, and the guest has its own."""
+    rest: list[str] = []
+    said: list[str] = []
+    following = iter(args)
+    for arg in following:
+        if arg == "-append":
+            said.append(next(following, ""))
+        else:
+            rest.append(arg)
+    return rest, " ".join(said)
+
+
+def _machine_names_accel(args: Sequence[str]) -> bool:
+    return any(o in ("-machine", "-M") and re.search(r"(?:^|,)accel=", v) for o, v in _pairs(args))
+
+
+def pasteable(argv: Sequence[str]) -> str:
+    """The command line as a shell takes it."""
+    return shlex.join(argv)
+
+
+# --- the process --------------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A running QEMU, its console on pipes. `stderr` holds what QEMU itself said, apart from the guest."""
+
+    def __init__(self, child: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        self._child = child
+        self._in = child.stdin
+        self._out = child.stdout
+        self._stderr = stderr
+        os.set_blocking(self._in.fileno(), False)
+        os.set_blocking(self._out.fileno(), False)
+        self._unsent = bytearray()
+
+    def type(self, data: bytes) -> None:
+        """Queue keys for the guest. QEMU's multiplexer takes Ctrl-A as its own; twice is one for the guest."""
+        self._unsent += data.replace(b"\x01", b"\x01\x01")
+
+    def exchange(self, timeout: float | None) -> bytes | None:
+        """Send what is queued and read what comes, for at most `timeout` seconds. None: the console is closed."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._out, selectors.EVENT_READ)
+            if self._unsent:
+                selector.register(self._in, selectors.EVENT_WRITE)
+            for key, _ in selector.select(timeout):
+                if key.fileobj is self._in:
+                    self._send()
+                else:
+                    data = os.read(self._out.fileno(), 1 << 18)
+                    return data or None
+        return b""
+
+    def _send(self) -> None:
+        try:
+            sent = os.write(self._in.fileno(), self._unsent)
+        except (BlockingIOError, BrokenPipeError):
+            return  # full, or gone: reading tells which
+        del self._unsent[:sent]
+
+    def wait(self) -> str:
+        """How QEMU ended, once its console is closed."""
+        try:
+            status = self._child.wait(_LAST_WORDS)
+        except subprocess.TimeoutExpired:
+            return "its console closed while it went on"
+        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+
+    @property
+    def failed(self) -> bool:
+        return self._child.poll() not in (None, 0)
+
+    def said(self) -> str:
+        """What QEMU itself wrote to its standard error."""
+        self._stderr.seek(0)
+        return self._stderr.read(65536).decode(errors="replace").strip()
+
+
+@contextmanager
+def start(arch: Arch, argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> Iterator[Machine]:
+    """Start QEMU. Nothing of it is left at the end of the `with`. `keep_open`: locks that live as long as QEMU does."""
+    with (
+        tempfile.TemporaryFile() as errors,
+        process.spawn(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            pass_fds=keep_open,
+            hint=INSTALL_HINT[arch],
+        ) as child,
+    ):
+        yield Machine(child, errors)
+
+
+def converse(machine: Machine, judge: Judge, log: IO[bytes], limit: float | None, on_data: Callable[[], None]) -> None:
+    """Let guest and judge talk until there is a ruling. `limit`: seconds from now, None for none.
+
+    Raw bytes go to the log first. Raises `InfraError` if QEMU refused to run before the guest wrote anything.
+    """
+    began = time.monotonic()
+    silent = True
+    while judge.ruling is None:
+        now = time.monotonic()
+        if limit is not None and now >= began + limit:
+            judge.timed_out(now, limit)
+            break
+        judge.tick(now)
+        machine.type(judge.input())
+        wakes = [w for w in (judge.next_wake(), began + limit if limit is not None else None) if w is not None]
+        data = machine.exchange(max(0.0, min(wakes) - now) if wakes else None)
+        if data is None:
+            how = machine.wait()
+            if silent and machine.failed:
+                raise InfraError(f"QEMU did not start the guest ({how}): {machine.said() or 'it said nothing'}")
+            said = machine.said()
+            judge.ended(time.monotonic(), f"{how}; it said: {said.splitlines()[-1]}" if said else how)
+            break
+        if data:
+            silent = False
+            log.write(data)
+            judge.feed(data, time.monotonic())
+        on_data()

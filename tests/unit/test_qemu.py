@@ -1,0 +1,132 @@
+"""QEMU's argument list, without QEMU."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qcase.model import Arch
+from qcase.qemu import Network, Spec, arguments
+
+IMAGE = Path("/store/image.img")
+KERNEL = Path("/store/kernel")
+
+
+def argv(
+    *args: str, arch: Arch = Arch.X86_64, network: Network = "restricted", image: Path = IMAGE, append: str = ""
+) -> list[str]:
+    return arguments(Spec(arch, args, image, KERNEL, Path("/store/initrd"), append, network=network))
+
+
+def pairs(line: list[str], option: str) -> list[str]:
+    return [value for name, value in itertools.pairwise(line) if name == option]
+
+
+def test_the_order_is_file_rootfs_snapshot_machine_kernel() -> None:
+    line = argv("-nographic", "-m", "256M", append="console=ttyS0")
+    assert line == [
+        "qemu-system-x86_64",
+        *("-nographic", "-m", "256M"),
+        *("-device", "virtio-blk-pci,drive=disk0"),
+        *("-drive", "id=disk0,if=none,format=raw,file=/store/image.img"),
+        *("-device", "virtio-net-pci,netdev=net0"),
+        *("-netdev", "user,id=net0,restrict=on"),
+        *("-accel", "tcg"),
+        "-snapshot",
+        *("-machine", "q35"),
+        *("-kernel", "/store/kernel", "-initrd", "/store/initrd", "-append", "console=ttyS0"),
+    ]
+
+
+@pytest.mark.parametrize("arch", [Arch.AARCH64, Arch.RISCV64, Arch.LOONGARCH64])
+def test_other_architectures_get_the_machine_virt(arch: Arch) -> None:
+    line = argv(arch=arch)
+    assert line[0] == f"qemu-system-{arch}"
+    assert pairs(line, "-machine") == ["virt"]
+
+
+@pytest.mark.parametrize("option", ["-machine", "-M"])
+def test_a_machine_that_is_named_stays(option: str) -> None:
+    line = argv(option, "microvm")
+    assert pairs(line, option) == ["microvm"]
+    assert line.count("-machine") + line.count("-M") == 1
+
+
+def test_the_drive_is_pointed_at_the_image_whatever_it_named() -> None:
+    line = argv(
+        "-device", "virtio-blk-pci,drive=disk0", "-drive", "id=disk0,if=none,format=raw,file=/old,,place.img,cache=unsafe"
+    )
+    assert pairs(line, "-drive") == ["id=disk0,if=none,format=raw,file=/store/image.img,cache=unsafe"]
+    assert pairs(line, "-device").count("virtio-blk-pci,drive=disk0") == 1
+
+
+def test_a_comma_in_a_path_is_doubled() -> None:
+    assert pairs(argv(image=Path("/a,b/i.img")), "-drive") == ["id=disk0,if=none,format=raw,file=/a,,b/i.img"]
+
+
+@pytest.mark.parametrize(
+    "device", ["virtio-blk-pci,drive=disk0", "virtio-blk-device,drive=disk0", "virtio-blk-pci,serial=x,drive=disk0"]
+)
+def test_a_disk_device_that_is_there_is_not_added(device: str) -> None:
+    assert [d for d in pairs(argv("-device", device), "-device") if d.startswith("virtio-blk")] == [device]
+
+
+@pytest.mark.parametrize(
+    "device", ["virtio-net-pci,netdev=net0", "virtio-net-device,netdev=net0", "virtio-net-pci,mac=1,netdev=net0"]
+)
+def test_a_network_card_that_is_there_is_not_added(device: str) -> None:
+    assert [d for d in pairs(argv("-device", device), "-device") if d.startswith("virtio-net")] == [device]
+
+
+def test_a_netdev_with_forwarded_ports_counts_as_present() -> None:
+    line = argv("-netdev", "user,id=net0,hostfwd=tcp::5555-:22")
+    assert pairs(line, "-netdev") == ["user,id=net0,hostfwd=tcp::5555-:22,restrict=on"]
+
+
+def test_snapshot_is_always_there_and_once() -> None:
+    assert argv().count("-snapshot") == 1
+    assert argv("-snapshot").count("-snapshot") == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "netdev"),
+    [
+        ("restricted", (), ["user,id=net0,restrict=on"]),
+        ("restricted", ("-netdev", "user,id=net0"), ["user,id=net0,restrict=on"]),
+        ("restricted", ("-netdev", "user,id=net0,restrict=off"), ["user,id=net0,restrict=off"]),
+        ("user", (), ["user,id=net0"]),
+        ("user", ("-netdev", "user,id=net0"), ["user,id=net0"]),
+        ("none", (), []),
+        ("none", ("-netdev", "user,id=net0"), ["hubport,id=net0,hubid=0"]),
+    ],
+)
+def test_the_network_policy(network: Network, given: tuple[str, ...], netdev: list[str]) -> None:
+    line = argv(*given, network=network)
+    assert pairs(line, "-netdev") == netdev
+    assert pairs(line, "-nic") == ([] if netdev else ["none"])
+
+
+def test_a_console_without_nographic_is_brought_to_the_pipe() -> None:
+    assert "-nographic" in argv()
+    assert argv("-nographic").count("-nographic") == 1
+    assert "-nographic" not in argv("-display", "none", "-serial", "stdio")
+
+
+def test_what_a_case_appends_joins_the_guests_own_command_line() -> None:
+    line = argv("-append", "loglevel=7", append="console=ttyS0")
+    assert pairs(line, "-append") == ["console=ttyS0 loglevel=7"]
+
+
+def test_an_accelerator_that_is_named_stays() -> None:
+    assert pairs(argv("-accel", "tcg,thread=single"), "-accel") == ["tcg,thread=single"]
+    assert "-accel" not in argv("-machine", "q35,accel=tcg")
+
+
+def test_several_x86_processors_share_one_thread_of_tcg() -> None:
+    spec = Spec(Arch.X86_64, (), IMAGE, KERNEL, processors=4)
+    assert pairs(arguments(spec), "-accel") == ["tcg,thread=single"]
+    assert pairs(arguments(replace(spec, arch=Arch.AARCH64)), "-accel") == ["tcg"]
+    assert pairs(arguments(replace(spec, accel="kvm")), "-accel") == ["kvm"]
