@@ -1,0 +1,446 @@
+"""The commands; the one place that prints an error and picks the exit code.
+
+Exit codes of `qcase run`: 0 all passed; 1 some case did not; 2 usage or configuration; 3 infrastructure; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+# pydantic looks through all installed distributions for plugins of its own, which takes 20 ms. There are none for us.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+import typer
+
+from qcase import __version__, process
+from qcase.errors import QcaseError, UsageError
+from qcase.model import Arch
+
+if TYPE_CHECKING:
+    from qcase.config import CacheConfig
+    from qcase.events import Emit, Event
+    from qcase.store import Store
+    from qcase.suite import Workspace
+
+INTERRUPTED = 130
+INTERNAL = 3
+
+app = typer.Typer(
+    name="qcase",
+    help="Run the test cases of an operating system in QEMU, hermetically.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(
+    name="cache", help="The store: what it keeps, how big it is, and what goes.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(cache_app)
+images_app = typer.Typer(name="images", help="The toolchain images.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(images_app)
+
+_debug = False
+_interrupted_at = float("-inf")
+_PATIENCE = 5.0  # seconds in which one interrupt is enough
+
+ArchOption = Annotated[str, typer.Option("--arch", "-a", metavar="ARCH", help="x86_64, aarch64, riscv64 or loongarch64.")]
+TargetOption = Annotated[
+    str, typer.Option("--target", "-t", metavar="TRIPLE", help="The kernel's target; default: the architecture's usual one.")
+]
+GroupOption = Annotated[str, typer.Option("--group", "-g", metavar="NAME", help="A first-level folder of the suite.")]
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option("--workspace", "-w", metavar="DIR", help="The folder with qcase.toml; default: from here upwards."),
+]
+CacheOption = Annotated[
+    str, typer.Option("--cache-dir", metavar="DIR", help="The store; default: $QCASE_CACHE_DIR, else ~/.cache/qcase.")
+]
+ReadonlyOption = Annotated[
+    bool, typer.Option("--cache-readonly", help="Write nothing to the store; what it does not have is built for this run alone.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")]
+CaseOption = Annotated[list[str] | None, typer.Option("--case", "-c", metavar="CASE", help="The same as CASE; may be repeated.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    if version:
+        print(f"qcase {__version__}")
+        raise typer.Exit
+
+
+@app.command("run")
+def run_command(
+    cases: Annotated[list[str] | None, typer.Argument(metavar="[CASE]...", help="Names or globs; default: all.")] = None,
+    case: CaseOption = None,
+    arch: ArchOption = Arch.X86_64.value,
+    target: TargetOption = "",
+    group: GroupOption = "",
+    workspace: WorkspaceOption = None,
+    cache_dir: CacheOption = "",
+    cache_readonly: ReadonlyOption = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON when the run ends.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say why something is built.")] = False,
+) -> None:
+    """Build, boot and judge cases."""
+    with _reported():
+        wanted = [*(cases or []), *(case or [])]
+        raise typer.Exit(
+            _run(wanted, arch, target, group, workspace, cache_dir, json_file, readonly=cache_readonly, verbose=verbose)
+        )
+
+
+@app.command("list")
+def list_command(
+    arch: Annotated[str, typer.Option("--arch", "-a", metavar="ARCH", help="Only cases for this architecture.")] = "",
+    group: GroupOption = "",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Show the suite as a tree: groups, build groups and cases, with pipelines and architectures."""
+    with _reported():
+        from qcase import suite
+
+        only = _arch(arch) if arch else None
+        listed = suite.catalogue(suite.Workspace.open(workspace or Path.cwd()), group or None)
+        for line in suite.listing(listed if only is None else listed.only(only)):
+            print(line)
+        for problem in listed.warnings:
+            print(f"warning: {problem}", file=sys.stderr)
+
+
+@app.command("explain")
+def explain_command(
+    case: Annotated[str, typer.Argument(metavar="CASE", help="A name or a glob.")],
+    arch: ArchOption = Arch.X86_64.value,
+    target: TargetOption = "",
+    group: GroupOption = "",
+    workspace: WorkspaceOption = None,
+    cache_dir: CacheOption = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
+) -> None:
+    """Say of a case what the store has, all parts of its keys, and what changed since it was last built."""
+    with _reported():
+        import json
+
+        from qcase import explain, store, suite
+        from qcase.prepare import Session
+
+        opened = suite.Workspace.open(workspace or Path.cwd())
+        known = _arch(arch)
+        triple = target or known.default_target
+        chosen = suite.select(suite.discover(opened, known, triple, group or None), [case])
+        looked = store.Store(_store_root(cache_dir), readonly=True)
+        gathered: dict[str, object] = {}
+        with Session(opened, known, triple, looked, lambda _: None, looking=True) as session:
+            for one in chosen:
+                if isinstance(one, suite.BrokenCase):
+                    raise one.error
+                if as_json:
+                    gathered[one.display_name] = [explain.as_json(found) for found in explain.explain(one, session)]
+                    continue
+                for line in explain.lines(one, session):
+                    print(line)
+        if as_json:
+            print(json.dumps(gathered, indent=1))
+
+
+@cache_app.command("path")
+def cache_path(cache_dir: CacheOption = "") -> None:
+    """Print the folder of the store."""
+    with _reported():
+        print(_store_root(cache_dir))
+
+
+@cache_app.command("list")
+def cache_list(cache_dir: CacheOption = "") -> None:
+    """Show what is stored, what was not used for longest first: size on the disk, last use, the case that made it."""
+    with _reported():
+        from qcase import cache
+
+        for line in cache.listing(_looked_at(cache_dir)):
+            print(line)
+
+
+@cache_app.command("size")
+def cache_size(cache_dir: CacheOption = "") -> None:
+    """Show how much of the disk the store takes; holes do not count."""
+    with _reported():
+        from qcase import cache
+
+        for line in cache.sizes(_looked_at(cache_dir)):
+            print(line)
+
+
+@cache_app.command("gc")
+def cache_gc(
+    max_size: Annotated[str, typer.Option(metavar="SIZE", help="Of the store; default: [cache] max_size, else 20 GiB.")] = "",
+    max_age: Annotated[str, typer.Option(metavar="AGE", help='Of what is not used, e.g. "30d"; default: any.')] = "",
+    min_free: Annotated[str, typer.Option(metavar="SIZE", help="On its disk; default: [cache] min_free, else 1 GiB.")] = "",
+    dry_run: DryRunOption = False,
+    workspace: WorkspaceOption = None,
+    cache_dir: CacheOption = "",
+) -> None:
+    """Sweep leftovers, and take away what was not used for longest until the limits are kept. Nothing that is in use."""
+    with _reported():
+        from qcase import cache, gc, store
+
+        default = _cache_config(workspace)
+        limits = gc.Limits(
+            max_size=_size(max_size or default.max_size, "--max-size"),
+            min_free=_size(min_free or default.min_free, "--min-free"),
+            max_age=cache.parse_age(max_age) if max_age else None,
+        )
+        done = gc.collect(store.Store(_store_root(cache_dir)), limits, dry_run=dry_run)
+        for line in cache.collected(done, dry_run=dry_run):
+            print(line)
+
+
+@cache_app.command("verify")
+def cache_verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Throw away what is broken.")] = False, cache_dir: CacheOption = ""
+) -> None:
+    """Read everything in full. Exit code 1 if something is broken and still there."""
+    with _reported():
+        from qcase import cache, store
+
+        opened = store.Store(_store_root(cache_dir)) if repair else _looked_at(cache_dir)
+        found = False
+        for line, broken in cache.verify(opened, repair=repair):
+            found |= broken
+            print(line)
+        raise typer.Exit(int(found))
+
+
+@cache_app.command("clear")
+def cache_clear(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Guests and records of toolchain images too; guests have to be fetched again.")
+    ] = False,
+    dry_run: DryRunOption = False,
+    cache_dir: CacheOption = "",
+) -> None:
+    """Take away all overlays and images that are not in use."""
+    with _reported():
+        from qcase import cache, gc, store
+
+        done = gc.clear(store.Store(_store_root(cache_dir)), everything=everything, dry_run=dry_run)
+        for line in cache.collected(done, dry_run=dry_run):
+            print(line)
+
+
+@images_app.command("build")
+def images_build(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The image, e.g. c.")],
+    fresh: Annotated[bool, typer.Option("--fresh", help="Build anew, from a new base and with today's packages.")] = False,
+    cache_dir: CacheOption = "",
+) -> None:
+    """Build a toolchain image, if the one that is there was not built from this recipe."""
+    with _reported():
+        from qcase import images
+        from qcase.containers import Engine
+
+        emit = _terminal([])
+        with Engine.connect() as engine:
+            root = _store_root(cache_dir)
+            image = images.build(name, engine, root, emit, fresh=True) if fresh else images.ensure(name, engine, root, emit)
+        print(f"{image.name}: {image.id}, identity {image.identity}, {len(image.packages)} packages")
+
+
+def main() -> None:
+    """The program."""
+    # What ends a run from outside is an interrupt like Ctrl-C: everything is put away, and what had finished is reported.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and a shell's background jobs have it
+            signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a guest's words must not fail on a terminal that has no such characters
+    try:
+        app()
+    finally:
+        if _interrupted_at > 0:  # while Python ends, it takes our handlers away
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(*_: object) -> None:
+    """The first one interrupts. The next ones are the same impatience, and must not cut short what clears away."""
+    global _interrupted_at
+    now = time.monotonic()
+    if now >= _interrupted_at + _PATIENCE:
+        _interrupted_at = now
+        raise KeyboardInterrupt
+
+
+def _run(
+    wanted: Sequence[str],
+    arch_name: str,
+    target: str,
+    group: str,
+    workspace: Path | None,
+    cache_dir: str,
+    json_file: Path | None,
+    *,
+    readonly: bool,
+    verbose: bool,
+) -> int:
+    from qcase import runner, suite
+    from qcase.prepare import Session
+    from qcase.report.json import JsonReport
+
+    arch = _arch(arch_name)
+    opened = suite.Workspace.open(workspace or Path.cwd())
+    triple = target or arch.default_target
+    discovery = suite.discover(opened, arch, triple, group or None)
+    chosen = suite.select(discovery, wanted)
+    options = [("--arch", arch_name if arch_name != Arch.X86_64 else ""), ("--target", target), ("--group", group)]
+    options += [("--workspace", str(workspace) if workspace else ""), ("--cache-dir", cache_dir)]
+    command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
+    command += ["--cache-readonly"] * readonly
+    listeners: list[Emit] = [JsonReport(json_file)] if json_file else []
+    emit = _terminal(listeners, lambda names: shlex.join([*command, *names]), verbose=verbose)
+    _check_accel(opened, emit)
+    for problem in discovery.warnings:
+        _warn(emit, str(problem))
+    store = _store(opened, _store_root(cache_dir), readonly=readonly)
+    with Session(opened, arch, triple, store, emit) as session:
+        return runner.run_cases(chosen, session).exit_code
+
+
+def _terminal(listeners: Sequence[Emit], repeat: Callable[[Sequence[str]], str] = lambda _: "", *, verbose: bool = False) -> Emit:
+    """Say events to the terminal and to the other listeners."""
+    from qcase.report.terminal import TerminalReport
+
+    # The person first: a file that cannot be written must not hide the summary.
+    everyone: list[Emit] = [TerminalReport(sys.stdout, repeat, verbose=verbose), *listeners]
+
+    def emit(event: Event) -> None:
+        for listener in everyone:
+            listener(event)
+
+    return emit
+
+
+def _warn(emit: Emit, message: str) -> None:
+    from qcase.events import Warned
+
+    emit(Warned(message))
+
+
+def _check_accel(workspace: Workspace, emit: Emit) -> None:
+    if workspace.config.run.accel == "auto":
+        _warn(emit, 'accel = "auto": this version does not try KVM, so TCG is used')
+
+
+def _arch(name: str) -> Arch:
+    try:
+        return Arch(name)
+    except ValueError:
+        known = ", ".join(Arch)
+        raise UsageError(f"unknown architecture {name!r}", where="--arch", hint=f"known are {known}") from None
+
+
+def _looked_at(cache_dir: str) -> Store:
+    """A store that is only looked at; it need not be there."""
+    from qcase import store
+
+    return store.Store(_store_root(cache_dir), readonly=True)
+
+
+def _cache_config(workspace: Path | None) -> CacheConfig:
+    """`[cache]` of the workspace; the defaults where there is none around us."""
+    from qcase import suite
+    from qcase.config import CacheConfig, find_workspace
+
+    if workspace is None:
+        try:
+            find_workspace(Path.cwd())
+        except UsageError:
+            return CacheConfig()
+    return suite.Workspace.open(workspace or Path.cwd()).config.cache
+
+
+def _size(text: str, option: str) -> int:
+    from qcase.config import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UsageError(str(error), where=option, hint='write a number and its unit: "10 GiB"') from None
+
+
+def _store_root(cache_dir: str) -> Path:
+    from qcase import store
+
+    return store.resolve_root(cache_dir, os.environ) if cache_dir else store.default_root(os.environ)
+
+
+def _store(workspace: Workspace, root: Path, *, readonly: bool = False) -> Store:
+    from qcase import store
+
+    cache = workspace.config.cache
+    if readonly and not (root / f"v{store.FORMAT}").is_dir():
+        what = f"there is no store of the format v{store.FORMAT} here, and nothing may be written"
+        raise UsageError(what, where=str(root), hint="leave out --cache-readonly")
+    return store.Store(
+        root,
+        writes=store.policy(os.environ, cache.write, keep_images=cache.keep_images),
+        readonly=readonly,
+        notes=workspace.root / "target" / "qcase" / "memory",
+    )
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Print an error once, in one form, and leave with its exit code."""
+    interrupted = False
+    try:
+        yield
+    except typer.Exit as leaving:
+        interrupted = leaving.exit_code == INTERRUPTED
+        raise
+    except QcaseError as error:
+        if _debug:
+            raise
+        _print_error(error)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(INTERNAL) from None
+    except OSError as error:
+        if _debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _print_error(QcaseError(f"{place}{error.strerror or error}"))
+        raise typer.Exit(INTERNAL) from None
+    finally:
+        process.dismiss_guardian(sweep=interrupted)
+
+
+def _print_error(error: QcaseError) -> None:
+    from qcase.report.terminal import print_error
+
+    print_error(error)

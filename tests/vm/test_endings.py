@@ -1,0 +1,164 @@
+"""A run that is ended from outside: by KILL, TERM, Ctrl-C, during a build and while a guest runs. Nothing of it stays.
+
+the case `builds`    its prebuild.sh sleeps until the test is over
+the case `runs`      its command sleeps
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.vm import workspaces
+from tests.vm.workspaces import Outcome, Running, Workspace, c_program, containers_of, eventually, says
+
+pytestmark = pytest.mark.vm
+
+LEFT_FOR = 5.0  # seconds that anything of a run may outlive it
+GRACEFUL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace.make(tmp_path_factory.mktemp("endings") / "w")
+    program = c_program(says("hello"), prebuild_sh="#!/bin/sh\nsleep 1000\n")
+    made.case("builds", program, shell_init_cmd="prog", success_regex=["^hello$"])
+    made.case("runs", shell_init_cmd="echo be''gun; sleep 1000", success_regex=["^never$"])
+    made.case("first", shell_init_cmd="echo hel''lo", success_regex=["^hello$"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, test_cache: Path) -> Path:
+    return workspaces.fresh_store(tmp_path_factory.mktemp("endings-store") / "store", test_cache)
+
+
+@contextmanager
+def running(workspace: Workspace, *cases: str, store: Path) -> Iterator[Running]:
+    shutil.rmtree(workspace.root / "target/qcase/logs", ignore_errors=True)  # so that a console.log is this run's
+    started = workspaces.start(workspace, *cases, store=store)
+    try:
+        yield started
+    finally:
+        started.child.kill()
+        started.child.wait()
+        for pipe in (started.child.stdout, started.child.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def building(run: Running) -> str:
+    """Wait until the sleep of a build runs in its container; the run's id."""
+    (run_id,) = eventually("a container", lambda: containers_of(run.pid))
+    return str(run_id)
+
+
+def booted(run: Running, workspace: Workspace, case: str = "runs") -> str:
+    """Wait until the guest's command runs; the run's id."""
+    run_id = str(eventually("the run's mark", lambda: run.run_id))
+    log = workspace.root / "target/qcase/logs/aarch64/normal" / case / "console.log"
+    eventually("QEMU", lambda: workspaces.qemu_of(run_id))
+    eventually("the command", lambda: log.exists() and b"\nbegun" in log.read_bytes())
+    return run_id
+
+
+def nothing_left(run: Running, run_id: str, workspace: Workspace) -> None:
+    eventually(
+        "everything of the run is gone",
+        lambda: not workspaces.marked_processes(run_id) and not containers_of(run.pid) and not workspace.run_folders,
+        LEFT_FOR,
+    )
+
+
+def test_kill_during_a_build(workspace: Workspace, store: Path) -> None:
+    with running(workspace, "builds", store=store) as run:
+        run_id = building(run)
+        assert workspace.run_folders
+        workspaces.kill(run, signal.SIGKILL)
+        assert run.child.wait() == -signal.SIGKILL
+        nothing_left(run, run_id, workspace)
+    assert not list((store / "v1/images").glob("*/*"))
+
+
+@pytest.mark.parametrize("number", GRACEFUL)
+def test_an_interrupt_during_a_build(number: signal.Signals, workspace: Workspace, store: Path) -> None:
+    """The build is the one that others were killed in: their locks are free."""
+    with running(workspace, "builds", "first", store=store) as run:
+        run_id = building(run)
+        workspaces.kill(run, number)
+        outcome = run.outcome()
+        nothing_left(run, run_id, workspace)
+    interrupted(outcome, [])
+
+
+@pytest.mark.parametrize("number", GRACEFUL)
+def test_an_interrupt_while_a_guest_runs(number: signal.Signals, workspace: Workspace, store: Path) -> None:
+    with running(workspace, "first", "runs", store=store) as run:
+        run_id = booted(run, workspace)
+        workspaces.kill(run, number)
+        outcome = run.outcome()
+        nothing_left(run, run_id, workspace)
+    interrupted(outcome, ["normal/first"])
+    assert outcome.report is not None
+    assert [case["verdict"] for case in outcome.report["cases"]] == ["pass"]
+
+
+def interrupted(outcome: Outcome, finished: list[str]) -> None:
+    """The run says that it was interrupted and what had finished, to a person and to programs."""
+    assert outcome.exit_code == 130
+    assert "Traceback" not in outcome.said
+    assert re.search("(?m)^interrupted", outcome.stdout)
+    assert re.findall(r"(?m)^pass +(\S+)", outcome.stdout) == finished
+    assert f"{len(finished)} case" in outcome.stdout.splitlines()[-1]
+    assert outcome.report is not None
+    assert outcome.report["interrupted"] is True
+    assert outcome.report["exit_code"] == 130
+    assert len(outcome.report["cases"]) == len(finished)
+
+
+def test_many_interrupts_are_one(workspace: Workspace, store: Path) -> None:
+    with running(workspace, "runs", store=store) as run:
+        run_id = booted(run, workspace)
+        while run.child.poll() is None:
+            workspaces.kill(run, signal.SIGINT)
+            time.sleep(0.01)
+        outcome = run.outcome()
+        nothing_left(run, run_id, workspace)
+    interrupted(outcome, [])
+
+
+def test_kill_while_a_guest_runs(workspace: Workspace, store: Path) -> None:
+    with running(workspace, "runs", store=store) as run:
+        run_id = booted(run, workspace)
+        workspaces.kill(run, signal.SIGKILL)
+        run.child.wait()
+        nothing_left(run, run_id, workspace)
+
+
+def test_qemu_is_killed(workspace: Workspace, store: Path) -> None:
+    with running(workspace, "runs", store=store) as run:
+        (qemu,) = workspaces.qemu_of(booted(run, workspace))
+        os.kill(qemu, signal.SIGKILL)
+        outcome = run.outcome()
+    assert outcome.exit_code == 1
+    case = outcome.case("runs")
+    assert case["verdict"] == "exited"
+    assert case["reason"] == "QEMU ended before a verdict, killed by SIGKILL"
+    assert case["console_tail"][-1] == "begun"
+
+
+def test_the_run_after_them_all(workspace: Workspace, store: Path) -> None:
+    (workspace.path("builds") / "c/prebuild.sh").write_text("#!/bin/sh\n")
+    outcome = workspaces.run(workspace, "builds", "first", store=store)
+    assert outcome.verdicts == {"builds": "pass", "first": "pass"}
+    assert outcome.exit_code == 0
+    assert workspace.runs == []
+    assert list((store / "v1/staging").iterdir()) == []
