@@ -302,7 +302,7 @@ def _run(
     readonly: bool,
     verbose: bool,
 ) -> int:
-    from qcase import runner, suite
+    from qcase import history, runner, suite
     from qcase.prepare import Session
     from qcase.report.json import JsonReport
 
@@ -316,6 +316,7 @@ def _run(
     command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
     command += ["--cache-readonly"] * readonly
     listeners: list[Emit] = [JsonReport(json_file)] if json_file else []
+    listeners.append(history.Memory(opened.root, triple, lambda message: print(f"warning: {message}", file=sys.stderr)))
     emit = _terminal(listeners, lambda names: shlex.join([*command, *names]), verbose=verbose)
     _check_accel(opened, emit)
     for problem in discovery.warnings:

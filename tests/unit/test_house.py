@@ -38,6 +38,7 @@ ROOMS = [
     "locks",
     "keys",
     "config",
+    "history",
     "events",
     "model",
     "errors",
