@@ -269,10 +269,22 @@ class CToolchain(_Model):
     image: PinnedImage | None = None
 
 
+class Toolchain(_Model):
+    """`[toolchain.<name>]` of an image of which there is nothing else to choose."""
+
+    image: PinnedImage | None = None
+
+
 class Toolchains(_Model):
-    """`[toolchain.<name>]`."""
+    """`[toolchain.<name>]`, one field a toolchain image."""
 
     c: CToolchain = CToolchain()
+    rust: Toolchain = Toolchain()
+
+    def image(self, name: str) -> str | None:
+        """The foreign image to take instead of qcase's own of that name."""
+        chosen: str | None = getattr(getattr(self, name, None), "image", None)
+        return chosen
 
 
 class RunConfig(_Model):

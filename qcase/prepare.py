@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,7 +33,8 @@ from qcase.events import Emit
 from qcase.ext4 import Ext4Image
 from qcase.guests import Guest
 from qcase.model import Arch, Cache, Phase, Pipeline
-from qcase.pipelines import BUILD, OVERLAY, Workshop, c, grouped, sh, staging
+from qcase.pipelines import BUILD, OVERLAY, Workshop, grouped, staging
+from qcase.pipelines.crafts import CRAFTS
 from qcase.store import Entry, Store
 from qcase.suite import Case, Workspace
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from qcase.containers import Engine
 
 SNAPSHOT = "-snapshot"
-TOOLCHAIN = "c"  # compiles C, and holds e2fsprogs, with which overlays are injected
+INJECTOR = "c"  # the image that holds e2fsprogs, with which overlays are injected
 
 _run_numbers = itertools.count()
 
@@ -100,7 +102,7 @@ class PreparedCase:
 
 @dataclass
 class Session:
-    """What the cases of one run share. The guest, the engine and the toolchain are looked for when they are first needed.
+    """What the cases of one run share. The guest, the engine and the toolchains are looked for when they are first needed.
 
     At its start it clears away what dead runs left, at its end, if something was added to the store, what has become too much
     there. `looking`: nothing is fetched, built or cleared away.
@@ -115,6 +117,10 @@ class Session:
     looking: bool = False
     _stack: ExitStack = field(default_factory=ExitStack)
     _has_containers: Callable[[], None] = lambda: None
+    _identities: dict[str, str] = field(default_factory=dict)
+    _images: dict[str, images.Image] = field(default_factory=dict)
+    moves: int = 0  # toolchains that turned out to be others than those whose identity was known
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __enter__(self) -> Session:
         if not self.looking:
@@ -193,31 +199,38 @@ class Session:
         self._stack.callback(engine.close)
         return engine
 
-    @cached_property
-    def toolchain_identity(self) -> str:
-        """The identity of the toolchain image; the engine is asked only if the image has not been built from this recipe."""
-        foreign = self.workspace.config.toolchain.c.image
-        if foreign is not None:
-            return images.foreign_identity(foreign)
-        known = images.known_identity(TOOLCHAIN, self.store.root)
-        if known is None and self.looking:
-            raise InfraError(
-                f"the toolchain image {TOOLCHAIN} has not been built from this recipe, and its packages are part of the key",
-                hint=f"qcase images build {TOOLCHAIN}",
-            )
-        return known if known is not None else self.toolchain.identity
+    def toolchain_identity(self, name: str) -> str:
+        """The identity of a toolchain image; the engine is asked only if it has not been built from this recipe."""
+        with self._lock:
+            if name not in self._identities:
+                foreign = self.workspace.config.toolchain.image(name)
+                if foreign is not None:
+                    known: str | None = images.foreign_identity(foreign)
+                else:
+                    known = images.known_identity(name, self.store.root)
+                if known is None and self.looking:
+                    raise InfraError(
+                        f"the toolchain image {name} has not been built from this recipe, and its packages are part of the key",
+                        hint=f"qcase images build {name}",
+                    )
+                self._identities[name] = known if known is not None else self.toolchain(name).identity
+            return self._identities[name]
 
-    @cached_property
-    def toolchain(self) -> images.Image:
-        foreign = self.workspace.config.toolchain.c.image
-        if foreign is not None:
-            return images.foreign(foreign, self.engine)
-        image = images.ensure(TOOLCHAIN, self.engine, self.store.root, self.emit)
-        if self.__dict__.setdefault("toolchain_identity", image.identity) != image.identity:
-            # It was known, had been removed from the engine, and what was built in its place has other packages.
-            self.__dict__.update(toolchain=image, toolchain_identity=image.identity)
-            raise _ToolchainMovedError
-        return image
+    def toolchain(self, name: str) -> images.Image:
+        """A toolchain image, built if need be; a foreign one where the workspace's configuration names one."""
+        with self._lock:
+            if name not in self._images:
+                foreign = self.workspace.config.toolchain.image(name)
+                if foreign is not None:
+                    image = images.foreign(foreign, self.engine)
+                else:
+                    image = images.ensure(name, self.engine, self.store.root, self.emit)
+                self._images[name] = image
+                if self._identities.setdefault(name, image.identity) != image.identity:
+                    # It was known, had been removed from the engine, and what was built in its place has other packages.
+                    self._identities[name] = image.identity
+                    self.moves += 1
+            return self._images[name]
 
 
 class _ToolchainMovedError(Exception):
@@ -238,10 +251,10 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
             seconds = time.monotonic() - began
             yield PreparedCase(guest.rootfs, guest, case.pipeline, Cache.NONE, seconds, keep_open=session.keep_open)
             return
-        try:
-            prepared = _prepare(_Bench(case, layout, session, build_log, stack), case, session)
-        except _ToolchainMovedError:
-            prepared = _prepare(_Bench(case, layout, session, build_log, stack), case, session)
+        prepared = None
+        while prepared is None:
+            with contextlib.suppress(_ToolchainMovedError):  # each of them moves once at most
+                prepared = _prepare(_Bench(case, layout, session, build_log, stack), case, session)
         yield replace(prepared, seconds=time.monotonic() - began)
 
 
@@ -355,25 +368,21 @@ def _script_work(case: Case, session: Session) -> _Work:
 
 def _pipeline_work(name: str, pipeline: Pipeline, source: Path, session: Session) -> _Work:
     """The overlay of one folder of sources."""
-    if pipeline not in (Pipeline.SH, Pipeline.C):
+    craft = CRAFTS.get(pipeline)
+    if craft is None:
         return _Work(name, keys.key({"unsupported": pipeline.value, "name": name}), _refuse(name, pipeline))
-    compiled = pipeline is Pipeline.C
     key = keys.overlay_key(
         pipeline=pipeline,
-        recipe_version=c.RECIPE if compiled else sh.RECIPE,
+        recipe_version=craft.recipe,
         arch=session.arch,
         target=session.target,
         sources=keys.tree_listing(source, ignore=("qemu-*.toml",)),
-        toolchain_identity=session.toolchain_identity if compiled else None,
+        toolchain_identity=None if craft.image is None else session.toolchain_identity(craft.image),
         env=_cache_env(session),
-        base_digest=session.base_digest if compiled else None,
-        extra=_c_extra(session) if compiled else None,
+        base_digest=session.base_digest if craft.reads_staging else None,
+        extra=craft.settings(session.arch, session.workspace.config),
     )
-
-    def build(overlay: Path, workshop: Workshop) -> None:
-        (c.build if compiled else sh.build)(source, overlay, workshop)
-
-    return _Work(name, key, build)
+    return _Work(name, key, lambda overlay, workshop: craft.build(source, overlay, workshop))
 
 
 def _refuse(name: str, pipeline: Pipeline) -> Callable[[Path, Workshop], None]:
@@ -385,17 +394,6 @@ def _refuse(name: str, pipeline: Pipeline) -> Callable[[Path, Workshop], None]:
         )
 
     return build
-
-
-def _c_extra(session: Session) -> dict[str, keys.JSON]:
-    """What else reaches a C build: the compiler, how it is called, and the names of the variables that scripts read."""
-    config = session.workspace.config
-    return {
-        "compiler": config.toolchain.c.compiler,
-        "recipe": c.recipe(session.arch, config.toolchain.c.compiler),
-        "image": config.toolchain.c.image,
-        "script_env": config.script_env.model_dump(mode="json"),
-    }
 
 
 def _cache_env(session: Session) -> dict[str, str | None]:
@@ -412,24 +410,30 @@ class _Bench:
         self._session = session
         self._log = build_log
         self._stack = stack
+        self._moves = session.moves
+
+    def _toolchain(self, name: str) -> str:
+        """The id of a toolchain image. Raises `_ToolchainMovedError` if one moved since this case's keys were computed."""
+        image = self._session.toolchain(name)
+        if self._session.moves != self._moves:
+            raise _ToolchainMovedError
+        return image.id
 
     def overlay(self, work: _Work) -> _Overlay:
         session = self._session
 
         def build(path: Path) -> None:
             scratch = self._emptied(f"overlay-{work.key.short}")
-            config = session.workspace.config
             workshop = Workshop(
                 case=work.name,
                 arch=session.arch,
                 scratch=scratch,
                 log=self._log,
-                script_env=config.script_env,
-                compiler=config.toolchain.c.compiler,
+                config=session.workspace.config,
                 base=session.guest.rootfs,
                 staging=self._staging,
                 engine=lambda: session.engine,
-                image=lambda: session.toolchain.id,
+                image=self._toolchain,
                 environment={name: value for name, value in _cache_env(session).items() if value is not None},
                 say=self._say,
             )
@@ -547,7 +551,7 @@ class _Bench:
         job = rootfs.injection_job(plan)
         rootfs.stage(job, session.guest.rootfs, build)
         step = Step(
-            image=session.toolchain.id,
+            image=self._toolchain(INJECTOR),
             argv=("sh", "-euc", rootfs.shell(job)),
             mounts=(Mount(build, BUILD, False), Mount(overlay, OVERLAY, True)),
             workdir=BUILD,

@@ -1,20 +1,22 @@
 """How a case's files are made: one module a pipeline, and what they share.
 
-Each pipeline has a `RECIPE`, a number that enters its keys and is raised when the same sources would give another overlay, and
-a `build(source, overlay, workshop)` that fills an empty overlay folder, laid out as in the guest, or raises `BuildError`.
+Each pipeline has a `CRAFT`: what has to be known of it before it builds (what enters its keys), and its `build(source, overlay,
+workshop)`, which fills an empty overlay folder, laid out as in the guest, or raises `BuildError`. `qcase.pipelines.crafts` is
+the table of them.
 """
 
 from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcase.config import ScriptEnv
+from qcase.config import WorkspaceConfig
 from qcase.errors import BuildError
+from qcase.keys import JSON
 from qcase.model import Arch
 
 if TYPE_CHECKING:
@@ -35,22 +37,41 @@ STEP_PIDS = 2048
 class Workshop:
     """What a build works with. `scratch` is a fresh folder of its own; `log` takes what the build says.
 
-    `engine` and `image` connect to the container engine and find (or build) the toolchain image when they are first called,
-    and `staging` unpacks the base image: a build that needs none of them does not wait for them.
+    `engine` and `image` connect to the container engine and find (or build) a toolchain image, by its name, when they are first
+    called, and `staging` unpacks the base image: a build that needs none of them does not wait for them.
     """
 
     case: str
     arch: Arch
     scratch: Path
     log: Path
-    script_env: ScriptEnv
-    compiler: str
+    config: WorkspaceConfig
     base: Path
     staging: Callable[[], Path]
     engine: Callable[[], Engine]
-    image: Callable[[], str]
+    image: Callable[[str], str]
     environment: dict[str, str]
     say: Callable[[str], None]
+
+
+def _nothing(_arch: Arch, _config: WorkspaceConfig) -> Mapping[str, JSON]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Craft:
+    """What `qcase.prepare` needs of a pipeline.
+
+    `recipe` enters every key: a number that is raised when the same sources would give another overlay. `image`: the toolchain
+    image, whose identity enters the key; None where no container is needed. `reads_staging`: the build looks into the staging
+    root, so what that is made of enters the key. `settings`: what else of the configuration reaches a build, by name.
+    """
+
+    recipe: int | str
+    image: str | None = None
+    reads_staging: bool = False
+    settings: Callable[[Arch, WorkspaceConfig], Mapping[str, JSON]] = _nothing
+    build: Callable[[Path, Path, Workshop], None]
 
 
 def copy_sources(source: Path, target: Path) -> None:

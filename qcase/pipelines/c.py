@@ -8,13 +8,15 @@ One step in one container:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from qcase import containers
-from qcase.config import ScriptEnv
+from qcase.config import ScriptEnv, WorkspaceConfig
 from qcase.containers import Mount, Step
 from qcase.errors import BuildError
+from qcase.keys import JSON
 from qcase.model import Arch
 from qcase.pipelines import (
     BUILD,
@@ -24,13 +26,14 @@ from qcase.pipelines import (
     STEP_MEMORY,
     STEP_PIDS,
     STEP_TIMEOUT,
+    Craft,
     Workshop,
     copy_sources,
     libraries,
     require_folder,
 )
 
-RECIPE = 1
+IMAGE = "c"
 _STAGE = "stage"  # the file in which the step says how far it is
 
 # Run by `sh -eu`. The `stage` file names what was being done, should it fail.
@@ -111,10 +114,10 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
     src, out = workshop.scratch / "src", workshop.scratch / "build"
     copy_sources(source, src)
     out.mkdir()
-    (out / "toolchain.cmake").write_text(toolchain_file(workshop.arch, workshop.compiler), encoding="ascii")
+    (out / "toolchain.cmake").write_text(toolchain_file(workshop.arch, workshop.config.toolchain.c.compiler), encoding="ascii")
     workshop.say("compiling")
     step = Step(
-        image=workshop.image(),
+        image=workshop.image(IMAGE),
         argv=("sh", "-euc", _PROGRAM),
         mounts=(
             Mount(src, SRC, False),
@@ -124,8 +127,8 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
         ),
         env={
             **workshop.environment,
-            **script_variables(workshop.script_env),
-            "STAGING_VARIABLE": workshop.script_env.staging_root,
+            **script_variables(workshop.config.script_env),
+            "STAGING_VARIABLE": workshop.config.script_env.staging_root,
         },
         workdir=f"{SRC}/c",
         timeout=STEP_TIMEOUT,
@@ -152,3 +155,16 @@ def _said_in(stage: str, output: str) -> str:
     """What was printed since a stage began."""
     _, found, said = output.rpartition(f"-- {stage}\n")
     return said if found else output
+
+
+def _settings(arch: Arch, config: WorkspaceConfig) -> Mapping[str, JSON]:
+    """The compiler, how it is called, and the names of the variables that scripts read."""
+    return {
+        "compiler": config.toolchain.c.compiler,
+        "recipe": recipe(arch, config.toolchain.c.compiler),
+        "image": config.toolchain.c.image,
+        "script_env": config.script_env.model_dump(mode="json"),
+    }
+
+
+CRAFT = Craft(recipe=1, image=IMAGE, reads_staging=True, settings=_settings, build=build)

@@ -10,9 +10,7 @@ import stat
 from pathlib import Path
 
 from qcase.errors import BuildError
-from qcase.pipelines import Workshop, make_folders, require_folder
-
-RECIPE = 1
+from qcase.pipelines import Craft, Workshop, make_folders, require_folder
 
 
 def build(source: Path, overlay: Path, workshop: Workshop) -> None:
@@ -31,3 +29,6 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
         if stat.S_ISREG(mode):
             shutil.copyfile(path, bin_dir / path.name)
             (bin_dir / path.name).chmod(0o755)
+
+
+CRAFT = Craft(recipe=1, build=build)

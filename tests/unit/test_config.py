@@ -224,7 +224,7 @@ kernel = { build = "make" }
         ("[grouped]\nprefx = 'A'", "grouped.prefx", "did you mean 'prefix'?"),
         ("[script_env]\ncase_dirr = 'A'", "script_env.case_dirr", "did you mean 'case_dir'?"),
         ("[toolchain.c]\nCompiler = 'gcc'", "toolchain.c.Compiler", "did you mean 'compiler'?"),
-        ("[toolchain.rust]", "toolchain.rust", "known here: c"),
+        ("[toolchain.tcl]", "toolchain.tcl", "known here: c, rust"),
         ("[guest.x86]", "guest.x86", "did you mean 'x86_64'?"),
         ("[guest.x86_64]\nkernal = 'k'", "guest.x86_64.kernal", "did you mean 'kernel'?"),
         ("[cache]\nzzz = 1", "cache.zzz", "known here: env, write, keep_images, max_size, min_free"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qcase import process
-from qcase.config import CaseConfig, GroupedRunner, ScriptEnv
+from qcase.config import CaseConfig, GroupedRunner, WorkspaceConfig
 from qcase.errors import BuildError
 from qcase.model import Arch
 from qcase.pipelines import Workshop, c, copy_sources, grouped, libraries, sh, staging
@@ -25,8 +25,7 @@ def workshop(tmp_path: Path, base: Path = Path("/none")) -> Workshop:
         arch=Arch.X86_64,
         scratch=scratch,
         log=tmp_path / "log",
-        script_env=ScriptEnv(),
-        compiler="gcc",
+        config=WorkspaceConfig(),
         base=base,
         staging=refuse,
         engine=refuse,  # type: ignore[arg-type]

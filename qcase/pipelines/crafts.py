@@ -1,0 +1,13 @@
+"""The table of the pipelines that build something from a folder of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qcase.model import Pipeline
+from qcase.pipelines import Craft, c, sh
+
+CRAFTS: Mapping[Pipeline, Craft] = {
+    Pipeline.C: c.CRAFT,
+    Pipeline.SH: sh.CRAFT,
+}
