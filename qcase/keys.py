@@ -137,8 +137,9 @@ def image_key(*, base_digest: str, overlays: Sequence[str], injector: int | str)
 def tree_listing(path: Path, *, ignore: Sequence[str] = ()) -> tuple[TreeEntry, ...]:
     """Everything below `path` that can matter to a build, sorted by the bytes of its name.
 
-    Links are never followed. `ignore` holds shell patterns for names (not paths) that are passed over; a folder in which nothing
-    is left counts as empty. Raises `BuildError` for a socket, a device or a fifo, and for what cannot be read.
+    Links are never followed. `ignore` holds shell patterns for names (not paths) that are passed over, with a slash before them
+    only where they are right below `path`; a folder in which nothing is left counts as empty. Raises `BuildError` for a socket,
+    a device or a fifo, and for what cannot be read.
     """
     rows = []
     for name, full, info in _walk(path, ignore):
@@ -349,7 +350,7 @@ def _walk(path: Path, ignore: Sequence[str], *, every_folder: bool = False) -> I
         try:
             with os.scandir(folder) as found:
                 for item in found:
-                    if any(fnmatch.fnmatchcase(_text(item.name), pattern) for pattern in ignore):
+                    if any(_is_ignored(item.name, pattern, top=not prefix) for pattern in ignore):
                         continue
                     empty = False
                     name = prefix + item.name
@@ -368,6 +369,11 @@ def _walk(path: Path, ignore: Sequence[str], *, every_folder: bool = False) -> I
             raise _unreadable(folder, error) from None
         if info is not None and (empty or every_folder):
             yield prefix[:-1], folder, info
+
+
+def _is_ignored(name: bytes, pattern: str, *, top: bool) -> bool:
+    anchored = pattern.startswith("/")
+    return (top or not anchored) and fnmatch.fnmatchcase(_text(name), pattern[anchored:])
 
 
 def _target(link: bytes) -> str:

@@ -33,7 +33,7 @@ from qcase.events import Emit
 from qcase.ext4 import Ext4Image
 from qcase.guests import Guest
 from qcase.model import Arch, Cache, Phase, Pipeline
-from qcase.pipelines import BUILD, OVERLAY, Workshop, grouped, staging
+from qcase.pipelines import BUILD, OVERLAY, Workshop, copy_sources, grouped, listing, staging
 from qcase.pipelines.crafts import CRAFTS
 from qcase.store import Entry, Store
 from qcase.suite import Case, Workspace
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from qcase.containers import Engine
 
 SNAPSHOT = "-snapshot"
+ATTEMPTS = 5  # at preparing a case whose sources somebody edits meanwhile
 INJECTOR = "c"  # the image that holds e2fsprogs, with which overlays are injected
 
 _run_numbers = itertools.count()
@@ -121,6 +122,7 @@ class Session:
     _images: dict[str, images.Image] = field(default_factory=dict)
     moves: int = 0  # toolchains that turned out to be others than those whose identity was known
     _lock: threading.RLock = field(default_factory=threading.RLock)
+    _base: tuple[dict[str, int], str] | None = None
 
     def __enter__(self) -> Session:
         if not self.looking:
@@ -186,9 +188,18 @@ class Session:
                     os.utime(path.parent)  # its last use
         return guest
 
-    @cached_property
+    @property
     def base_digest(self) -> str:
-        return rootfs.remembered_digest(self.guest.rootfs, self.memory)
+        """The digest of the base image as it is now: a run may take hours, and somebody may write it meanwhile."""
+        looks = rootfs.identity(self.guest.rootfs)
+        if self._base is None or self._base[0] != looks:
+            self._base = (looks, rootfs.remembered_digest(self.guest.rootfs, self.memory))
+        return self._base[1]
+
+    def check_base(self, digest: str) -> None:
+        """What was made of the base image just now was made of the one with this digest, or is not to be stored."""
+        if self.base_digest != digest:
+            raise _InputsMovedError("the base image")
 
     @cached_property
     def engine(self) -> Engine:
@@ -233,8 +244,8 @@ class Session:
             return self._images[name]
 
 
-class _ToolchainMovedError(Exception):
-    """The keys that were computed so far name a toolchain that is no more."""
+class _InputsMovedError(Exception):
+    """The keys that were computed so far name something that is no more: a toolchain, sources or a base image that changed."""
 
 
 @contextmanager
@@ -251,11 +262,20 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
             seconds = time.monotonic() - began
             yield PreparedCase(guest.rootfs, guest, case.pipeline, Cache.NONE, seconds, keep_open=session.keep_open)
             return
-        prepared = None
-        while prepared is None:
-            with contextlib.suppress(_ToolchainMovedError):  # each of them moves once at most
-                prepared = _prepare(_Bench(case, layout, session, build_log, stack), case, session)
+        prepared = _persistently_prepared(case, layout, session, build_log, stack)
         yield replace(prepared, seconds=time.monotonic() - began)
+
+
+def _persistently_prepared(case: Case, layout: CaseLayout, session: Session, build_log: Path, stack: ExitStack) -> PreparedCase:
+    """Prepare, and again from new keys where something changed that the first ones were computed from."""
+    for _ in range(ATTEMPTS):
+        try:
+            return _prepare(_Bench(case, layout, session, build_log, stack), case, session)
+        except _InputsMovedError as error:
+            moved = str(error)
+    raise InfraError(
+        f"{moved} changed {ATTEMPTS} times while it was built", where=case.display_name, hint="wait until nothing writes there"
+    )
 
 
 def _prepare(bench: _Bench, case: Case, session: Session) -> PreparedCase:
@@ -371,18 +391,47 @@ def _pipeline_work(name: str, pipeline: Pipeline, source: Path, session: Session
     craft = CRAFTS.get(pipeline)
     if craft is None:
         return _Work(name, keys.key({"unsupported": pipeline.value, "name": name}), _refuse(name, pipeline))
+    sources = listing(source, pipeline.value)
+    base = session.base_digest if craft.reads_staging else None
+    settings = craft.settings(session.arch, session.workspace.config)
     key = keys.overlay_key(
         pipeline=pipeline,
         recipe_version=craft.recipe,
         arch=session.arch,
         target=session.target,
-        sources=keys.tree_listing(source, ignore=("qemu-*.toml",)),
+        sources=sources,
         toolchain_identity=None if craft.image is None else session.toolchain_identity(craft.image),
         env=_cache_env(session),
-        base_digest=session.base_digest if craft.reads_staging else None,
-        extra=craft.settings(session.arch, session.workspace.config),
+        base_digest=base,
+        extra={**settings, "staging": staging.RECIPE} if craft.reads_staging else settings,
     )
-    return _Work(name, key, lambda overlay, workshop: craft.build(source, overlay, workshop))
+
+    def build(overlay: Path, workshop: Workshop) -> None:
+        craft.build(_frozen(source, pipeline.value, sources, workshop), overlay, workshop)
+        if base is not None:
+            session.check_base(base)
+
+    return _Work(name, key, build)
+
+
+def _frozen(source: Path, folder: str, expected: tuple[keys.TreeEntry, ...], workshop: Workshop) -> Path:
+    """A copy of a case's sources, for a build to work in, that is what its key was computed from.
+
+    Minutes can lie between the two, while one waits for another builder or for a toolchain image; who edits a file in that time
+    must not get the new bytes stored under the old key.
+    """
+    copy = workshop.scratch / "sources"
+    try:
+        copy_sources(source, copy, folder)
+    except OSError as error:
+        if listing(source, folder) != expected:
+            raise _InputsMovedError("its sources") from None
+        first = error.args[0][0] if isinstance(error, shutil.Error) and isinstance(error.args[0], list) else error
+        said = first[-1] if isinstance(first, tuple) else error.strerror or error
+        raise InfraError(f"cannot copy the sources: {said}", where=workshop.case) from error
+    if listing(copy, folder) != expected:
+        raise _InputsMovedError("its sources")
+    return copy
 
 
 def _refuse(name: str, pipeline: Pipeline) -> Callable[[Path, Workshop], None]:
@@ -413,10 +462,10 @@ class _Bench:
         self._moves = session.moves
 
     def _toolchain(self, name: str) -> str:
-        """The id of a toolchain image. Raises `_ToolchainMovedError` if one moved since this case's keys were computed."""
+        """The id of a toolchain image. Raises `_InputsMovedError` if one moved since this case's keys were computed."""
         image = self._session.toolchain(name)
         if self._session.moves != self._moves:
-            raise _ToolchainMovedError
+            raise _InputsMovedError("the toolchain image")
         return image.id
 
     def overlay(self, work: _Work) -> _Overlay:
@@ -457,12 +506,15 @@ class _Bench:
 
     def image(self, overlays: list[_Overlay]) -> Entry:
         """The base image with the overlays in it, in their order."""
+        base = self._session.base_digest
         key = _image_key([overlay.entry.digest for overlay in overlays], self._session)
 
         def build(path: Path) -> None:
+            self._session.check_base(base)
             self._say("writing the image")
             merged = self._merge(overlays)
             self._inject(path, merged)
+            self._session.check_base(base)
 
         return self._fetch(Kind.IMAGE, key, build, self._case.display_name)
 
@@ -512,11 +564,13 @@ class _Bench:
     def _staging(self) -> Path:
         """The base image unpacked: what packages and headers a build may look at. Made once for each base, kept in the store."""
         base = self._session.guest.rootfs
-        key = keys.key({"kind": "staging", "recipe": staging.RECIPE, "base": self._session.base_digest})
+        digest = self._session.base_digest
+        key = keys.key({"kind": "staging", "recipe": staging.RECIPE, "base": digest})
 
         def build(path: Path) -> None:
             self._say("unpacking the base image")
             staging.unpack(base, path)
+            self._session.check_base(digest)
 
         return self._fetch(Kind.OVERLAY, key, build, "the staging root").path
 

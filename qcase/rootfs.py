@@ -142,6 +142,15 @@ def remembered_digest(path: Path, memory: Path) -> str:
     return result
 
 
+def identity(path: Path) -> dict[str, int]:
+    """What changes when a file does, or another one takes its place. Raises `InfraError` if it is not there."""
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise InfraError(f"cannot read: {error.strerror}", where=str(path)) from None
+    return {"device": facts.st_dev, "inode": facts.st_ino, **_identity(facts)}
+
+
 def _identity(facts: os.stat_result) -> dict[str, int]:
     """What changes when a file does; device and inode are in the name of the note."""
     return {"format": 1, "size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "ctime_ns": facts.st_ctime_ns}

@@ -28,7 +28,6 @@ from qcase.pipelines import (
     STEP_TIMEOUT,
     Craft,
     Workshop,
-    copy_sources,
     libraries,
     require_folder,
 )
@@ -107,12 +106,11 @@ def script_variables(names: ScriptEnv) -> dict[str, str]:
 
 
 def build(source: Path, overlay: Path, workshop: Workshop) -> None:
-    """Build `source/c` into `overlay`. Raises `BuildError` with what the compiler said."""
+    """Build `source/c`, a copy that is ours to write in, into `overlay`. Raises `BuildError` with what the compiler said."""
     require_folder(source / "c", workshop.case)
     if not (source / "c" / "CMakeLists.txt").is_file():
         raise BuildError("there is no c/CMakeLists.txt", where=workshop.case)
-    src, out = workshop.scratch / "src", workshop.scratch / "build"
-    copy_sources(source, src)
+    out = workshop.scratch / "build"
     out.mkdir()
     (out / "toolchain.cmake").write_text(toolchain_file(workshop.arch, workshop.config.toolchain.c.compiler), encoding="ascii")
     workshop.say("compiling")
@@ -120,7 +118,7 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
         image=workshop.image(IMAGE),
         argv=("sh", "-euc", _PROGRAM),
         mounts=(
-            Mount(src, SRC, False),
+            Mount(source, SRC, False),
             Mount(out, BUILD, False),
             Mount(overlay, OVERLAY, False),
             Mount(workshop.staging(), STAGING, True),

@@ -92,6 +92,7 @@ SH, SCRIPT, ONE = "normal/shell", "normal/group: the group's script", "normal/gr
 MOVES: dict[str, tuple[Edit, set[str]]] = {
     "a source": (write("suite/normal/shell/sh/test.sh", "#!/bin/sh\n"), {SH}),
     "a new source": (write("suite/normal/shell/sh/new.sh", ""), {SH}),
+    "a source that is named like a configuration": (write("suite/normal/shell/sh/qemu-x86_64.toml", "x"), {SH}),
     "an executable bit": (lambda root: (root / "suite/normal/shell/sh/test.sh").chmod(0o755), {SH}),
     "a link's target": (replace_link, {SH}),
     "an empty folder": (lambda root: (root / "suite/normal/shell/sh/empty").mkdir(), {SH}),

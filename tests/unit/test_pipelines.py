@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from qcase import process
+from qcase import keys, process
 from qcase.config import CaseConfig, GroupedRunner, WorkspaceConfig
 from qcase.errors import BuildError
 from qcase.model import Arch
-from qcase.pipelines import Workshop, c, copy_sources, grouped, libraries, sh, staging
+from qcase.pipelines import Workshop, c, copy_sources, grouped, libraries, listing, sh, staging
 
 
 def workshop(tmp_path: Path, base: Path = Path("/none")) -> Workshop:
@@ -80,6 +81,31 @@ def test_a_copy_of_sources_keeps_links_and_executable_bits_and_nothing_else(tmp_
     assert stat.S_IMODE((tmp_path / "copy/run.sh").stat().st_mode) == 0o755
     assert stat.S_IMODE((tmp_path / "copy/data").stat().st_mode) == 0o644
     assert (tmp_path / "copy/link").readlink() == Path("data")
+
+
+def test_a_copy_of_sources_is_what_the_key_lists(tmp_path: Path) -> None:
+    """And no more: what a build can see moves its key."""
+    source, shared = tmp_path / "source", tmp_path / "shared"
+    for name in ("c/deep/qemu-board.toml", "data", "c/empty/x", "qemu-x86_64.toml", "qemu-aarch64.toml"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    (source / "c/empty/x").unlink()
+    (source / "c/dangling").symlink_to("/nowhere")
+    (source / "c/loop").symlink_to(".")
+    (source / os.fsdecode(b"no text \xff")).write_text("")
+    copy_sources(source, tmp_path / "copy", "c")
+    paths = [entry.path for entry in listing(source, "c")]
+    assert paths == ["c/dangling", "c/deep/qemu-board.toml", "c/empty", "c/loop", "data", "no text \udcff"]
+    assert keys.tree_listing(tmp_path / "copy") == listing(source, "c")
+    # The folder of sources may be a link, and is copied and listed as what it leads to.
+    (source / "c").rename(shared)
+    (source / "c").symlink_to("../shared")
+    copy_sources(source, tmp_path / "again", "c")
+    assert [entry.path for entry in listing(source, "c")] == paths
+    assert keys.tree_listing(tmp_path / "again") == listing(source, "c")
+    before = listing(source, "c")
+    (shared / "deep/qemu-board.toml").write_text("edited")
+    assert listing(source, "c") != before
 
 
 # --- grouped ----------------------------------------------------------------------------------------------------------
