@@ -1,3 +1,3 @@
 """qcase runs the test cases of an operating system in QEMU, hermetically."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

@@ -21,7 +21,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
 
-from qcase import __version__, process
+from qcase import process
 from qcase.errors import QcaseError, UsageError
 from qcase.model import Arch
 
@@ -75,13 +75,16 @@ CaseOption = Annotated[list[str] | None, typer.Option("--case", "-c", metavar="C
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and the commit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     global _debug
     _debug = debug
     if version:
-        print(f"qcase {__version__}")
+        with _reported():
+            from qcase.version import describe
+
+            print(describe())
         raise typer.Exit
 
 

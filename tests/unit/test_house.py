@@ -39,6 +39,7 @@ ROOMS = [
     "keys",
     "config",
     "history",
+    "version",
     "events",
     "model",
     "errors",
