@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ import pytest
 from qcase import images, process
 from qcase.containers import Engine
 from qcase.images import Image
+from qcase.model import Arch
+from tests import kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,3 +45,14 @@ def shared_engine() -> Iterator[Engine]:
 def toolchain_c(shared_engine: Engine, test_cache: Path) -> Image:
     """The image `c`, built if it is not there."""
     return images.ensure("c", shared_engine, test_cache)
+
+
+@pytest.fixture(scope="session")
+def kernels(request: pytest.FixtureRequest, test_cache: Path) -> Mapping[Arch, Path]:
+    """Our own test kernel for each architecture (see `tests.kernel`)."""
+
+    def connect() -> Engine:
+        engine: Engine = request.getfixturevalue("shared_engine")
+        return engine
+
+    return kernel.build(connect, test_cache)

@@ -64,7 +64,7 @@ class Workspace:
         """A case with the keys of its `qemu-<arch>.toml`; what is not named here is what most cases have."""
         if "test_commands" not in keys:
             keys = {"shell_init_cmd": "true", **keys}
-        whole = {"args": _ARGS[arch], "shell_prefix": PROMPT, "timeout": 120, **keys}
+        whole = {"args": _ARGS.get(arch, ["-nographic", "-m", "256M"]), "shell_prefix": PROMPT, "timeout": 120, **keys}
         table = whole.pop("qcase", {})
         folder = self.path(name)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,15 @@
+// OpenSBI enters the kernel in supervisor mode, one hart, without an MMU.
+
+    .section .text.start, "ax"
+    .globl start
+start:
+    la sp, stack_top
+    call kernel_main
+1:  wfi
+    j 1b
+
+    .section .bss
+    .align 12
+    .skip 16384
+    .globl stack_top
+stack_top:
