@@ -28,6 +28,7 @@ from qcase.model import Arch
 if TYPE_CHECKING:
     from qcase.config import CacheConfig
     from qcase.events import Emit, Event
+    from qcase.selection import Filters
     from qcase.store import Store
     from qcase.suite import Workspace
 
@@ -70,6 +71,21 @@ ReadonlyOption = Annotated[
     bool, typer.Option("--cache-readonly", help="Write nothing to the store; what it does not have is built for this run alone.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")]
+TagOption = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="TAG", help="Only cases with this tag, or with '!TAG' those without; may be repeated."),
+]
+PipelineOption = Annotated[
+    list[str] | None,
+    typer.Option("--pipeline", metavar="NAME", help="Only cases of this pipeline; may be repeated."),
+]
+FailedOption = Annotated[bool, typer.Option("--failed", help="Only cases that did not pass when they last ran.")]
+ChangedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--changed", metavar="[REV]", help="Only cases whose sources differ from a git revision, HEAD if none is named."
+    ),
+]
 CaseOption = Annotated[list[str] | None, typer.Option("--case", "-c", metavar="CASE", help="The same as CASE; may be repeated.")]
 
 
@@ -95,6 +111,10 @@ def run_command(
     arch: ArchOption = Arch.X86_64.value,
     target: TargetOption = "",
     group: GroupOption = "",
+    tag: TagOption = None,
+    pipeline: PipelineOption = None,
+    failed: FailedOption = False,
+    changed: ChangedOption = None,
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
     cache_readonly: ReadonlyOption = False,
@@ -106,24 +126,42 @@ def run_command(
     """Build, boot and judge cases."""
     with _reported():
         wanted = [*(cases or []), *(case or [])]
+        filters = _filters(tag, pipeline, failed, changed)
         raise typer.Exit(
-            _run(wanted, arch, target, group, workspace, cache_dir, json_file, readonly=cache_readonly, verbose=verbose)
+            _run(wanted, filters, arch, target, group, workspace, cache_dir, json_file, readonly=cache_readonly, verbose=verbose)
         )
 
 
 @app.command("list")
 def list_command(
+    cases: Annotated[list[str] | None, typer.Argument(metavar="[CASE]...", help="Names or globs; default: all.")] = None,
     arch: Annotated[str, typer.Option("--arch", "-a", metavar="ARCH", help="Only cases for this architecture.")] = "",
     group: GroupOption = "",
+    tag: TagOption = None,
+    pipeline: PipelineOption = None,
+    failed: FailedOption = False,
+    changed: ChangedOption = None,
     workspace: WorkspaceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
 ) -> None:
-    """Show the suite as a tree: groups, build groups and cases, with pipelines and architectures."""
+    """Show the suite as a tree: groups, build groups, cases and subcases, with pipelines, architectures and tags."""
     with _reported():
-        from qcase import suite
+        import json
+
+        from qcase import selection, suite
 
         only = _arch(arch) if arch else None
-        listed = suite.catalogue(suite.Workspace.open(workspace or Path.cwd()), group or None)
-        for line in suite.listing(listed if only is None else listed.only(only)):
+        opened = suite.Workspace.open(workspace or Path.cwd())
+        listed = suite.catalogue(opened, group or None)
+        listed = listed if only is None else listed.only(only)
+        if cases:
+            listed = suite.named(listed, cases)
+        if filters := _filters(tag, pipeline, failed, changed):
+            listed = selection.listed(opened, listed, filters)
+        if as_json:
+            print(json.dumps(suite.document(opened, listed), indent=1))
+            return
+        for line in suite.listing(listed):
             print(line)
         for problem in listed.warnings:
             print(f"warning: {problem}", file=sys.stderr)
@@ -277,11 +315,23 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a guest's words must not fail on a terminal that has no such characters
     try:
-        app()
+        app(arguments(sys.argv[1:]))
     finally:
         if _interrupted_at > 0:  # while Python ends, it takes our handlers away
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
+
+
+def arguments(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, the value that an option may go without filled in: `--changed` is `--changed HEAD`."""
+    words = list(argv)
+    for index, word in enumerate(words):
+        if word == "--":
+            break
+        following = words[index + 1] if index + 1 < len(words) else "-"
+        if word == "--changed" and following.startswith("-"):
+            words[index] = "--changed=HEAD"
+    return words
 
 
 def _interrupt(*_: object) -> None:
@@ -293,8 +343,15 @@ def _interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
 
+def _filters(tag: list[str] | None, pipeline: list[str] | None, failed: bool, changed: str | None) -> Filters:
+    from qcase.selection import Filters
+
+    return Filters(tuple(tag or ()), tuple(pipeline or ()), failed, changed)
+
+
 def _run(
     wanted: Sequence[str],
+    filters: Filters,
     arch_name: str,
     target: str,
     group: str,
@@ -305,7 +362,7 @@ def _run(
     readonly: bool,
     verbose: bool,
 ) -> int:
-    from qcase import history, runner, suite
+    from qcase import history, runner, selection, suite
     from qcase.prepare import Session
     from qcase.report.json import JsonReport
 
@@ -313,7 +370,7 @@ def _run(
     opened = suite.Workspace.open(workspace or Path.cwd())
     triple = target or arch.default_target
     discovery = suite.discover(opened, arch, triple, group or None)
-    chosen = suite.select(discovery, wanted)
+    chosen = selection.choose(opened, discovery, wanted, filters)
     options = [("--arch", arch_name if arch_name != Arch.X86_64 else ""), ("--target", target), ("--group", group)]
     options += [("--workspace", str(workspace) if workspace else ""), ("--cache-dir", cache_dir)]
     command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
@@ -325,8 +382,10 @@ def _run(
     for problem in discovery.warnings:
         _warn(emit, str(problem))
     store = _store(opened, _store_root(cache_dir), readonly=readonly)
+    if chosen.note:
+        _warn(emit, chosen.note)
     with Session(opened, arch, triple, store, emit) as session:
-        return runner.run_cases(chosen, session).exit_code
+        return runner.run_cases(chosen.cases, session).exit_code
 
 
 def _terminal(listeners: Sequence[Emit], repeat: Callable[[Sequence[str]], str] = lambda _: "", *, verbose: bool = False) -> Emit:

@@ -55,7 +55,7 @@ def lines(case: Case, session: Session) -> Iterator[str]:
         for name, value in wanted.key.parts.items():
             yield f"  {name:<{width}}  {_shown(value)}"
         yield from (f"  {line}" for line in _since(one))
-    if found[-1].wanted.kind is not Kind.IMAGE:
+    if found[-1].wanted.kind is not Kind.IMAGE and not case.only:
         yield f"image of {case.display_name}: miss, its key is not known before its overlays are built"
 
 

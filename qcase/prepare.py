@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -88,7 +89,8 @@ class BrokenBuild:
 class PreparedCase:
     """What QEMU needs of a case. Valid, and the image held in the store, as long as the `with` lasts that gave it.
 
-    `keep_open`: descriptors that hold the image's shared lock; QEMU inherits them. `seconds`: the time it took.
+    `keep_open`: descriptors that hold the image's shared lock; QEMU inherits them. `seconds`: the time it took. `commands`:
+    those of a grouped case that are in the image, where they are not all.
     """
 
     image: Path
@@ -98,6 +100,7 @@ class PreparedCase:
     seconds: float = 0.0
     keep_open: tuple[int, ...] = ()
     broken: tuple[BrokenBuild, ...] = ()
+    commands: tuple[str, ...] | None = None
     extra_args: tuple[str, ...] = (SNAPSHOT,)
 
 
@@ -279,6 +282,8 @@ def _persistently_prepared(case: Case, layout: CaseLayout, session: Session, bui
 
 
 def _prepare(bench: _Bench, case: Case, session: Session) -> PreparedCase:
+    if case.only:
+        return _prepare_part(bench, case, session)
     works = _works(case, session)
     broken: list[BrokenBuild] = []
     image = bench.stored_image(works)
@@ -304,6 +309,39 @@ def _prepare(bench: _Bench, case: Case, session: Session) -> PreparedCase:
     )
 
 
+def _prepare_part(bench: _Bench, case: Case, session: Session) -> PreparedCase:
+    """The commands of one subcase, in the image of the whole group: all is there that they have in a run of the group.
+
+    Which commands these are is known when the subcases are built. Another one that does not build is a warning, as long as no
+    chosen command could mean that one too.
+    """
+    programs: dict[str, list[str]] = {}
+    for subcase, work in zip(case.subcases, _subcase_works(case, session), strict=True):
+        try:
+            programs[subcase.name] = _programs(bench.overlay(work).entry.path)
+        except BuildError as error:
+            if subcase.name == case.only:
+                raise
+            bench.say_broken(subcase.name, error)
+    commands = grouped.commands_of(case.only, case.config.test_commands, programs)
+    whole = replace(case, only="", display_name=case.whole, config=replace(case.config, test_commands=commands))
+    prepared = _prepare(bench, whole, session)
+    broken = () if all(grouped.is_simple(command) for command in commands) else prepared.broken
+    return replace(prepared, commands=commands, broken=broken)
+
+
+def _programs(overlay: Path) -> list[str]:
+    """The paths in the guest of what an overlay has to run: files that are executable, and links."""
+    found = []
+    for folder, _, names in os.walk(overlay):
+        for name in names:
+            path = Path(folder, name)
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode) or (stat.S_ISREG(mode) and mode & stat.S_IXUSR):
+                found.append(f"/{path.relative_to(overlay)}")
+    return sorted(found)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Something that a case takes from the store. `made_for`: under which name the store remembers what it was built from."""
@@ -319,9 +357,11 @@ def wanted(case: Case, session: Session) -> list[Wanted]:
     if case.pipeline is Pipeline.PLAIN:
         return []
     works = _works(case, session)
+    if case.only:  # its image has the commands of its programs, which are not known before it is built
+        works = [work for work in works if work.name == case.display_name]
     found = [Wanted(Kind.OVERLAY, work.name, _made_for(work.name, session), work.key) for work in works]
     digests = _stored_digests(works, session)
-    if digests is not None:
+    if digests is not None and not case.only:
         name = case.display_name
         found.append(Wanted(Kind.IMAGE, name, _made_for(name, session), _image_key(digests, session)))
     return found
@@ -346,8 +386,11 @@ def _works(case: Case, session: Session) -> list[_Work]:
     """The overlays of a case, in the order in which they are laid."""
     if case.pipeline is not Pipeline.GROUPED:
         return [_pipeline_work(case.display_name, case.pipeline, case.path, session)]
-    subcases = (_pipeline_work(f"{case.display_name}/{s.name}", s.kind, s.path, session) for s in case.subcases)
-    return [_script_work(case, session), *subcases]
+    return [_script_work(case, session), *_subcase_works(case, session)]
+
+
+def _subcase_works(case: Case, session: Session) -> list[_Work]:
+    return [_pipeline_work(f"{case.whole}/{subcase.name}", subcase.kind, subcase.path, session) for subcase in case.subcases]
 
 
 @dataclass(frozen=True)
@@ -540,6 +583,9 @@ class _Bench:
                 warn=self._warn,
             )
         )
+
+    def say_broken(self, subcase: str, error: BuildError) -> None:
+        self._warn(f"{subcase}, another subcase of the group, did not build: {error.what}")
 
     def _warn(self, message: str) -> None:
         self._session.emit(events.Warned(message, self._case.display_name))

@@ -160,6 +160,8 @@ def _run(case: Case, session: Session, logs: _Logs) -> CaseResult:
         prepared = stack.enter_context(prepare_case_assets(case, layout, session, logs.build))
         emit(events.ImageReady(name, prepared.pipeline, prepared.cache, str(prepared.image), prepared.seconds))
         emit(events.PhaseStarted(name, Phase.BOOT))
+        if prepared.commands is not None:
+            case = replace(case, config=replace(case.config, test_commands=prepared.commands))
         try:
             judge = _boot(case, prepared, session, logs)
         except QcaseError as error:

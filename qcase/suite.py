@@ -23,7 +23,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,6 +46,8 @@ SOURCE_FOLDERS: Mapping[str, Pipeline] = {
     "python": Pipeline.PYTHON,
     "rust": Pipeline.RUST,
 }
+
+LIST_FORMAT = 1  # of `qcase list --json`
 
 ARCHES: Mapping[str, Arch] = {arch.value: arch for arch in Arch}
 
@@ -96,6 +98,18 @@ class Case:
     pipeline: Pipeline
     subcases: tuple[Subcase, ...] = ()
     warnings: tuple[Problem, ...] = ()
+    only: str = ""  # the name of the one subcase whose commands are run, where it was chosen as `<group>/<subcase>`
+
+    @property
+    def whole(self) -> str:
+        """The display name of the case that this is a part of; its own for a whole case."""
+        return self.display_name.removesuffix(f"/{self.only}") if self.only else self.display_name
+
+    def part(self, subcase: Subcase) -> Case:
+        """This grouped case with the commands of one subcase alone."""
+        return replace(
+            self, name=f"{self.name}/{subcase.name}", display_name=f"{self.display_name}/{subcase.name}", only=subcase.name
+        )
 
 
 @dataclass(frozen=True)
@@ -164,7 +178,8 @@ def discover(workspace: Workspace, arch: Arch, target: str, group: str | None = 
 def select(discovery: Discovery, patterns: Sequence[str]) -> tuple[Case | BrokenCase, ...]:
     """The cases that `patterns` mean, all of them where there are no patterns; in the order of the discovery.
 
-    A pattern is a name or a display name, a folder above one, or a glob (`*` also matches `/`). Raises `UsageError`: a path
+    A pattern is a name or a display name, a folder above one, or a glob (`*` also matches `/`). Where it means no grouped case
+    as a whole but a subcase of it, `<group>/<subcase>`, it means the commands of that subcase. Raises `UsageError`: a path
     that is absolute or has `..`; an unknown case; a case that is not for this arch; no case at all for this arch.
     """
     if not patterns:
@@ -172,13 +187,39 @@ def select(discovery: Discovery, patterns: Sequence[str]) -> tuple[Case | Broken
             raise _nothing_for(discovery)
         return discovery.cases
     chosen: set[str] = set()
+    parts: dict[str, Case] = {}
     for pattern in patterns:
         wanted = _checked(pattern)
         matching = {case.display_name for case in discovery.cases if _matches(wanted, case)}
-        if not matching:
+        some = {part.display_name: part for case in discovery.cases for part in _parts(wanted, case)}
+        if not matching and not some:
+            matching = {c.display_name for c in discovery.cases if isinstance(c, BrokenCase) and _is_inside(wanted, c)}
+        if not matching and not some:
             raise _no_match(discovery, wanted)
         chosen |= matching
-    return tuple(case for case in discovery.cases if case.display_name in chosen)
+        parts |= some
+    picked: list[Case | BrokenCase] = [case for case in discovery.cases if case.display_name in chosen]
+    picked += [part for part in parts.values() if part.whole not in chosen]
+    return tuple(sorted(picked, key=lambda case: case.display_name))
+
+
+def _parts(wanted: str, case: Case | BrokenCase) -> Iterator[Case]:
+    """The subcases of a grouped case that `wanted` means, unless it means the whole case."""
+    if not isinstance(case, Case) or not case.subcases or _matches(wanted, case):
+        return
+    for subcase in case.subcases:
+        if _means_part(wanted, case, subcase):
+            yield case.part(subcase)
+
+
+def _means_part(wanted: str, case: Case | OtherCase, subcase: Subcase) -> bool:
+    names = (f"{case.name}/{subcase.name}", f"{case.display_name}/{subcase.name}")
+    return wanted in names or (_is_glob(wanted) and any(fnmatch.fnmatchcase(name, wanted) for name in names))
+
+
+def _is_inside(wanted: str, case: Case | BrokenCase | OtherCase) -> bool:
+    """Whether `wanted` would be below `case`, as a subcase is."""
+    return any(wanted.startswith(f"{name}/") for name in (case.name, case.display_name))
 
 
 def resolve_pipeline(name: str, config: CaseConfig, folders: Collection[str], *, path: Path, workspace: Workspace) -> Pipeline:
@@ -205,9 +246,22 @@ class CatalogueEntry:
     name: str
     display_name: str
     build_group: str
-    pipelines: Mapping[Arch, Pipeline] = field(default_factory=dict)
-    subcases: int = 0
+    cases: Mapping[Arch, Case] = field(default_factory=dict)
     broken: Mapping[str, QcaseError] = field(default_factory=dict)
+    path: Path = Path()
+
+    @property
+    def pipelines(self) -> Mapping[Arch, Pipeline]:
+        return {arch: case.pipeline for arch, case in self.cases.items()}
+
+    @property
+    def subcases(self) -> tuple[Subcase, ...]:
+        """Those of all arches: they are folders, so they differ only where one arch's file makes the case no grouped one."""
+        return max((case.subcases for case in self.cases.values()), key=len, default=())
+
+    @property
+    def tags(self) -> Mapping[Arch, tuple[str, ...]]:
+        return {arch: case.config.tags for arch, case in self.cases.items() if case.config.tags}
 
 
 @dataclass(frozen=True)
@@ -221,9 +275,27 @@ class Catalogue:
     def only(self, arch: Arch) -> Catalogue:
         """The cases that are for `arch`, and those that are broken for all."""
         groups = {
-            group: tuple(e for e in entries if arch in e.pipelines or arch.value in e.broken or "" in e.broken)
+            group: tuple(e for e in entries if arch in e.cases or arch.value in e.broken or "" in e.broken)
             for group, entries in self.groups.items()
         }
+        return replace(self, groups=groups)
+
+    def where(self, keep: Callable[[Case | BrokenCase], bool]) -> Catalogue:
+        """The cases that `keep` keeps, each for the arches for which it does."""
+        groups: dict[str, tuple[CatalogueEntry, ...]] = {}
+        for group, entries in self.groups.items():
+            kept: list[CatalogueEntry] = []
+            for entry in entries:
+                cases = {arch: case for arch, case in entry.cases.items() if keep(case)}
+                broken = {
+                    arch: error
+                    for arch, error in entry.broken.items()
+                    if keep(BrokenCase(entry.name, entry.display_name, group, entry.build_group, entry.path, error))
+                }
+                if cases or broken:
+                    kept.append(replace(entry, cases=cases, broken=broken))
+            if kept:
+                groups[group] = tuple(kept)
         return replace(self, groups=groups)
 
 
@@ -234,23 +306,55 @@ def catalogue(workspace: Workspace, group: str | None = None) -> Catalogue:
     warnings: list[Problem] = []
     for name in [_known_group(workspace, group)] if group is not None else _groups(workspace):
         scan = _scan(workspace, name, None, None)
-        entries = [CatalogueEntry(b.name, b.display_name, b.build_group, broken={"": b.error}) for b in scan.broken]
+        entries = [CatalogueEntry(b.name, b.display_name, b.build_group, {}, {"": b.error}, b.path) for b in scan.broken]
         for found in scan.found:
             loaded = {arch: _load(workspace, found, arch, placeholders, ()) for arch in found.configs}
-            good = {arch: case for arch, case in loaded.items() if isinstance(case, Case)}
             entries.append(
                 CatalogueEntry(
                     found.name,
                     found.display_name,
                     found.build_group,
-                    {arch: case.pipeline for arch, case in good.items()},
-                    max((len(case.subcases) for case in good.values()), default=0),
+                    {arch: case for arch, case in loaded.items() if isinstance(case, Case)},
                     {arch.value: case.error for arch, case in loaded.items() if isinstance(case, BrokenCase)},
+                    found.path,
                 )
             )
             warnings += _strays(workspace, found)
         groups[name] = tuple(sorted(entries, key=lambda entry: entry.display_name))
     return Catalogue(workspace.config.suite.name, groups, tuple(warnings))
+
+
+def named(listed: Catalogue, patterns: Sequence[str]) -> Catalogue:
+    """The cases of a catalogue that `patterns` mean, as `select` has it. Raises `UsageError` for one that means none."""
+    found: dict[str, list[CatalogueEntry]] = {group: [] for group in listed.groups}
+    wanted = [_checked(pattern) for pattern in patterns]
+    used: set[str] = set()
+    for group, entries in listed.groups.items():
+        for entry in entries:
+            stand_in = OtherCase(entry.name, entry.display_name, ())
+            whole = {pattern for pattern in wanted if _matches(pattern, stand_in)}
+            parts = {
+                subcase.name: {pattern for pattern in wanted if _means_part(pattern, stand_in, subcase)}
+                for subcase in entry.subcases
+            }
+            used |= whole.union(*parts.values())
+            if whole:
+                found[group].append(entry)
+            elif any(parts.values()):
+                cases = {
+                    arch: replace(case, subcases=tuple(s for s in case.subcases if parts.get(s.name)))
+                    for arch, case in entry.cases.items()
+                }
+                found[group].append(replace(entry, cases=cases))
+    for pattern in wanted:
+        if pattern not in used:
+            everything = sorted(
+                {name for entries in listed.groups.values() for e in entries for name in (e.name, e.display_name)}
+            )
+            near = difflib.get_close_matches(pattern, everything, n=1)
+            kind = "no case matches" if _is_glob(pattern) else "unknown case"
+            raise UsageError(f"{kind} '{printable(pattern)}'", hint=f"did you mean '{near[0]}'?" if near else "")
+    return replace(listed, groups={group: tuple(entries) for group, entries in found.items() if entries})
 
 
 def listing(listed: Catalogue) -> list[str]:
@@ -266,12 +370,50 @@ def listing(listed: Catalogue) -> list[str]:
             # A group or a build group that is itself a case is on its own line.
             node = parent if entry.name == entry.display_name else parent.child(entry.name)
             node.note = f"{node.note}  {_note(entry)}".lstrip()
+            for subcase in entry.subcases:
+                node.child(subcase.name).note = subcase.kind
             node.details = [
                 f"{arch + ': ' if arch else ''}{line}" for arch, e in entry.broken.items() for line in _message(e).splitlines()
             ]
         if not entries:
             group_node.note = "no cases"
     return list(root.lines())
+
+
+def document(workspace: Workspace, listed: Catalogue) -> dict[str, object]:
+    """The same for a program: `qcase list --json`. Paths are relative to the workspace."""
+    cases: list[dict[str, object]] = []
+    for group, entries in listed.groups.items():
+        for entry in entries:
+            arches = {
+                arch.value: {
+                    "pipeline": case.pipeline.value,
+                    "tags": list(case.config.tags),
+                    "timeout": case.config.timeout,
+                    "config": workspace.relative(case.config_path),
+                    "warnings": [str(problem) for problem in case.warnings],
+                }
+                for arch, case in entry.cases.items()
+            }
+            cases.append(
+                {
+                    "case": entry.display_name,
+                    "name": entry.name,
+                    "group": group,
+                    "build_group": entry.build_group or None,
+                    "path": workspace.relative(entry.path),
+                    "arches": arches,
+                    "subcases": [{"name": subcase.name, "pipeline": subcase.kind.value} for subcase in entry.subcases],
+                    "broken": {arch: _message(error) for arch, error in entry.broken.items()},
+                }
+            )
+    return {
+        "format": LIST_FORMAT,
+        "suite": listed.suite,
+        "groups": list(listed.groups),
+        "cases": cases,
+        "warnings": [str(problem) for problem in listed.warnings],
+    }
 
 
 # ---- the scan
@@ -573,7 +715,10 @@ def _known_group(workspace: Workspace, group: str | None) -> str:
     known = f"known groups: {', '.join(map(printable, groups))}"
     if group is None:
         raise UsageError(f"the default group '{wanted}' is not there", hint=f"{known}; choose one with --group")
-    raise UsageError(f"unknown group '{printable(wanted)}'", hint=known)
+    near = difflib.get_close_matches(wanted, groups, n=1)
+    raise UsageError(
+        f"unknown group '{printable(wanted)}'", hint=f"did you mean '{printable(near[0])}'? {known}" if near else known
+    )
 
 
 # ---- selection
@@ -595,7 +740,7 @@ def _matches(wanted: str, case: Case | BrokenCase | OtherCase) -> bool:
     names = (case.name, case.display_name)
     if any(name == wanted or name.startswith(f"{wanted}/") for name in names):
         return True
-    if isinstance(case, BrokenCase) and case.whole_tree and any(wanted.startswith(f"{name}/") for name in names):
+    if isinstance(case, BrokenCase) and case.whole_tree and _is_inside(wanted, case):
         return True  # it may well be in there: better the reason than "unknown case"
     return _is_glob(wanted) and any(fnmatch.fnmatchcase(path, wanted) for name in names for path in _with_parents(name))
 
@@ -614,6 +759,7 @@ def _with_parents(name: str) -> Iterator[str]:
 def _no_match(discovery: Discovery, wanted: str) -> UsageError:
     shown = printable(wanted)
     others = [case for case in discovery.others if _matches(wanted, case)]
+    others = others or [case for case in discovery.others if _is_inside(wanted, case)]
     if others:
         arches = {arch for case in others for arch in case.arches}
         if discovery.arch in arches:
@@ -627,6 +773,9 @@ def _no_match(discovery: Discovery, wanted: str) -> UsageError:
     if not discovery.cases and not discovery.others:
         return _nothing_for(discovery)
     everything = {name for case in (*discovery.cases, *discovery.others) for name in (case.name, case.display_name)}
+    for case in discovery.cases:
+        if isinstance(case, Case):
+            everything |= {f"{name}/{part.name}" for part in case.subcases for name in (case.name, case.display_name)}
     near = difflib.get_close_matches(wanted, sorted(everything | {p for name in everything for p in _with_parents(name)}), n=1)
     hint = f"did you mean '{near[0]}'?" if near else "`qcase list` shows them all"
     kind = "no case matches" if _is_glob(wanted) else "unknown case"
@@ -672,13 +821,13 @@ class _Node:
 
 
 def _note(entry: CatalogueEntry) -> str:
-    """`grouped (3 subcases)  x86_64, aarch64`; where arches differ, `sh  x86_64; plain  aarch64`."""
+    """`c  x86_64, aarch64  #slow`; where arches differ, `sh  x86_64; plain  aarch64`."""
     notes = []
-    for pipeline in dict.fromkeys(entry.pipelines.values()):
-        arches = ", ".join(arch for arch, used in entry.pipelines.items() if used is pipeline)
-        plural = "" if entry.subcases == 1 else "s"
-        subcases = f" ({entry.subcases} subcase{plural})" if pipeline is Pipeline.GROUPED and entry.subcases else ""
-        notes.append(f"{pipeline}{subcases}  {arches}")
+    kinds: dict[tuple[Pipeline, tuple[str, ...]], list[str]] = {}
+    for arch, case in entry.cases.items():
+        kinds.setdefault((case.pipeline, case.config.tags), []).append(arch)
+    for (pipeline, tags), arches_of_kind in kinds.items():
+        notes.append(f"{pipeline}  {', '.join(arches_of_kind)}{''.join(f'  #{printable(tag)}' for tag in tags)}")
     if entry.broken:
         arches = ", ".join(arch for arch in entry.broken if arch)
         notes.append(f"broken  {arches}".rstrip())

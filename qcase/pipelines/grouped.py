@@ -11,11 +11,13 @@ The script prints a marker before and after each command and goes on to the end 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from qcase.config import CaseConfig, GroupedRunner
 from qcase.console import Group, Rules
+from qcase.errors import UsageError
 from qcase.pipelines import make_folders
 
 RECIPE = 1
@@ -61,6 +63,60 @@ def write_runner_script(overlay: Path, commands: Sequence[str], runner: GroupedR
     path.write_text(runner_script(commands, runner), encoding="utf-8")
     path.chmod(0o755)
     return path
+
+
+def commands_of(subcase: str, commands: Sequence[str], programs: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+    """The commands that name a program which `subcase` installs. `programs`: the paths in the guest, by subcase.
+
+    A command belongs to all subcases of which it names a program, by path or by name, wherever in it. Raises `UsageError`
+    where there is none, and where one cannot be told: a command that was left out by mistake would be a pass that means
+    nothing.
+    """
+    owners: dict[str, set[str]] = {}
+    for name, paths in programs.items():
+        for path in paths:
+            owners.setdefault(path, set()).add(name)
+            owners.setdefault(path.rpartition("/")[2], set()).add(name)
+    chosen = []
+    for command in commands:
+        named: set[str] = set()
+        for word in _WORDS.findall(command):
+            found = owners.get(word) or owners.get(word.rpartition("/")[2], set())
+            if len(found) > 1 and subcase in found:
+                raise UsageError(
+                    f"which subcase the command {label(command)!r} belongs to cannot be told: "
+                    f"{' and '.join(sorted(found))} both install {word}",
+                    where=subcase,
+                    hint="run the whole group",
+                )
+            named |= found
+        if subcase in named:
+            chosen.append(command)
+        elif not named and _COMPUTED.search(command):
+            raise UsageError(
+                f"which subcase the command {label(command)!r} belongs to cannot be told: what it runs is computed in the guest",
+                where=subcase,
+                hint="name the program in the command, or run the whole group",
+            )
+    if not chosen:
+        installed = ", ".join(sorted(programs.get(subcase, ()))[:6]) or "none"
+        raise UsageError(
+            "no command of the group names a program of this subcase",
+            where=subcase,
+            hint=f"programs that it installs: {installed}",
+        )
+    return tuple(chosen)
+
+
+def is_simple(command: str) -> bool:
+    """Whether a command is one program with its arguments, and nothing that a shell would do besides."""
+    return not re.search(r"[;|&<>()$`\n!{}]", command)
+
+
+# Words of a command, with all that a shell puts between and around them taken away.
+_WORDS = re.compile(r"[^\s;|&<>()'\"`={}]+")
+# What makes a shell run something that does not stand there.
+_COMPUTED = re.compile(r"[$`*?\[]|\b(?:eval|xargs|find|sh|source)\b|(?:^|[\s;])\.\s")
 
 
 def rules(config: CaseConfig, runner: GroupedRunner) -> Rules:

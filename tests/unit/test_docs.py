@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from qcase import config
-from qcase.cli import app
+from qcase.cli import app, arguments
 from qcase.model import Arch
 from tests.conftest import ROOT
 
@@ -63,14 +63,14 @@ def test_the_configuration_page_shows_every_key_with_its_default(tmp_path: Path)
 
 @pytest.mark.parametrize("line", [c for _, c in commands()], ids=[n for n, _ in commands()])
 def test_a_command_is_one(line: str) -> None:
-    program, *arguments = shlex.split(line)
+    program, *words = shlex.split(line)
     if program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert set(arguments) <= set(targets)
+        assert set(words) <= set(targets)
         return
     assert program == "qcase", "only commands that can be checked stand in the docs"
     command = typer.main.get_command(app)
-    context = command.make_context("qcase", list(arguments), resilient_parsing=False)
+    context = command.make_context("qcase", arguments(words), resilient_parsing=False)
     words = [*context._protected_args, *context.args]  # the group leaves its subcommand's words to it
     while words:
         name, found, words = command.resolve_command(context, words)  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ ROOMS = [
     "report",
     "explain",
     "prepare",
+    "selection",
     "runs",
     "pipelines",
     "suite",

@@ -111,7 +111,7 @@ def test_unknown_group_lists_the_known_ones_sorted(tree: Suite) -> None:
         tree.case(f"{group}/a")
     with pytest.raises(UsageError, match="unknown group 'sress'") as e:
         tree.discover(group="sress")
-    assert e.value.hint == "known groups: normal, stress"
+    assert e.value.hint == "did you mean 'stress'? known groups: normal, stress"
 
 
 @pytest.mark.parametrize("group", ["", ".", "..", "normal/a", "/", ".git"])
@@ -656,7 +656,9 @@ def test_listing_is_a_tree_of_everything(net: Suite) -> None:
         "demo",
         "├── normal",
         "│   ├── arm  build group",
-        "│   │   └── g  grouped (2 subcases)  x86_64, aarch64",
+        "│   │   └── g  grouped  x86_64, aarch64",
+        "│   │       ├── one  c",
+        "│   │       └── two  sh",
         "│   ├── bad  plain  aarch64; broken  x86_64",
         "│   │       x86_64: suite/normal/bad/qemu-x86_64.toml:1: is not TOML: Invalid statement, column 1",
         "│   ├── odd  for no known architecture",
