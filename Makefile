@@ -4,7 +4,7 @@ ARCH ?= x86_64 aarch64
 PYTEST_ARGS ?=
 SOAK_ARGS ?=
 
-.PHONY: setup demo test lint bench soak
+.PHONY: setup demo test lint bench soak wheel
 
 setup:
 	@.ci/setup
@@ -14,7 +14,8 @@ demo: setup
 		.venv/bin/qcase run --workspace examples/linux --arch $$arch || failed=$$?; \
 	done; exit $$failed
 
-test: setup
+test:
+	@.ci/setup tests
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: setup
@@ -26,3 +27,6 @@ bench: setup
 # Breaks the store at every point there is, and kills many processes at random; prints its seeds.
 soak: setup
 	@.venv/bin/python -m tests.soak $(SOAK_ARGS)
+
+wheel: setup
+	@.venv/bin/python -m hatchling build -t wheel -d dist

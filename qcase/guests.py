@@ -332,11 +332,15 @@ def _refusal(output: str, release: _Release) -> InfraError:
 
 
 def _pip() -> list[str]:
-    """How pip is called: the interpreter's own, else one on PATH (an interpreter from Nix has none)."""
+    """How pip is called: by the place where we see it ourselves, else one on PATH.
+
+    By its place, because `-m pip` is looked for where the interpreter looks, and what Nix wraps has modules elsewhere.
+    """
     import importlib.util
 
-    if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
+    spec = importlib.util.find_spec("pip")
+    if spec is not None and spec.origin is not None:
+        return [sys.executable, str(Path(spec.origin).parent)]
     for name in ("pip", "pip3"):
         if found := shutil.which(name):
             return [found]

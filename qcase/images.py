@@ -421,7 +421,8 @@ def make_base(engine: Engine, cache: Path, emit: Emit | None, definition: BaseDe
     _say(emit, f"making the base image, Debian {definition.suite}, from {origin} (once)")
     with _scratch(cache) as scratch, Heart("base image", emit):
         archive = scratch / "base.tar"
-        argv = mmdebstrap_arguments(definition, mirrors, archive)
+        # A host that is no Debian may have Debian's keys elsewhere.
+        argv = mmdebstrap_arguments(definition, mirrors, archive, os.environ.get("QCASE_DEBIAN_KEYRING", ""))
         # As root, its working folder is ours, and goes with it. An ordinary user's is entered by other, mapped users, to whom
         # a cache folder below a closed home would be shut.
         folder = {"TMPDIR": str(scratch)} if os.geteuid() == 0 else {}
@@ -452,9 +453,9 @@ def make_base(engine: Engine, cache: Path, emit: Emit | None, definition: BaseDe
     return f"qcase/base:{tag}"
 
 
-def mmdebstrap_arguments(definition: BaseDefinition, mirrors: Mirrors, archive: Path) -> list[str]:
+def mmdebstrap_arguments(definition: BaseDefinition, mirrors: Mirrors, archive: Path, keyring: str = "") -> list[str]:
     """mmdebstrap's command line. A keyring of the host that Debian does not bring itself goes into the base too."""
-    argv = ["mmdebstrap", f"--variant={definition.variant}", "--format=tar"]
+    argv = ["mmdebstrap", f"--variant={definition.variant}", "--format=tar", *([f"--keyring={keyring}"] if keyring else [])]
     lines = []
     suites = [(mirrors.main, definition.suite), (mirrors.main, f"{definition.suite}-updates")]
     for source, suite in [*suites, (mirrors.security, f"{definition.suite}-security")]:

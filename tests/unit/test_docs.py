@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from qcase import config
+from qcase import config, process
 from qcase.cli import app, arguments
 from qcase.model import Arch
 from tests.conftest import ROOT
@@ -100,3 +100,10 @@ def test_make_demo_names_the_example_workspace() -> None:
     assert (ROOT / "examples" / "linux" / "qcase.toml").is_file()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert "make -s test" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("text", [b for _, b in blocks("sh")], ids=[n for n, _ in blocks("sh")])
+def test_a_shell_block_parses(text: str) -> None:
+    """Those are run by the tests of what they install: wheel, Nix, image, recipes of CI."""
+    done = process.run(["sh", "-n", "-c", text], check=False, timeout=30)
+    assert done.returncode == 0, done.output

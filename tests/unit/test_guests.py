@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import site
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -16,6 +19,7 @@ from qcase.errors import InfraError, UsageError
 from qcase.events import Event, Progress, Warned
 from qcase.guests import GuestSpec, command_line, resolve, unpack_bzimage, unpack_zboot
 from qcase.model import Arch
+from tests.conftest import ROOT
 
 
 def ignore(event: Event) -> None:
@@ -338,3 +342,13 @@ def test_no_pip_at_all_is_one_message(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InfraError, match="pip is not installed"):
         guests.alpine(Arch.X86_64, tmp_path / "store", emit=ignore)
+
+
+def test_pip_is_called_where_it_is_even_if_only_we_look_there(tmp_path: Path) -> None:
+    """As in a program that Nix wrapped: it adds the places of its modules itself, and its children do not know them."""
+    program = "import sys; sys.path.extend(sys.argv[1].split(':')); from qcase import guests, process; "
+    program += "print(process.run([*guests._pip(), '--version']).output); process.dismiss_guardian()"
+    places = ":".join([str(ROOT), *site.getsitepackages()])
+    argv = [sys.executable, "-I", "-S", "-c", program, places]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env={"PATH": str(tmp_path)})
+    assert done.stdout.startswith("pip ")

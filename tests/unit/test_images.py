@@ -283,3 +283,8 @@ def test_hints_of_a_failed_build(text: str, hint: str) -> None:
 def test_proxies_reach_a_build_by_either_spelling() -> None:
     environ = {"http_proxy": "http://p:1", "HTTPS_PROXY": "http://p:2", "no_proxy": "", "PATH": "/bin"}
     assert images._proxies(environ) == {"http_proxy": "http://p:1", "HTTPS_PROXY": "http://p:2"}
+
+
+def test_a_keyring_for_a_host_that_is_no_debian() -> None:
+    argv = images.mmdebstrap_arguments(BaseDefinition("trixie", "minbase"), Mirrors(), Path("/x/base.tar"), "/keys/debian.gpg")
+    assert "--keyring=/keys/debian.gpg" in argv
