@@ -4,7 +4,9 @@ ARCH ?= x86_64 aarch64
 PYTEST_ARGS ?=
 SOAK_ARGS ?=
 
-.PHONY: setup demo test lint bench soak wheel
+SITE ?= target/docs
+
+.PHONY: setup demo test lint bench soak wheel docs reference
 
 setup:
 	@.ci/setup
@@ -30,3 +32,11 @@ soak: setup
 
 wheel: setup
 	@.venv/bin/python -m hatchling build -t wheel -d dist
+
+# The documentation as a web site, into target/docs.
+docs: setup
+	@.venv/bin/python -m mkdocs build -q --strict --site-dir $(SITE)
+
+# What the docs show of the models: the keys of the configuration, and the schemas.
+reference: setup
+	@.venv/bin/python -m tests.reference

@@ -305,6 +305,18 @@ def images_build(
         print(f"{image.name}: {image.id}, identity {image.identity}, {len(image.packages)} packages")
 
 
+@app.command("schema")
+def schema_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="qcase: of qcase.toml; qemu: of qemu-<arch>.toml.")],
+    as_toml: Annotated[bool, typer.Option("--toml", help="All keys with their defaults and meanings, as TOML.")] = False,
+) -> None:
+    """Print the JSON Schema of a configuration file, for editors that complete and check it."""
+    with _reported():
+        from qcase import schema
+
+        print(schema.toml(name) if as_toml else schema.json_schema(name), end="")
+
+
 def main() -> None:
     """The program."""
     # What ends a run from outside is an interrupt like Ctrl-C: everything is put away, and what had finished is reported.

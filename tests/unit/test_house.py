@@ -38,6 +38,7 @@ ROOMS = [
     "content",
     "locks",
     "keys",
+    "schema",
     "config",
     "history",
     "version",

@@ -1,0 +1,244 @@
+"""What may stand in `qcase.toml` and `qemu-<arch>.toml`, for editors and for people: made from the models, never written twice.
+
+    json_schema(name)   JSON Schema, with which editors complete and check these files
+    toml(name)          all keys with their defaults, as the configuration page shows them
+    commented(…)        the same with every key commented out, as `qcase init` writes it
+
+What a key means stands in `MEANING`, by its path. A test sees that no key is without.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from qcase.config import WorkspaceConfig, _CaseFile
+from qcase.errors import UsageError
+from qcase.model import Arch
+
+_WIDTH = 130  # columns of a line of TOML with its meaning behind it
+_COLUMN = 58  # where meanings stand at the most
+
+# In the order in which `qcase schema` names them.
+MODELS: Mapping[str, type[BaseModel]] = {"qcase": WorkspaceConfig, "qemu": _CaseFile}
+
+TITLES: Mapping[str, str] = {"qcase": "qcase.toml", "qemu": "qemu-<arch>.toml"}
+
+# A table of one layout that stands under several names is shown once.
+_TWINS = {f"guest.{arch}": "guest.x86_64" for arch in Arch if arch is not Arch.X86_64}
+
+MEANING: Mapping[str, str] = {
+    "suite": "Which cases there are.",
+    "suite.name": "the suite's name in reports; default: the folder's name",
+    "suite.root": "the folder of the groups, relative to the workspace",
+    "suite.default_group": "what `qcase run` runs without --group",
+    "grouped": "The script that runs a grouped case's commands.",
+    "grouped.prefix": "all that follows comes from it, unless set by name",
+    "grouped.runner_name": "the script's file name, in /usr/bin",
+    "grouped.runner_path": "how it is called",
+    "grouped.begin_marker": "before a command",
+    "grouped.passed_marker": "behind one that exited with 0",
+    "grouped.failed_marker": "behind any other",
+    "grouped.all_passed_marker": "at the end",
+    "grouped.all_failed_marker": "likewise",
+    "grouped.success_regex": "what a grouped case's success pattern becomes",
+    "grouped.fail_regex": "read for each command; another one is looked for as well",
+    "script_env": "The names of the variables that a case's scripts find.",
+    "script_env.prefix": "all that follows comes from it, unless set by name",
+    "script_env.staging_root": "the base image, unpacked",
+    "script_env.case_dir": "the copy of the case's folder",
+    "script_env.case_c_dir": "its c/",
+    "script_env.case_work_dir": "for whatever a script makes",
+    "script_env.case_build_dir": "where CMake builds",
+    "script_env.case_overlay_dir": "what goes into the guest",
+    "cache": "What is kept from run to run.",
+    "cache.env": "variables whose values enter every key, and which builds see",
+    "cache.write": "auto | always | never",
+    "cache.keep_images": "false: images live for one run, overlays are all that is stored",
+    "cache.max_size": "of the store; what was not used for longest goes, after a run that added something",
+    "cache.min_free": "on the store's disk, likewise; never more than a tenth of the disk",
+    "toolchain": "The images in which cases are built.",
+    "toolchain.c": "The compilers of the pipeline `c`.",
+    "toolchain.c.compiler": "gcc | clang",
+    "toolchain.rust": "The compilers of the pipeline `rust`.",
+    "toolchain.rust.image": "a foreign image in place of qcase's own: name@sha256:<64 hex digits>",
+    "toolchain.c.image": "a foreign image in place of qcase's own: name@sha256:<64 hex digits>",
+    "run": "How cases are run.",
+    "run.accel": "tcg | kvm | auto",
+    "run.network": "restricted | user | none: what -netdev user gives the guest",
+    "run.timeout_scale": "multiplies every case's timeout",
+    "guest": "What is booted, for each architecture.",
+    "guest.x86_64": "and aarch64, riscv64, loongarch64",
+    "guest.x86_64.rootfs": '"alpine", or a path: an ext4 image',
+    "guest.x86_64.kernel": '"alpine", or a path',
+    "guest.x86_64.initrd": "a path; default: qcase's own with the kernel alpine, none with another",
+    "guest.x86_64.hostname": "of the built-in guest; it stands in the prompt",
+    "guest.x86_64.append": "added to the kernel's command line; must not contain the word panic",
+    "args": "QEMU's arguments, at the beginning of its command line",
+    "uefi": "not supported yet: the kernel is booted as it is",
+    "to_bin": "not supported yet: the kernel is booted as it is",
+    "shell_prefix": "the prompt to wait for: a literal text, anywhere in the output",
+    "shell_init_cmd": "what is typed when the prompt has come",
+    "test_commands": "commands of a grouped case, each one a subtest",
+    "success_regex": "patterns (RE2) that pass the case; ^ and $ are the ends of a line",
+    "fail_regex": "patterns that fail it; they come first",
+    "timeout": "seconds from QEMU's start to the verdict; 0: none",
+    "qcase": "What only qcase knows.",
+    "qcase.match": "any | all: how many of success_regex have to match",
+    "qcase.match_from": "start | prompt: from where on the case's own patterns look",
+    "qcase.network": "restricted | user | none; default: [run] network",
+    "qcase.tags": "words to choose cases by, with --tag",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key or table. `path` is dotted. `default` is None where there is none, and for a table."""
+
+    path: str
+    name: str
+    model: type[BaseModel] | None
+    default: object
+
+    @property
+    def meaning(self) -> str:
+        return MEANING.get(twin(self.path), "")
+
+
+def twin(path: str) -> str:
+    """The path under which a key is described."""
+    for table, described in _TWINS.items():
+        if path == table or path.startswith(f"{table}."):
+            return described + path[len(table) :]
+    return path
+
+
+def keys(model: type[BaseModel], above: str = "") -> Iterator[Key]:
+    """All keys of a model; a table's own before its tables."""
+    values = model()
+    tables = []
+    for name, field in model.model_fields.items():
+        path = f"{above}.{name}" if above else name
+        inner = _model(field.annotation)
+        if inner is not None:
+            tables.append(Key(path, name, inner, None))
+        else:
+            yield Key(path, name, None, getattr(values, name))
+    for table in tables:
+        yield table
+        assert table.model is not None
+        yield from keys(table.model, table.path)
+
+
+def json_schema(name: str) -> str:
+    """The JSON Schema of a kind of file, as text. Raises `UsageError` for an unknown kind."""
+    model = _known(name)
+    schema = model.model_json_schema(mode="validation")
+    definitions = schema.get("$defs", {})
+    _describe(schema, "", definitions)
+    for definition in definitions.values():
+        _tidy(definition)
+    _tidy(schema)
+    schema["additionalProperties"] = False  # of a case's file an unknown key is a warning, which an editor shows as one
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": TITLES[name], **schema}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def toml(name: str) -> str:
+    """All keys of a kind of file with their defaults and meanings: a valid file that changes nothing."""
+    return "\n".join([f"# {TITLES[name]}", *_toml(_known(name), lambda line: line)]) + "\n"
+
+
+def commented(name: str, *, leave_out: Callable[[str], bool]) -> list[str]:
+    """The lines of the same, commented out, without the keys and tables that `leave_out` names."""
+    return list(_toml(_known(name), lambda line: f"# {line}", leave_out))
+
+
+def _known(name: str) -> type[BaseModel]:
+    if name not in MODELS:
+        raise UsageError(f"there is no schema {name!r}", hint=f"there are: {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+# ---- TOML
+
+
+def _toml(
+    model: type[BaseModel], written: Callable[[str], str], leave_out: Callable[[str], bool] = lambda _: False
+) -> Iterator[str]:
+    tables: list[tuple[str, str, list[Key]]] = [("", "", [])]
+    for key in keys(model):
+        if key.path != twin(key.path) or leave_out(key.path):
+            continue
+        if key.model is None:
+            tables[-1][2].append(key)
+        else:
+            tables.append((f"[{key.path}]", key.meaning, []))
+    blank = False
+    for header, meaning, below in tables:
+        if not below:
+            continue
+        if blank:
+            yield ""
+        blank = True
+        rows = [(header, meaning)] if header else []
+        rows += [
+            (f"{key.name} =" if key.default is None else f"{key.name} = {literal(key.default)}", key.meaning) for key in below
+        ]
+        rows = [(f"# {line}", said) if line.endswith("=") else (line, said) for line, said in rows]
+        column = min(max(len(line) for line, _ in rows) + 2, _COLUMN)
+        for line, said in rows:
+            whole = f"{line:<{column}} # {said}" if said else line
+            if len(whole) > _WIDTH:
+                yield written(f"# {said}:")
+                whole = line
+            yield written(whole)
+
+
+def literal(value: object) -> str:
+    """A value as TOML has it; a pattern as a literal string, which needs no escapes."""
+    if isinstance(value, str) and "\\" in value and "'" not in value:
+        return f"'{value}'"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(literal(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """The model of a table; None for a key."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next((found for part in get_args(annotation) if (found := _model(part)) is not None), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+# ---- JSON Schema
+
+
+def _describe(schema: dict[str, Any], above: str, definitions: dict[str, Any]) -> None:
+    for name, entry in schema.get("properties", {}).items():
+        path = twin(f"{above}.{name}" if above else name)
+        reference = entry.get("$ref", "").rpartition("/")[2]
+        if reference:
+            _describe(definitions[reference], path, definitions)
+        if path in MEANING:
+            entry["description"] = MEANING[path]
+
+
+def _tidy(schema: dict[str, Any]) -> None:
+    """Without what says nothing to a person who writes TOML: names of classes, and null, which TOML does not have."""
+    schema.pop("title", None)
+    schema.pop("description", None)
+    for name, entry in schema.get("properties", {}).items():
+        entry.pop("title", None)
+        options = [option for option in entry.get("anyOf", []) if option.get("type") != "null"]
+        if len(options) == 1:
+            schema["properties"][name] = {**{k: v for k, v in entry.items() if k not in ("anyOf", "default")}, **options[0]}
+        elif "$ref" in entry:
+            entry.pop("default", None)

@@ -1,0 +1,35 @@
+"""`make reference`: writes into the docs what is made from the models.
+
+docs/configuration.md      each block of TOML below a line `<!-- qcase schema NAME --toml -->`
+docs/schemas/NAME.json     what `qcase schema NAME` prints
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from qcase import schema
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "configuration.md"
+
+_BLOCK = re.compile(r"(<!-- qcase schema (\w+) --toml -->\n```toml\n).*?(^```$)", re.DOTALL | re.MULTILINE)
+
+
+def files() -> dict[Path, str]:
+    """What is to stand in each file."""
+    page = _BLOCK.sub(lambda block: block[1] + schema.toml(block[2]) + block[3], PAGE.read_text(encoding="utf-8"))
+    return {PAGE: page} | {ROOT / "docs" / "schemas" / f"{name}.json": schema.json_schema(name) for name in schema.MODELS}
+
+
+def main() -> None:
+    for path, text in files().items():
+        path.parent.mkdir(exist_ok=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: written")
+
+
+if __name__ == "__main__":
+    main()
