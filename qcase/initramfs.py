@@ -4,7 +4,7 @@ It needs neither root, a loop device nor a tool of the host: the image is read b
 
     init                       the script below, PID 1 until it hands over
     bin/busybox, bin/<applet>  the image's busybox, and links to it for what the script calls
-    lib/ld-musl-<arch>.so.1    its loader, which is its C library too
+    lib/ld-musl-<arch>.so.1    its loader, which is its C library too; none of this with a busybox that is static
     lib/libc.musl-<arch>.so.1  the name under which busybox asks for that library
     dev/console, dev/null      what the kernel opens for PID 1
     links/                     /dev/fd and its kin, which devtmpfs does not have; copied there
@@ -116,9 +116,16 @@ export ENV=/run/qcase/shell
 if [ sbin/init -ef bin/busybox ] || [ sbin/init -ef /bin/busybox ]; then # the second: a link to /bin/busybox, seen from here
     exec switch_root -c /dev/console /newroot /sbin/init single
 fi
-cp /bin/busybox /lib/LOADER run/qcase
-exec switch_root -c /dev/console /newroot /run/qcase/LOADER --argv0 init /run/qcase/busybox single
+OWN_INIT
 """.replace("HOSTNAME_PARAMETER", HOSTNAME_PARAMETER)
+
+# How our busybox becomes the init of an image that has another one: with its loader, or, where it is static, alone.
+_DYNAMIC_INIT = """\
+cp /bin/busybox /lib/LOADER run/qcase
+exec switch_root -c /dev/console /newroot /run/qcase/LOADER --argv0 init /run/qcase/busybox single"""
+_STATIC_INIT = """\
+cp /bin/busybox run/qcase/init
+exec switch_root -c /dev/console /newroot /run/qcase/init single"""
 
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 
@@ -135,19 +142,27 @@ class Member:
 
 def recipe() -> str:
     """Names what this module makes of an image: a different recipe makes a different initramfs."""
-    parts = (INIT, DISK_MODULES, NET_MODULES, _APPLETS, sorted(_LINKS.items()), "cpio 1")
+    parts = (INIT, _DYNAMIC_INIT, _STATIC_INIT, DISK_MODULES, NET_MODULES, _APPLETS, sorted(_LINKS.items()), "cpio 1")
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def build(image: Ext4Image, arch: Arch) -> bytes:
     """The archive for a guest's image. Raises `InfraError` if the image lacks something that it takes."""
     loader = arch.musl_loader
+    busybox = _content(image, "/bin/busybox")
+    libraries = []
+    own_init = _STATIC_INIT
+    if _is_dynamic(busybox, f"{image.path}: /bin/busybox"):
+        own_init = _DYNAMIC_INIT.replace("LOADER", loader)
+        libraries = [
+            Member(f"lib/{loader}", stat.S_IFREG | 0o755, _content(image, f"/lib/{loader}")),
+            Member(f"lib/libc.musl-{arch}.so.1", stat.S_IFLNK | 0o777, loader.encode()),
+        ]
     members = [
-        Member("init", stat.S_IFREG | 0o755, INIT.replace("LOADER", loader).encode()),
-        Member("bin/busybox", stat.S_IFREG | 0o755, _content(image, "/bin/busybox")),
+        Member("init", stat.S_IFREG | 0o755, INIT.replace("OWN_INIT", own_init).encode()),
+        Member("bin/busybox", stat.S_IFREG | 0o755, busybox),
         *(Member(f"bin/{applet}", stat.S_IFLNK | 0o777, b"busybox") for applet in _APPLETS),
-        Member(f"lib/{loader}", stat.S_IFREG | 0o755, _content(image, f"/lib/{loader}")),
-        Member(f"lib/libc.musl-{arch}.so.1", stat.S_IFLNK | 0o777, loader.encode()),
+        *libraries,
         Member("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
         Member("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
         *(Member(f"links/{name}", stat.S_IFLNK | 0o777, target.encode()) for name, target in _LINKS.items()),
@@ -155,6 +170,19 @@ def build(image: Ext4Image, arch: Arch) -> bytes:
         *_modules(image),
     ]
     return cpio(members)
+
+
+def _is_dynamic(program: bytes, where: str) -> bool:
+    """Does a program name a loader?"""
+    import io
+
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        return any(segment["p_type"] == "PT_INTERP" for segment in ELFFile(io.BytesIO(program)).iter_segments())
+    except ELFError as error:
+        raise InfraError(f"is no program: {error}", where=where) from None
 
 
 def cpio(members: Iterable[Member]) -> bytes:

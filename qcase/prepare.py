@@ -183,7 +183,14 @@ class Session:
         assert self.keep_open is not None  # before a collector can come between
         notes = self.memory / "guests" if self.store.readonly else None
         guest = guests.resolve(
-            spec, self.arch, self.workspace.root, self.store.root, self.emit, offline=self.looking, notes=notes
+            spec,
+            self.arch,
+            self.workspace.root,
+            self.store.root,
+            self.emit,
+            offline=self.looking,
+            notes=notes,
+            tools=guests.Tools(lambda: self.engine, lambda: self.toolchain(INJECTOR).id, self.environ),
         )
         for path in (guest.rootfs, guest.kernel, guest.initrd):
             if path is not None and path.parent.parent == self.store.root / "guests" and not self.store.readonly:

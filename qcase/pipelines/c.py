@@ -33,6 +33,7 @@ from qcase.pipelines import (
 )
 
 IMAGE = "c"
+_MUSL = "libc.so"  # the toolchain's, for a guest that has none
 _STAGE = "stage"  # the file in which the step says how far it is
 
 # Run by `sh -eu`. The `stage` file names what was being done, should it fail.
@@ -54,6 +55,7 @@ stage build
 cmake --build {BUILD}/cmake --parallel "$(nproc)"
 stage install
 DESTDIR={OVERLAY} cmake --install {BUILD}/cmake
+if [ -f "$MUSL" ]; then cp "$MUSL" {BUILD}/{_MUSL}; fi
 """
 
 
@@ -127,6 +129,7 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
             **workshop.environment,
             **script_variables(workshop.config.script_env),
             "STAGING_VARIABLE": workshop.config.script_env.staging_root,
+            "MUSL": f"/opt/qcase/musl/{workshop.arch}/lib/libc.so",
         },
         workdir=f"{SRC}/c",
         timeout=STEP_TIMEOUT,
@@ -146,7 +149,7 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
             where=workshop.case,
             hint="add install(TARGETS … DESTINATION usr/bin) to CMakeLists.txt",
         )
-    libraries.complete(overlay, workshop.base, workshop.arch, workshop.case)
+    libraries.complete(overlay, workshop.base, workshop.arch, workshop.case, musl=out / _MUSL)
 
 
 def _said_in(stage: str, output: str) -> str:

@@ -1,12 +1,13 @@
 """The shared libraries that an overlay's programs need.
 
-axbuild copies them from the staging root. Here the guest usually has them already: what the overlay and the base image
-together do not have is an error now, instead of "not found" in the guest.
+axbuild copies them from the staging root. Here the guest usually has them already; musl itself is taken from the toolchain where
+it does not. What the overlay and the base image together do not have is an error now, instead of "not found" in the guest.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,11 +42,12 @@ class Elf:
     search: tuple[str, ...]
 
 
-def complete(overlay: Path, base: Path, arch: Arch, case: str) -> None:
+def complete(overlay: Path, base: Path, arch: Arch, case: str, musl: Path | None = None) -> None:
     """Check that each ELF file of the overlay finds its loader and its libraries in the guest.
 
-    Also writes `etc/ld-musl-<arch>.path` when the overlay brings a loader of its own, as axbuild does. Raises `BuildError`
-    that names each library that is missing, who needs it, and each file that is for another architecture.
+    `musl`: the toolchain's C library, which goes into the overlay if a program needs it and the guest has none. Also writes
+    `etc/ld-musl-<arch>.path` when the overlay brings a loader, as axbuild does. Raises `BuildError` that names each library
+    that is missing, who needs it, and each file that is for another architecture.
     """
     files = list(elf_files(overlay))
     wrong = [f"{elf.path} is for {elf.machine.removeprefix('EM_')}" for elf in files if elf.machine != _MACHINES[arch]]
@@ -57,6 +59,10 @@ def complete(overlay: Path, base: Path, arch: Arch, case: str) -> None:
         )
     if any(elf.interpreter or elf.needed for elf in files):
         with Ext4Image.open(base) as image:
+            loader = f"/lib/{arch.musl_loader}"
+            wanted = any(elf.interpreter == loader for elf in files) and not _there(loader, overlay, image)
+            if wanted and musl is not None and musl.is_file():
+                add_musl(overlay, musl, arch)
             missing = sorted({why for elf in files for why in _missing(elf, overlay, image)})
         if missing:
             raise BuildError(
@@ -64,11 +70,18 @@ def complete(overlay: Path, base: Path, arch: Arch, case: str) -> None:
                 where=case,
                 hint="link statically (-static), or install the library into usr/lib with the program",
             )
-    loader = overlay / "lib" / arch.musl_loader
-    if loader.is_file():
+    if (overlay / "lib" / arch.musl_loader).is_file():
         paths = make_folders(overlay, "etc") / f"ld-musl-{arch}.path"
         paths.write_text("".join(f"/{folder}\n" for folder in FOLDERS), encoding="ascii")
         paths.chmod(0o644)
+
+
+def add_musl(overlay: Path, musl: Path, arch: Arch) -> None:
+    """musl's one file, which is its loader, and the name under which Alpine's libraries need it."""
+    folder = make_folders(overlay, "lib")
+    shutil.copyfile(musl, folder / arch.musl_loader)
+    (folder / arch.musl_loader).chmod(0o755)
+    (folder / f"libc.musl-{arch}.so.1").symlink_to(arch.musl_loader)
 
 
 def elf_files(overlay: Path) -> Iterator[Elf]:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from qcase import guests
+from qcase import guests, kernels
 from qcase.errors import InfraError, UsageError
 from qcase.events import Event, Progress, Warned
-from qcase.guests import GuestSpec, command_line, resolve, unpack_bzimage, unpack_zboot
+from qcase.guests import GuestSpec, command_line, resolve
+from qcase.kernels import unpack_bzimage, unpack_zboot
 from qcase.model import Arch
 from tests.conftest import ROOT
 
@@ -100,7 +101,7 @@ def test_what_is_no_bzimage_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("bomb", [unpack_zboot, unpack_bzimage])
 def test_a_kernel_does_not_fill_the_memory(bomb: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guests, "_KERNEL_LIMIT", 1000)
+    monkeypatch.setattr(kernels, "_KERNEL_LIMIT", 1000)
     with pytest.raises(InfraError, match="too large"):
         unpack_zboot(zboot(gz(bytes(100_000))), "k") if bomb is unpack_zboot else unpack_bzimage(bzimage(gz(bytes(100_000))), "k")
 
