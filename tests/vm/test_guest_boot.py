@@ -207,7 +207,6 @@ def test_a_kernel_that_dies_is_seen_on_the_console(guest: Guest) -> None:
         console.until("Kernel panic - not syncing: sysrq triggered crash")
 
 
-@in_guests(*ARCHES, "debian-riscv64")
 @pytest.mark.parametrize("command", ["poweroff", "reboot"])
 def test_poweroff_and_reboot_end_the_machine(guest: Guest, command: str) -> None:
     with booted(guest) as console:
