@@ -23,8 +23,8 @@ def package(files: dict[str, bytes], compression: str = "xz") -> bytes:
             member.size, member.mode = len(content), 0o755 if "/bin/" in name else 0o644
             tar.addfile(member, io.BytesIO(content))
     deb = b"!<arch>\n"
-    for name, content in ((b"debian-binary", b"2.0\n"), (b"control.tar.xz", b"odd"), (b"data.tar.xz", data.getvalue())):
-        deb += b"%-16s%-12d%-6d%-6d%-8s%-10d`\n" % (name, 0, 0, 0, b"100644", len(content)) + content + b"\n" * (len(content) % 2)
+    for part, content in ((b"debian-binary", b"2.0\n"), (b"control.tar.xz", b"odd"), (b"data.tar.xz", data.getvalue())):
+        deb += b"%-16s%-12d%-6d%-6d%-8s%-10d`\n" % (part, 0, 0, 0, b"100644", len(content)) + content + b"\n" * (len(content) % 2)
     return deb
 
 
@@ -50,7 +50,7 @@ def test_a_package_gives_busybox_modules_licences_and_its_kernel(tmp_path: Path)
 def test_what_is_no_package_is_an_error(bad: bytes, tmp_path: Path) -> None:
     deb = tmp_path / "bad.deb"
     deb.write_bytes(bad)
-    with pytest.raises(InfraError, match="is no Debian package|cannot be unpacked"):
+    with pytest.raises(InfraError, match=r"is no Debian package|cannot be unpacked"):
         debian.extract(deb, RELEASES[Arch.RISCV64], tmp_path / "tree", tmp_path / "boot")
 
 
