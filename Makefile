@@ -6,7 +6,7 @@ SOAK_ARGS ?=
 
 SITE ?= target/docs
 
-.PHONY: setup demo test lint bench soak wheel docs reference
+.PHONY: setup demo test lint bench soak wheel image docs reference
 
 setup:
 	@.ci/setup
@@ -40,3 +40,7 @@ docs: setup
 # What the docs show of the models: the keys of the configuration, and the schemas.
 reference: setup
 	@.venv/bin/python -m tests.reference
+
+# The image of `Containerfile`, for hosts that have an engine and nothing else.
+image: setup
+	@.ci/image

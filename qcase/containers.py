@@ -21,6 +21,8 @@ in a `finally`; for a qcase that was killed with KILL, the guardian removes what
 The output travels over the attached stream alone: the engine stores none (log driver `none`), and attaching before the start
 loses nothing. A step that writes faster than we read is held up by the engine.
 
+Where qcase runs in a container itself and the engine sits outside of it, mounts are translated (see `qcase.outside`).
+
 Engines other than a rootful Docker are provided for by what `info` says, but were not at hand to be tried: a rootless one (where
 uid 0 of the container is the caller), one with user namespaces (which are switched off for our containers), one with SELinux.
 """
@@ -43,7 +45,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qcase import process
+from qcase import outside, process
 from qcase.errors import BuildError, InfraError, UsageError
 from qcase.events import Emit, Warned
 from qcase.process import Deadline
@@ -138,18 +140,23 @@ _FORK_FAILED = re.compile(r"(?i)(can't|cannot|unable to) fork|fork: retry|fork f
 class Engine:
     """A connection to the container engine. `run` may be called by several threads at once."""
 
-    def __init__(self, api: docker.APIClient, path: str) -> None:
+    def __init__(self, api: docker.APIClient, path: str, workspace: Path | None = None) -> None:
         self.api = api
         self.socket = path
+        self._workspace = workspace
         self._facts: Facts | None = None
+        self._places: outside.Places | None = None
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._cancelled = False
         self._warned: set[str] = set()
 
     @classmethod
-    def connect(cls) -> Engine:
-        """Connect to the engine that `DOCKER_HOST` names, else to the machine's own. `InfraError` where none answers."""
+    def connect(cls, workspace: Path | None = None) -> Engine:
+        """Connect to the engine that `DOCKER_HOST` names, else to the machine's own. `InfraError` where none answers.
+
+        `workspace`: the folder that `QCASE_HOST_WORKSPACE` speaks of.
+        """
         path = socket_path(os.environ)
         _knock(path)
         import docker
@@ -158,7 +165,7 @@ class Engine:
             api = docker.APIClient(base_url=f"unix://{path}", version="auto", timeout=int(CALL_TIMEOUT))
         except docker.errors.DockerException as error:
             raise InfraError(f"what answers here is no container engine: {error}", where=path, hint=_START_HINT) from None
-        return cls(api, path)
+        return cls(api, path, workspace)
 
     def __enter__(self) -> Engine:
         return self
@@ -182,6 +189,24 @@ class Engine:
                     self._facts = Facts.of(_persistently(self.api.info))
             return self._facts
 
+    @property
+    def places(self) -> outside.Places:
+        """Where the engine sees our folders; found out once."""
+        import docker
+
+        def inspect(container: str) -> Mapping[str, Any] | None:
+            try:
+                found: Mapping[str, Any] = _persistently(lambda: self.api.inspect_container(container))
+            except docker.errors.NotFound:
+                return None
+            return found
+
+        with self._lock:
+            if self._places is None:
+                with self.faults("asking the engine for the mounts of this container"):
+                    self._places = outside.places(inspect, os.environ, workspace=self._workspace, socket_path=self.socket)
+            return self._places
+
     def image_id(self, reference: str) -> str | None:
         """The id (`sha256:…`) of an image by its name or id; None where the engine does not have it."""
         import docker
@@ -202,6 +227,7 @@ class Engine:
         When this returns or raises, the container is gone.
         """
         check_mounts(step)
+        self._look_outside(step)
         facts = self.facts
 
         def warn(message: str) -> None:
@@ -281,6 +307,25 @@ class Engine:
                 hint=f"look whether it still runs behind {self.socket}, and start it again",
             ) from None
 
+    def _look_outside(self, step: Step) -> None:
+        """Where it is not known whether the engine sees our folders, look, in a container: the same device, the same inode."""
+        places = self.places
+        mounts = [mount for mount in step.mounts if places.doubted(mount.source)]
+        if not mounts or step.name == _LOOK:
+            return
+        argv = ("stat", "-L", "-c", "%d:%i", "--", *(mount.target for mount in mounts))
+        looked = self.run(Step(image=step.image, argv=argv, mounts=step.mounts, timeout=60, name=_LOOK))
+        seen = looked.output.split()
+        for mount, theirs in zip(mounts, seen if len(seen) == len(mounts) else [""] * len(mounts), strict=True):
+            ours = mount.source.stat()
+            if theirs != f"{ours.st_dev}:{ours.st_ino}":
+                raise InfraError(
+                    "the container engine has another folder there than qcase: it sits outside of this container",
+                    where=str(mount.source),
+                    hint=outside.HINT,
+                )
+            places.believe(mount.source)
+
     # --- the life of one container --------------------------------------------------------------------------------------
 
     def _begin(self, life: _Life, step: Step, facts: Facts) -> None:
@@ -352,7 +397,7 @@ class Engine:
             log_config=LogConfig(type="none"),
             userns_mode="host" if facts.user_namespaces else None,
             # The list of mounts, not "source:target" strings: these would be split at colons, and missing sources created.
-            mounts=[Bind(m.target, str(m.source.resolve()), type="bind", read_only=m.read_only) for m in step.mounts],
+            mounts=[Bind(m.target, self.places.seen(m.source), type="bind", read_only=m.read_only) for m in step.mounts],
         )
         environment = {**FIXED_ENVIRONMENT, **step.env}
         config: dict[str, Any] = self.api.create_container_config(
@@ -462,6 +507,7 @@ class _Life:
 
 
 _CANCELLED = "stopped, because the run ends"
+_LOOK = "look whether the engine sees our folders"
 
 
 @dataclass(frozen=True)
@@ -599,7 +645,7 @@ def hint_for(text: str, facts: Facts | None = None) -> str:
         where = f" ({facts.root})" if facts is not None and facts.root else ""
         return f"the engine's disk{where} is full: `docker system df` says by what"
     if "bind source path does not exist" in text:
-        return "the engine sees other folders than qcase does: is its socket mounted into this container?"
+        return f"the engine sits outside of this container: {outside.HINT}"
     if "no such image" in text.lower():
         return "the image was removed meanwhile: run the command again"
     if "docker-init" in text:

@@ -216,8 +216,10 @@ class Session:
         from qcase.containers import Engine
 
         self._has_containers()
-        engine = Engine.connect()
+        engine = Engine.connect(self.workspace.root)
         self._stack.callback(engine.close)
+        for needed in (self.workspace.root, self.store.root):  # run folders lie in one, entries in the other
+            engine.places.seen(needed)
         return engine
 
     def toolchain_identity(self, name: str) -> str:

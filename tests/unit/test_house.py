@@ -30,6 +30,7 @@ ROOMS = [
     "kernels",
     "images",
     "containers",
+    "outside",
     "rootfs",
     "ext4",
     "qemu",
