@@ -645,7 +645,7 @@ def hint_for(text: str, facts: Facts | None = None) -> str:
         where = f" ({facts.root})" if facts is not None and facts.root else ""
         return f"the engine's disk{where} is full: `docker system df` says by what"
     if "bind source path does not exist" in text:
-        return f"the engine sits outside of this container: {outside.HINT}"
+        return f"the engine sees other folders than qcase does: {outside.HINT}"
     if "no such image" in text.lower():
         return "the image was removed meanwhile: run the command again"
     if "docker-init" in text:
