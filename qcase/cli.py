@@ -86,6 +86,14 @@ ChangedOption = Annotated[
         "--changed", metavar="[REV]", help="Only cases whose sources differ from a git revision, HEAD if none is named."
     ),
 ]
+ScaleOption = Annotated[
+    str,
+    typer.Option(
+        "--timeout-scale",
+        metavar="FACTOR",
+        help="Multiplies every limit of time; default: $QCASE_TIMEOUT_SCALE, else [run] timeout_scale.",
+    ),
+]
 CaseOption = Annotated[list[str] | None, typer.Option("--case", "-c", metavar="CASE", help="The same as CASE; may be repeated.")]
 
 
@@ -121,15 +129,15 @@ def run_command(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON when the run ends.")
     ] = None,
+    timeout_scale: ScaleOption = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say why something is built.")] = False,
 ) -> None:
     """Build, boot and judge cases."""
     with _reported():
         wanted = [*(cases or []), *(case or [])]
         filters = _filters(tag, pipeline, failed, changed)
-        raise typer.Exit(
-            _run(wanted, filters, arch, target, group, workspace, cache_dir, json_file, readonly=cache_readonly, verbose=verbose)
-        )
+        how = {"readonly": cache_readonly, "verbose": verbose}
+        raise typer.Exit(_run(wanted, filters, arch, target, group, workspace, cache_dir, json_file, timeout_scale, **how))
 
 
 @app.command("list")
@@ -370,6 +378,7 @@ def _run(
     workspace: Path | None,
     cache_dir: str,
     json_file: Path | None,
+    timeout_scale: str,
     *,
     readonly: bool,
     verbose: bool,
@@ -379,12 +388,13 @@ def _run(
     from qcase.report.json import JsonReport
 
     arch = _arch(arch_name)
-    opened = suite.Workspace.open(workspace or Path.cwd())
+    opened = _scaled(suite.Workspace.open(workspace or Path.cwd()), timeout_scale)
     triple = target or arch.default_target
     discovery = suite.discover(opened, arch, triple, group or None)
     chosen = selection.choose(opened, discovery, wanted, filters)
     options = [("--arch", arch_name if arch_name != Arch.X86_64 else ""), ("--target", target), ("--group", group)]
     options += [("--workspace", str(workspace) if workspace else ""), ("--cache-dir", cache_dir)]
+    options += [("--timeout-scale", timeout_scale)]
     command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
     command += ["--cache-readonly"] * readonly
     listeners: list[Emit] = [JsonReport(json_file)] if json_file else []
@@ -398,6 +408,19 @@ def _run(
         _warn(emit, chosen.note)
     with Session(opened, arch, triple, store, emit) as session:
         return runner.run_cases(chosen.cases, session).exit_code
+
+
+def _scaled(workspace: Workspace, option: str) -> Workspace:
+    """The workspace with the factor that the command line, else the environment, gives to every limit of time."""
+    from qcase.config import parse_scale
+
+    for where, text in (("--timeout-scale", option), ("QCASE_TIMEOUT_SCALE", os.environ.get("QCASE_TIMEOUT_SCALE", ""))):
+        if text:
+            try:
+                return workspace.scaled(parse_scale(text))
+            except ValueError as error:
+                raise UsageError(str(error), where=where, hint="write a number greater than 0: 2, 0.5") from None
+    return workspace
 
 
 def _terminal(listeners: Sequence[Emit], repeat: Callable[[Sequence[str]], str] = lambda _: "", *, verbose: bool = False) -> Emit:

@@ -148,6 +148,17 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
+def parse_scale(text: str) -> float:
+    """A factor for limits of time: "2", "0.5". Raises `ValueError` for what is no number greater than 0."""
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 0.0
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{text!r} is no factor")
+    return scale
+
+
 def _check_size(value: str) -> str:
     try:
         parse_size(value)
@@ -380,8 +391,8 @@ _PLACEHOLDER = re.compile(r"\$\{(workspace|workspaceFolder|package|tmpDir|env:[^
 class CaseConfig:
     """One `qemu-<arch>.toml`, placeholders replaced, patterns known to compile.
 
-    `timeout` in seconds, before any scale; None for none. `network`: None leaves it to `[run] network`. `smp`: the
-    processors that `args` ask for.
+    The four timeouts in seconds, before any scale; None for none. `reset`: the guest may reset its machine. `network`: None
+    leaves it to `[run] network`. `smp`: the processors that `args` ask for.
     """
 
     args: tuple[str, ...] = ()
@@ -394,6 +405,10 @@ class CaseConfig:
     match: Match = "any"
     match_from: MatchFrom = "start"
     network: Network | None = None
+    boot_timeout: float | None = None
+    command_timeout: float | None = None
+    idle_timeout: float | None = None
+    reset: bool = False
     tags: tuple[str, ...] = ()
     smp: int = 1
     warnings: tuple[Problem, ...] = ()
@@ -403,10 +418,21 @@ class CaseConfig:
         return bool(self.test_commands)
 
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class _QcaseTable(_Model):
+    """`[qcase]`. `boot_timeout`: until the prompt; `command_timeout`: from there, or for each command of a group;
+    `idle_timeout`: without a byte from the guest. 0 is none. `reset`: the guest may reset its machine, which else ends it.
+    """
+
     match: Match = "any"
     match_from: MatchFrom = "start"
     network: Network | None = None
+    boot_timeout: Seconds = 0.0
+    command_timeout: Seconds = 0.0
+    idle_timeout: Seconds = 0.0
+    reset: bool = False
     tags: Annotated[tuple[Annotated[str, _matching(r"\S+", "must be a word without blanks")], ...], Strict(False)] = ()
 
 
@@ -423,7 +449,7 @@ class _CaseFile(_Model):
     test_commands: Strings = ()
     success_regex: Strings = ()
     fail_regex: Strings = ()
-    timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    timeout: Seconds = 0.0
     qcase: _QcaseTable = _QcaseTable()
 
 
@@ -487,6 +513,10 @@ def _resolve_case(
         match=file.qcase.match,
         match_from=file.qcase.match_from,
         network=file.qcase.network,
+        boot_timeout=file.qcase.boot_timeout or None,
+        command_timeout=file.qcase.command_timeout or None,
+        idle_timeout=file.qcase.idle_timeout or None,
+        reset=file.qcase.reset,
         tags=file.qcase.tags,
         smp=smp(args),
         warnings=warnings,
@@ -530,14 +560,16 @@ def compile_pattern(pattern: str, *, would: str = "") -> Any:
     Suites are written for Rust's regex dialect. What RE2 refuses gets a hint; what it would silently read differently is
     refused here. A pattern that matches nothing at all would always `would` ("pass", "fail").
     """
-    for construct, meaning in _read_differently(pattern):
-        raise PatternError(f"pattern {pattern!r}: {construct} has another meaning in RE2", meaning)
+    for construct, meaning, at in _read_differently(pattern):
+        raise PatternError(f"pattern {pattern!r}: {construct} has another meaning in RE2, at character {at + 1}", meaning)
     try:
         compiled = re2.compile("(?m)" + pattern, _RE2_OPTIONS)
     except re2.error as e:
         said = e.args[0].decode(errors="replace") if e.args and isinstance(e.args[0], bytes) else str(e)
         said = said.replace("(?m)" + pattern, pattern)  # the fragment is at times the whole
-        raise PatternError(f"pattern {pattern!r}: {said}", _hint_for(said)) from None
+        place = _place_of_error(pattern, said)
+        where = "" if place is None else f", at character {place + 1}"
+        raise PatternError(f"pattern {pattern!r}: {said}{where}", _hint_for(said)) from None
     except UnicodeEncodeError:
         raise PatternError(f"pattern {pattern!r}: not UTF-8", "a placeholder stands for a name that is not UTF-8") from None
     if compiled.search("") is not None:
@@ -569,23 +601,58 @@ _IN_CLASS = re.compile(
 )
 
 
-def _read_differently(pattern: str) -> Iterable[tuple[str, str]]:
-    """What RE2 accepts but reads otherwise than Rust's regex crate, with a hint each."""
+def _place_of_error(pattern: str, said: str) -> int | None:
+    """Where in a pattern that RE2 refuses the trouble is, from 0. RE2 names a fragment, or where a parenthesis is wrong, all."""
+    kind, _, fragment = said.partition(": ")
+    if fragment and fragment != pattern and pattern.count(fragment) == 1:
+        return pattern.index(fragment)
+    opened: list[int] = []
+    position = 0
+    while position < len(pattern):
+        if found := _CONSTRUCTS.match(pattern, position):
+            start, position = position, found.end()
+            if found.lastgroup == "open":
+                while (inner := _IN_CLASS.match(pattern, position)) and inner.lastgroup != "close":
+                    position = inner.end()
+                if inner is None:
+                    return start  # a class that is not closed
+                position = inner.end()
+            continue
+        if pattern[position] == "(":
+            opened.append(position)
+        elif pattern[position] == ")":
+            if not opened:
+                return position
+            opened.pop()
+        position += 1
+    if opened and ("missing )" in kind or "parenthesis" in kind):
+        return opened[-1]
+    if kind.startswith("trailing"):
+        return len(pattern) - 1
+    return pattern.index(fragment) if fragment and fragment in pattern else None
+
+
+def _read_differently(pattern: str) -> Iterable[tuple[str, str, int]]:
+    """What RE2 accepts but reads otherwise than Rust's regex crate, with a hint and its place each."""
     position = 0
     while found := _CONSTRUCTS.search(pattern, position):
         position = found.end()
         if found.lastgroup == "boundary":
-            yield found[0], r"write \b"
+            yield found[0], r"write \b", found.start()
         elif found.lastgroup == "word":
-            yield found[0], rf"write \b for the edge of a word, {found[0][1]} for the character"
+            yield found[0], rf"write \b for the edge of a word, {found[0][1]} for the character", found.start()
         elif found.lastgroup == "open":
             while inner := _IN_CLASS.match(pattern, position):
                 position = inner.end()
                 if inner.lastgroup == "operation":
                     sign = inner[0][0]
-                    yield f"{inner[0]} in a character class", rf"write the class out; write \{sign} for the character"
+                    yield (
+                        f"{inner[0]} in a character class",
+                        rf"write the class out; write \{sign} for the character",
+                        inner.start(),
+                    )
                 elif inner.lastgroup == "nested":
-                    yield "[ in a character class", r"RE2 has no nested classes; write \[ for the character"
+                    yield "[ in a character class", r"RE2 has no nested classes; write \[ for the character", inner.start()
                 elif inner.lastgroup == "close":
                     break
 

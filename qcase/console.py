@@ -18,27 +18,33 @@ The rules, and what they are for (COMPAT, "The console"):
   fail pattern in it wins over a pass.
 * The lines with which kernels panic are looked for whether or not a case asks for them.
 * A grouped case ends when its script does. Its verdict comes from the markers of every single command.
+* Time is limited as a whole, until the prompt, from there on (each command of a group by itself), and between two bytes. What
+  has already decided is drained to its end first.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import Final
 
 from qcase.keyboard import CHUNK, KERNEL_LINE, Keyboard
-from qcase.model import Phase, SubtestResult, SubtestStatus, Verdict
+from qcase.model import LimitUse, Phase, SubtestResult, SubtestStatus, Verdict
 from qcase.transcript import WINDOW, Pattern, Terminal, Text
 
-__all__ = ["CHUNK", "DRAIN", "EXCERPT", "PROMPT_DELAY", "QUIET", "WINDOW", "Group", "Judge", "Rules", "Ruling"]
+__all__ = ["CHUNK", "DRAIN", "EXCERPT", "PROMPT_DELAY", "QUIET", "WINDOW", "Group", "Judge", "Limits", "Rules", "Ruling"]
 
 PROMPT_DELAY: Final = 0.1  # seconds from the prompt to the first key (axbuild)
 DRAIN: Final = 0.5  # seconds of output read after the match that decides (axbuild)
+PANIC_DRAIN: Final = 1.5  # seconds of output read at most after a panic, as long as more of it comes
 QUIET: Final = 0.5  # seconds after which an unfinished line is taken as it stands
 EXCERPT: Final = 240  # characters of an excerpt (axbuild)
 TAIL_LINES: Final = 200  # lines kept for the person who reads the failure
 LINE_SHOWN: Final = 400  # characters of a kept line
+PANIC_LINES: Final = 80  # lines of a panic's block, at most
+RESETS: Final = 3  # resets that are no loop, where a case allows any
 _MARKER_MAX: Final = 1 << 16  # bytes of a line that may be a group's marker
 
 # The first line of a kernel's panic. Linux puts it behind a timestamp, possibly in the middle of a line that a program has
@@ -51,6 +57,14 @@ PANIC_PATTERNS: Final = (
 )
 # A program's panic, which std begins with the thread's name, is the program's affair, not the kernel's.
 _PROGRAM_PANIC: Final = b"thread '"
+# Firmware says so once for each start of the machine. A whole line, so that a program that reports on firmware is none.
+_BANNER: Final = re.compile(rb"^(?:SeaBIOS \(version [^\n]*\)|OpenSBI v\d[^\n]*|UEFI firmware \(version [^\n]*)$", re.MULTILINE)
+# Where what leads to a Linux panic begins, and where its block ends.
+_OOPS: Final = re.compile(
+    rb"cut here \]|\bBUG: |\bOops\b|Unable to handle kernel|Internal error: |general protection fault|kernel BUG at |"
+    rb"double fault|invalid opcode|Unhandled fault|unhandled exception",
+)
+_PANIC_END: Final = b"---[ end Kernel panic"
 # How kernels of the rCore family end when all is well.
 _ORDERLY_END: Final = b"All applications completed!"
 
@@ -79,15 +93,36 @@ class Rules:
     match_all: bool = False
     from_prompt: bool = False
     group: Group | None = None
+    resets: bool = False  # the machine may be reset, and starts again
+    done: str = ""  # the line without which a group's last marker is not its script's
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds, already scaled; None for none. `command` is from the prompt on, or for each command of a group."""
+
+    whole: float | None = None
+    boot: float | None = None
+    command: float | None = None
+    idle: float | None = None
+
+    @property
+    def given_up(self) -> float | None:
+        """How long a group's command may go on that the guest itself should have ended."""
+        return None if self.command is None else self.command * 1.25 + 5
 
 
 @dataclass(frozen=True)
 class Ruling:
+    """`limit`: which one ended the case. `block`: the lines that belong to a panic."""
+
     verdict: Verdict
     reason: str
     phase: Phase
     pattern: str | None = None
     excerpt: str | None = None
+    limit: str | None = None
+    block: tuple[str, ...] = ()
 
 
 class PanicPattern(Pattern):
@@ -154,12 +189,14 @@ class _Subtest:
 class Judge:
     """Reads one guest's console and comes to a ruling. `ruling` is None while it is open."""
 
-    def __init__(self, rules: Rules, *, started: float) -> None:
+    def __init__(self, rules: Rules, *, started: float, limits: Limits = Limits()) -> None:
         self.rules = rules
+        self.limits = limits
         self.ruling: Ruling | None = None
         self.started = started
         self.prompt_at: float | None = None
         self.command_at: float | None = None  # when the first line end was typed
+        self.warnings: tuple[str, ...] = ()
         self.matched_at: float | None = None  # when what decided was seen
         self._terminal = Terminal()
         self._text = Text()
@@ -171,6 +208,11 @@ class Judge:
         self._scanned = 0  # up to here single-line patterns have looked
         self._looked_at = (-1, False)  # the end of the text at the last look, and whether it was taken as quiet
         self._last_data = started
+        self._longest_silence = 0.0
+        self._longest_command = 0.0
+        self._command_began: float | None = None  # of a group: when the one that runs, or is to come, began
+        self._resets = 0
+        self._banners = 0
         self._keyboard: Keyboard | None = None
         self._prompt_end = 0
         self._outbox = bytearray()
@@ -180,12 +222,14 @@ class Judge:
         self._sure_to = 0  # behind this an echo may stand at the end of the text
         self._whole_gate = _Gate()
         self._line_gate = _Gate()
-        self._drained_at = 0.0
+        self._pended_at = 0.0
+        self._panic_at: int | None = None  # where the panic's line begins
         self._group_fail: Ruling | None = None
         group = rules.group
         pairs = zip(group.labels, group.commands, strict=True) if group else ()
         self._subtests = [_Subtest(label, command) for label, command in pairs]
         self._current = -1
+        self._done = rules.done
         self._tears = group is not None and not KERNEL_LINE.search("\n".join(group.labels).encode())
         self._torn = b""  # a line of the group's output, as far as it stands before a kernel's line
         self._new_subtests: list[SubtestResult] = []
@@ -195,10 +239,6 @@ class Judge:
     @property
     def phase(self) -> Phase:
         return Phase.BOOT if self.prompt_at is None else Phase.COMMAND
-
-    @property
-    def warning(self) -> str:
-        return self._keyboard.warning if self._keyboard else ""
 
     def input(self) -> bytes:
         """What is to be typed now; each byte is handed out once."""
@@ -231,6 +271,8 @@ class Judge:
         times = []
         if self._pending is not None:
             times.append(self._drained_at)
+        else:
+            times += [at for _, at, _ in self._deadlines()]
         if self.rules.command is not None and self.prompt_at is not None:
             if self._keyboard is None:
                 times.append(self.prompt_at + PROMPT_DELAY)
@@ -246,6 +288,7 @@ class Judge:
         """Bytes from the guest, in the order in which they came."""
         if self.ruling is not None:
             return
+        self._longest_silence = max(self._longest_silence, now - self._last_data)
         self._last_data = now
         self._take(self._terminal.feed(data), now)
         self.tick(now)
@@ -258,27 +301,89 @@ class Judge:
         self._look(now, quiet=now >= self._last_data + QUIET)
         if self._pending is not None and now >= self._drained_at:
             self._settle(now)
+        if self.ruling is None and self._pending is None:
+            for name, at, limit in self._deadlines():
+                if now >= at:
+                    self.timed_out(now, limit, name)
+                    break
 
-    def timed_out(self, now: float, limit: float) -> None:
+    def timed_out(self, now: float, limit: float, name: str = "timeout") -> None:
         """The time is up, after `limit` seconds: what stands on the console by now decides, or it is a timeout."""
         self._last_words(now, quiet=now >= self._last_data + QUIET)
         if self.ruling is not None:
             return
-        if self.rules.prompt is not None and self.prompt_at is None:
+        running = next((t.label for t in self._subtests if t.began is not None and t.result is None), "")
+        if name == "idle_timeout":
+            what = f"nothing was printed for {limit:g} s" + (f"; {running} was running" if running else "")
+        elif self.rules.prompt is not None and self.prompt_at is None:
             what = f"the prompt {self.rules.prompt!r} did not come within {limit:g} s"
+        elif self.rules.group is not None and name == "command_timeout":
+            what = f"{running or 'the next command'} did not end within {limit:g} s, nor could the guest end it"
         elif self.rules.group is not None:
-            running = next((t.label for t in self._subtests if t.began is not None and t.result is None), "")
             what = f"the group did not end within {limit:g} s" + (f"; {running} was running" if running else "")
         else:
             missing = " and ".join(repr(p.source) for p in self._success)
             what = f"no match of {missing} within {limit:g} s"
-        self.ruling = self._group_fail or Ruling(Verdict.TIMEOUT, what, self.phase)
+        self.ruling = self._group_fail or Ruling(Verdict.TIMEOUT, what, self.phase, limit=name)
 
-    def ended(self, now: float, how: str) -> None:
-        """QEMU ended by itself; `how` says with what status."""
+    def ended(self, now: float, how: str, *, reset: bool = False, fault: str = "") -> None:
+        """QEMU ended by itself; `how` says with what status. `reset`: the guest's machine was reset; `fault`: by what."""
         self._last_words(now, quiet=True)
-        if self.ruling is None:
+        if fault and not (self.ruling and self.ruling.verdict is Verdict.PANIC):
+            self.ruling = Ruling(Verdict.PANIC, f"the guest's machine was reset by a {fault}", self.phase, excerpt=self._last())
+        if self.ruling is not None:
+            return
+        if reset and self.rules.prompt is not None and self.prompt_at is None:
+            self.ruling = Ruling(Verdict.PANIC, "the guest's machine was reset while it booted", self.phase, excerpt=self._last())
+        else:
             self.ruling = self._group_fail or Ruling(Verdict.EXITED, f"QEMU ended before a verdict, {how}", self.phase)
+
+    def reset(self) -> None:
+        """The guest's machine was reset, and starts again."""
+        self._resets += 1
+        self._watch_resets()
+
+    def _last(self) -> str | None:
+        """The last line that says something."""
+        return next((line for line in reversed(self.tail(TAIL_LINES)) if line.strip()), None)
+
+    # --- limits --------------------------------------------------------------------------------------------------------
+
+    def _deadlines(self) -> list[tuple[str, float, float]]:
+        """The limits that run: name, when it is up, seconds. The one that is up first comes first."""
+        limits = self.limits
+        found = [("timeout", self.started, limits.whole), ("idle_timeout", self._last_data, limits.idle)]
+        if self.prompt_at is None:
+            found.append(("boot_timeout", self.started, limits.boot))
+        elif self.rules.group is None:
+            found.append(("command_timeout", self.prompt_at, limits.command))
+        elif self.command_at is not None:
+            found.append(("command_timeout", max(self.command_at, self._command_began or 0.0), limits.given_up))
+        return sorted(((name, since + limit, limit) for name, since, limit in found if limit is not None), key=lambda x: x[1])
+
+    def limits_used(self, now: float) -> tuple[LimitUse, ...]:
+        """How much of each limit was used, in the order of the documentation."""
+        end = now if self.matched_at is None else self.matched_at
+        limits = self.limits
+        command = 0.0 if self.prompt_at is None else end - self.prompt_at
+        if self.rules.group is not None:
+            running = [end - t.began for t in self._subtests if t.began is not None and t.result is None]
+            command = max([self._longest_command, *running])
+        silence = max(self._longest_silence, end - self._last_data)
+        boot = (end if self.prompt_at is None else self.prompt_at) - self.started
+        ended = None if self.ruling is None else self.ruling.limit
+        uses = (
+            ("timeout", limits.whole, end - self.started),
+            ("boot_timeout", limits.boot, boot),
+            ("command_timeout", limits.command, command),
+            ("idle_timeout", limits.idle, silence),
+        )
+        return tuple(LimitUse(name, limit, used, name == ended) for name, limit, used in uses if limit is not None)
+
+    def _watch_resets(self) -> None:
+        if self.ruling is None and max(self._resets, self._banners - 1) > RESETS:
+            times = max(self._resets, self._banners - 1)
+            self.ruling = Ruling(Verdict.PANIC, f"the guest's machine was reset {times} times", self.phase, excerpt=self._last())
 
     # --- text and time -------------------------------------------------------------------------------------------------
 
@@ -286,6 +391,9 @@ class Judge:
         lines = self._text.append(text.encode())
         for line in lines[-TAIL_LINES:]:
             self._tail.append(line[: 4 * LINE_SHOWN])
+        if self.rules.resets and any(_BANNER.match(line) for line in lines if line[:1] in (b"S", b"O", b"U")):
+            self._banners += 1
+            self._watch_resets()
         if self._keyboard is not None:
             self._keyboard.find_echo(now)
             if (restored := self._keyboard.restored) is not None:
@@ -320,6 +428,8 @@ class Judge:
         self._outbox += self._keyboard.type(now)
         if self.command_at is None and self._keyboard.line_end_typed:
             self.command_at = now
+        if self._keyboard.warning:
+            self.warnings = (self._keyboard.warning,)
 
     def _last_words(self, now: float, *, quiet: bool) -> None:
         """Nothing more will come."""
@@ -450,13 +560,23 @@ class Judge:
         if self._pending is not None and weight[self._pending.verdict] >= weight[verdict]:
             return
         self._outdone = self._pending
+        if verdict is Verdict.PANIC:
+            self._panic_at = found[0]
         self._pend(self._ruling(verdict, pattern, found), now)
 
     def _pend(self, ruling: Ruling, now: float) -> None:
+        if self._pending is None or ruling.verdict is Verdict.PANIC:
+            self._pended_at = now
         if self._pending is None:
-            self._drained_at = now + DRAIN
             self.matched_at = now
         self._pending = ruling
+
+    @property
+    def _drained_at(self) -> float:
+        """When enough was read behind what decided. A panic's lines are read as long as they come."""
+        if self._pending is not None and self._pending.verdict is Verdict.PANIC:
+            return min(max(self._last_data, self._pended_at) + DRAIN, self._pended_at + PANIC_DRAIN)
+        return self._pended_at + DRAIN
 
     def _settle(self, now: float, *, quiet: bool = True, last: bool = False) -> None:
         """The output is drained: what is pending becomes the ruling, if it still holds."""
@@ -469,6 +589,8 @@ class Judge:
             if self._success:
                 missing = self._success[0].source
                 self._pending = Ruling(Verdict.FAIL, f"no match of {missing!r}", Phase.COMMAND, missing)
+        if self._pending.verdict is Verdict.PANIC and self._panic_at is not None:
+            self._pending = replace(self._pending, block=_panic_block(self._text, self._panic_at))
         self.ruling = self._pending
 
     # --- groups --------------------------------------------------------------------------------------------------------
@@ -480,6 +602,11 @@ class Judge:
         if self._pending is not None and self._pending.verdict is Verdict.PASS and f"{group.begin}: " in line:
             self._pend(Ruling(Verdict.FAIL, "markers came behind the group's last one", Phase.COMMAND), now)
             return
+        if self._done and line.rstrip().endswith(self._done):
+            self._done = ""
+            return
+        if self._done and (group.all_passed in line or group.all_failed in line):
+            return  # some program's
         if group.all_passed in line or group.all_failed in line:
             if self._pending is None and line.rstrip().endswith((group.all_passed, group.all_failed)):
                 self._success = [p for p in self._success if p.search(f"{line}\n".encode()) is None]
@@ -494,6 +621,7 @@ class Judge:
                 following = self._current + 1
                 if following < len(self._subtests) and said == self._subtests[following].label:
                     self._current = following
+                    self._command_began = now
                     self._subtests[following].began = now
                     self._subtests[following].span = (position, None)
                 return
@@ -508,9 +636,12 @@ class Judge:
                 if test.result is not None:
                     return
                 test.result = SubtestResult(test.label, test.command, status, 0, duration, test.reason)
-            elif marker == group.failed and (match := re.fullmatch(re.escape(test.label) + r" status=(\d+)", said)):
+            elif marker == group.failed and (match := re.fullmatch(re.escape(test.label) + _FAILED_WITH, said)):
                 number = int(match[1])
-                reason = _STATUS_MEANS.get(number, "") or (f"killed by signal {number - 128}" if 128 < number < 193 else "")
+                reason = f"killed after its limit of {match[2]} s" if match[2] else ""
+                reason = (
+                    reason or _STATUS_MEANS.get(number, "") or (f"killed by signal {number - 128}" if 128 < number < 193 else "")
+                )
                 if test.result is not None and test.result.status is SubtestStatus.FAIL:
                     return
                 known = test.result is not None  # a program printed the other marker: the script has the last word
@@ -521,6 +652,8 @@ class Judge:
                 return
             assert test.span is not None
             test.span = (test.span[0], position)
+            self._command_began = now
+            self._longest_command = max(self._longest_command, duration)
             self._new_subtests.append(test.result)
             return
 
@@ -546,12 +679,35 @@ class Judge:
         self._pend(Ruling(Verdict.FAIL, reason, Phase.COMMAND, pattern, excerpt), now)
 
 
+_FAILED_WITH = r" status=(\d+)(?: limit=(\d+))?"
 _STATUS_MEANS = {126: "cannot be run", 127: "not found"}
 
 
 def _shown(line: bytes) -> str:
     """A line as a person is shown it."""
     return line[: 4 * LINE_SHOWN].decode(errors="replace")[:LINE_SHOWN].rstrip()
+
+
+def _panic_block(text: Text, at: int) -> tuple[str, ...]:
+    """The lines of a panic: what led to it, where its kernel said so, its own line, and what it printed behind."""
+    start = text.start_of_line(at)
+    first = text.slice(start, text.end).split(b"\n", 1)[0]
+    before: list[bytes] = []
+    if KERNEL_LINE.search(first):
+        above = text.slice(max(text.base, start - (1 << 16)), max(start - 1, text.base)).split(b"\n")
+        near = list(itertools.takewhile(KERNEL_LINE.search, reversed(above[-PANIC_LINES // 2 :])))
+        led = max((n for n, line in enumerate(near) if _OOPS.search(line)), default=-1)
+        before = near[: led + 1][::-1]
+    behind: list[bytes] = []
+    for line in text.slice(start, min(text.end, start + (1 << 17))).split(b"\n"):
+        if len(before) + len(behind) >= PANIC_LINES:
+            break
+        behind.append(line)
+        if _PANIC_END in line:
+            break
+    while behind and not behind[-1].strip():
+        behind.pop()
+    return tuple(_shown(line) for line in (*before, *behind))
 
 
 def _excerpt(text: Text, start: int, end: int) -> str:

@@ -113,6 +113,16 @@ class SubtestResult:
 
 
 @dataclass(frozen=True)
+class LimitUse:
+    """A limit of time that a case had, and how near it came. Seconds; `ended`: it is what ended the case."""
+
+    name: str
+    limit: float
+    used: float
+    ended: bool = False
+
+
+@dataclass(frozen=True)
 class CaseResult:
     """What became of one case. Times in seconds; None where the phase was not reached.
 
@@ -140,6 +150,7 @@ class CaseResult:
     image: str | None = None
     details: str = ""  # what a build or QEMU said, more than one line
     warnings: tuple[str, ...] = ()
+    limits: tuple[LimitUse, ...] = ()
 
     @property
     def passed(self) -> bool:

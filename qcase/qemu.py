@@ -6,16 +6,19 @@ network card need, `-snapshot`, the machine, the kernel. Everything in here but 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import selectors
 import shlex
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -31,6 +34,9 @@ Accel = Literal["tcg", "kvm"]
 _DISK = "disk0"
 _NET = "net0"
 _DRIVE_PREFIX = f"id={_DISK},if=none,format=raw,file="
+_MONITOR = "qcase-monitor"
+CONSOLE_LIMIT = 256 << 20  # bytes of a console that are kept, beside its end
+_END_KEPT = 1 << 20
 _LAST_WORDS = 2.0  # seconds for QEMU to end after it closed its console
 
 INSTALL_HINT = {
@@ -54,6 +60,7 @@ class Spec:
     accel: Accel = "tcg"
     network: Network = "restricted"
     processors: int = 1
+    reset: bool = False  # the guest may reset its machine; else that ends QEMU
 
 
 def arguments(spec: Spec) -> list[str]:
@@ -79,6 +86,8 @@ def arguments(spec: Spec) -> list[str]:
         patch += ["-nographic"]
     if not any(a in ("-accel", "-enable-kvm") for a in args) and not _machine_names_accel(args):
         patch += ["-accel", _accelerator(spec)]
+    if not spec.reset and not any(a in ("-no-reboot", "-action") for a in args):
+        patch += ["-no-reboot"]
     kernel = ["-kernel", str(spec.kernel)]
     if spec.initrd is not None:
         kernel += ["-initrd", str(spec.initrd)]
@@ -181,18 +190,38 @@ def pasteable(argv: Sequence[str]) -> str:
 
 
 class Machine:
-    """A running QEMU, its console on pipes. `stderr` holds what QEMU itself said, apart from the guest."""
+    """A running QEMU, its console on pipes. `stderr` holds what QEMU itself said, apart from the guest.
 
-    def __init__(self, child: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+    Its monitor (QMP) is on a socket that has no name. It is only listened to: it says that QEMU took its arguments, that the
+    guest reset its machine, and why QEMU ended. `log` is where QEMU writes of a triple fault.
+    """
+
+    def __init__(self, child: subprocess.Popen[bytes], stderr: IO[bytes], monitor: socket.socket, log: IO[bytes]) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         self._child = child
         self._in = child.stdin
         self._out = child.stdout
         self._stderr = stderr
-        os.set_blocking(self._in.fileno(), False)
-        os.set_blocking(self._out.fileno(), False)
+        self._log = log
+        self._monitor = monitor
+        self._heard = bytearray()
+        self._selector = selectors.DefaultSelector()
+        self._sending = False
+        for stream in (self._in, self._out):
+            os.set_blocking(stream.fileno(), False)
+        monitor.setblocking(False)
+        self._selector.register(self._out, selectors.EVENT_READ)
+        self._selector.register(monitor, selectors.EVENT_READ)
         self._unsent = bytearray()
+        self.started = False  # QEMU took its arguments, and runs the guest
+        self.shutdown = ""  # QEMU's word for why it ends, as `guest-reset`
+        self._resets = 0
+        with contextlib.suppress(OSError):  # it is gone already; reading tells
+            monitor.send(b'{"execute": "qmp_capabilities"}\n')
+
+    def close(self) -> None:
+        self._selector.close()
 
     def type(self, data: bytes) -> None:
         """Queue keys for the guest. QEMU's multiplexer takes Ctrl-A as its own; twice is one for the guest."""
@@ -200,24 +229,63 @@ class Machine:
 
     def exchange(self, timeout: float | None) -> bytes | None:
         """Send what is queued and read what comes, for at most `timeout` seconds. None: the console is closed."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._out, selectors.EVENT_READ)
-            if self._unsent:
-                selector.register(self._in, selectors.EVENT_WRITE)
-            for key, _ in selector.select(timeout):
-                if key.fileobj is self._in:
-                    self._send()
-                else:
-                    data = os.read(self._out.fileno(), 1 << 18)
-                    return data or None
-        return b""
+        if bool(self._unsent) is not self._sending:
+            self._sending = not self._sending
+            if self._sending:
+                self._selector.register(self._in, selectors.EVENT_WRITE)
+            else:
+                self._selector.unregister(self._in)
+        data: bytes | None = b""
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self._in:
+                self._send()
+            elif key.fileobj is self._monitor:
+                self._listen()
+            else:
+                data = os.read(self._out.fileno(), 1 << 18) or None
+        return data
 
     def _send(self) -> None:
         try:
             sent = os.write(self._in.fileno(), self._unsent)
-        except (BlockingIOError, BrokenPipeError):
-            return  # full, or gone: reading tells which
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._unsent.clear()  # gone: reading tells
+            return
         del self._unsent[:sent]
+
+    def _listen(self) -> None:
+        """Take what the monitor says, up to what is there by now."""
+        try:
+            while data := self._monitor.recv(1 << 16):
+                self._heard += data
+            self._forget_monitor()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._forget_monitor()
+        *lines, rest = self._heard.split(b"\n")
+        self._heard = bytearray(rest)
+        for line in lines:
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue
+            self.started = self.started or "return" in said
+            if said.get("event") == "RESET":
+                self._resets += bool(said["data"].get("guest"))
+            elif said.get("event") == "SHUTDOWN":
+                self.shutdown = str(said["data"].get("reason", ""))
+
+    def _forget_monitor(self) -> None:
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(self._monitor)
+
+    def take_resets(self) -> int:
+        """How often the guest reset its machine since the last call."""
+        resets, self._resets = self._resets, 0
+        return resets
 
     def wait(self) -> str:
         """How QEMU ended, once its console is closed."""
@@ -225,11 +293,19 @@ class Machine:
             status = self._child.wait(_LAST_WORDS)
         except subprocess.TimeoutExpired:
             return "its console closed while it went on"
-        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        finally:
+            self._listen()
+        why = {"guest-shutdown": ": the guest powered off", "guest-reset": ": the guest reset its machine"}.get(self.shutdown, "")
+        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}{why}"
 
     @property
     def failed(self) -> bool:
         return self._child.poll() not in (None, 0)
+
+    @property
+    def triple_fault(self) -> bool:
+        self._log.seek(0)
+        return b"Triple fault" in self._log.read(1 << 20)
 
     def said(self) -> str:
         """What QEMU itself wrote to its standard error."""
@@ -240,45 +316,83 @@ class Machine:
 @contextmanager
 def start(arch: Arch, argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> Iterator[Machine]:
     """Start QEMU. Nothing of it is left at the end of the `with`. `keep_open`: locks that live as long as QEMU does."""
-    with (
-        tempfile.TemporaryFile() as errors,
-        process.spawn(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            pass_fds=keep_open,
-            hint=INSTALL_HINT[arch],
-        ) as child,
-    ):
-        yield Machine(child, errors)
+    with ExitStack() as stack:
+        errors = stack.enter_context(tempfile.TemporaryFile())
+        log = stack.enter_context(tempfile.TemporaryFile())
+        ours, theirs = socket.socketpair()
+        stack.enter_context(ours)
+        with theirs:
+            extra = ["-chardev", f"socket,id={_MONITOR},fd={theirs.fileno()}", "-mon", f"chardev={_MONITOR},mode=control"]
+            if arch is Arch.X86_64 and not any(a in ("-d", "-D") for a in argv):
+                extra += ["-d", "cpu_reset", "-D", f"/dev/fd/{log.fileno()}"]
+            child = stack.enter_context(
+                process.spawn(
+                    [*argv, *extra],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    pass_fds=(*keep_open, theirs.fileno(), log.fileno()),
+                    hint=INSTALL_HINT[arch],
+                )
+            )
+        machine = Machine(child, errors, ours, log)
+        stack.callback(machine.close)
+        yield machine
 
 
-def converse(machine: Machine, judge: Judge, log: IO[bytes], limit: float | None, on_data: Callable[[], None]) -> None:
-    """Let guest and judge talk until there is a ruling. `limit`: seconds from now, None for none.
+class ConsoleLog:
+    """The console as it came, in a file: raw bytes, first of all. A console that never stops must not fill the disk."""
 
-    Raw bytes go to the log first. Raises `InfraError` if QEMU refused to run before the guest wrote anything.
+    def __init__(self, file: IO[bytes], limit: int = CONSOLE_LIMIT) -> None:
+        self._file = file
+        self._left = limit
+        self._end = bytearray()
+        self.cut = 0  # bytes that are not kept
+
+    def write(self, data: bytes) -> None:
+        if self._left > 0:
+            self._file.write(data[: self._left])
+        rest = data[max(self._left, 0) :]
+        self._left -= len(data)
+        if rest:
+            self._end += rest
+            if len(self._end) > 2 * _END_KEPT:
+                self.cut += len(self._end) - _END_KEPT
+                del self._end[:-_END_KEPT]
+
+    def close(self) -> None:
+        """Write what the console ended with, where not all of it was kept."""
+        if self.cut:
+            self._file.write(f"\n[qcase: {self.cut} bytes are left out here]\n".encode())
+        self._file.write(self._end)
+        self._end.clear()
+
+
+def converse(machine: Machine, judge: Judge, log: ConsoleLog, on_data: Callable[[], None]) -> str:
+    """Let guest and judge talk until there is a ruling. Returns what QEMU itself said, if it ended.
+
+    Raw bytes go to the log first. Raises `InfraError` if QEMU refused to run the guest.
     """
-    began = time.monotonic()
-    silent = True
-    while judge.ruling is None:
+    while True:
         now = time.monotonic()
-        if limit is not None and now >= began + limit:
-            judge.timed_out(now, limit)
-            break
+        for _ in range(machine.take_resets()):
+            judge.reset()
         judge.tick(now)
+        if judge.ruling is not None:
+            return ""
         machine.type(judge.input())
-        wakes = [w for w in (judge.next_wake(), began + limit if limit is not None else None) if w is not None]
-        data = machine.exchange(max(0.0, min(wakes) - now) if wakes else None)
+        wake = judge.next_wake()
+        data = machine.exchange(None if wake is None else max(0.0, wake - now))
         if data is None:
             how = machine.wait()
-            if silent and machine.failed:
-                raise InfraError(f"QEMU did not start the guest ({how}): {machine.said() or 'it said nothing'}")
             said = machine.said()
-            judge.ended(time.monotonic(), f"{how}; it said: {said.splitlines()[-1]}" if said else how)
-            break
+            if machine.failed and not machine.started:
+                raise InfraError(f"QEMU did not start the guest ({how}): {said or 'it said nothing'}")
+            fault = "triple fault" if machine.shutdown == "guest-reset" and machine.triple_fault else ""
+            how = f"{how}; it said: {said.splitlines()[-1]}" if said else how
+            judge.ended(time.monotonic(), how, reset=machine.shutdown == "guest-reset", fault=fault)
+            return said
         if data:
-            silent = False
             log.write(data)
             judge.feed(data, time.monotonic())
         on_data()

@@ -7,6 +7,7 @@ ends the run, and then what had finished is still reported.
 from __future__ import annotations
 
 import errno
+import secrets
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from qcase import events, process, qemu
-from qcase.console import Judge, Rules
+from qcase.console import Judge, Limits, Rules
 from qcase.errors import BuildError, ConfigError, InfraError, QcaseError
 from qcase.model import Arch, CaseResult, Fault, Phase, SubtestResult, SubtestStatus, Verdict
 from qcase.pipelines import grouped
@@ -120,7 +121,8 @@ def rules(case: Case, session: Session) -> Rules:
     """What the console waits for, types and decides by."""
     config = case.config
     if config.is_grouped:
-        return grouped.rules(config, session.workspace.config.grouped)
+        limit = limits(case, session).command
+        return grouped.rules(config, session.workspace.config.grouped, secrets.token_hex(4), limit)
     return Rules(
         prompt=config.shell_prefix,
         command=config.shell_init_cmd,
@@ -128,7 +130,16 @@ def rules(case: Case, session: Session) -> Rules:
         fail=config.fail_regex,
         match_all=config.match == "all",
         from_prompt=config.match_from == "prompt",
+        resets=config.reset,
     )
+
+
+def limits(case: Case, session: Session) -> Limits:
+    """The limits of a case's time, scaled."""
+    scale = session.workspace.config.run.timeout_scale
+    config = case.config
+    given = (config.timeout, config.boot_timeout, config.command_timeout, config.idle_timeout)
+    return Limits(*(None if limit is None else limit * scale for limit in given))
 
 
 def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> qemu.Spec:
@@ -145,6 +156,7 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> qemu.S
         accel="kvm" if run.accel == "kvm" else "tcg",
         network=case.config.network or run.network,
         processors=case.config.smp,
+        reset=case.config.reset,
     )
 
 
@@ -163,7 +175,7 @@ def _run(case: Case, session: Session, logs: _Logs) -> CaseResult:
         if prepared.commands is not None:
             case = replace(case, config=replace(case.config, test_commands=prepared.commands))
         try:
-            judge = _boot(case, prepared, session, logs)
+            judge, said = _boot(case, prepared, session, logs)
         except QcaseError as error:
             failed = _faulty(name, session.arch, error, 0.0)
             return replace(
@@ -197,23 +209,27 @@ def _run(case: Case, session: Session, logs: _Logs) -> CaseResult:
         console_log=f"{logs.shown}/console.log",
         console_tail=() if passed else judge.tail(_TAIL),
         image=str(prepared.image),
-        warnings=(judge.warning,) if judge.warning else (),
+        warnings=judge.warnings,
+        details="\n".join(ruling.block) or _last_lines(said),
+        limits=judge.limits_used(ended),
     )
     return _with_broken_builds(result, prepared.broken) if prepared.broken else result
 
 
-def _boot(case: Case, prepared: PreparedCase, session: Session, logs: _Logs) -> Judge:
-    """Boot the image and judge what comes of it."""
+def _boot(case: Case, prepared: PreparedCase, session: Session, logs: _Logs) -> tuple[Judge, str]:
+    """Boot the image and judge what comes of it; and what QEMU itself said when it ended."""
     argv = qemu.arguments(machine_spec(case, prepared, session))
     with logs.fresh("qemu.sh") as file:
         file.write(qemu.pasteable(argv).encode() + b"\n")
-    scale = session.workspace.config.run.timeout_scale
-    limit = case.config.timeout * scale if case.config.timeout else None
-    with logs.fresh("console.log") as log:
-        judge = Judge(rules(case, session), started=time.monotonic())
+    with logs.fresh("console.log") as file:
+        log = qemu.ConsoleLog(file)
+        judge = Judge(rules(case, session), started=time.monotonic(), limits=limits(case, session))
         with qemu.start(case.arch, argv, keep_open=prepared.keep_open) as machine:
-            qemu.converse(machine, judge, log, limit, _Watch(case.display_name, judge, session.emit))
-    return judge
+            said = qemu.converse(machine, judge, log, _Watch(case.display_name, judge, session.emit))
+        log.close()
+    if log.cut:
+        judge.warnings += (f"{log.cut} bytes of the console are not in console.log",)
+    return judge, said
 
 
 class _Watch:

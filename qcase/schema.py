@@ -71,7 +71,7 @@ MEANING: Mapping[str, str] = {
     "run": "How cases are run.",
     "run.accel": "tcg | kvm | auto",
     "run.network": "restricted | user | none: what -netdev user gives the guest",
-    "run.timeout_scale": "multiplies every case's timeout",
+    "run.timeout_scale": "multiplies every limit of time; QCASE_TIMEOUT_SCALE and --timeout-scale win over it",
     "guest": "What is booted, for each architecture.",
     "guest.x86_64": "and aarch64, riscv64, loongarch64",
     "guest.x86_64.rootfs": '"alpine", "debian" (the default where there is no alpine), or a path: an ext4 image',
@@ -92,6 +92,10 @@ MEANING: Mapping[str, str] = {
     "qcase.match": "any | all: how many of success_regex have to match",
     "qcase.match_from": "start | prompt: from where on the case's own patterns look",
     "qcase.network": "restricted | user | none; default: [run] network",
+    "qcase.boot_timeout": "seconds from QEMU's start to the prompt; 0: none",
+    "qcase.command_timeout": "seconds from the prompt on, in a grouped case for each command by itself; 0: none",
+    "qcase.idle_timeout": "seconds without a byte from the guest; 0: none",
+    "qcase.reset": "true: the guest may reset its machine, which otherwise ends QEMU",
     "qcase.tags": "words to choose cases by, with --tag",
 }
 

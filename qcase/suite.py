@@ -65,6 +65,11 @@ class Workspace:
         root = find_workspace(start)
         return cls(root, load_workspace_config(root / "qcase.toml"))
 
+    def scaled(self, timeout_scale: float) -> Workspace:
+        """With every limit of time multiplied by so much, whatever its file says."""
+        run = self.config.run.model_copy(update={"timeout_scale": timeout_scale})
+        return replace(self, config=self.config.model_copy(update={"run": run}))
+
     @property
     def suite_root(self) -> Path:
         return self.root / self.config.suite.root

@@ -7,10 +7,22 @@ The script prints a marker before and after each command and goes on to the end 
     <PASSED>: CMD            or  <FAILED>: CMD status=N
     …
     <ALL_PASSED>             or  <ALL_FAILED>
+
+The script takes two arguments, both optional: a word, which it says right before the last marker, so that no program which
+prints markers of its own (the script itself, or an old log) can end the group; and a limit in seconds. A command that takes
+longer is killed, with all that it started, and has failed with status 124:
+
+    <FAILED>: CMD status=124 limit=N
+
+The command runs in the foreground all the same, as a child of the script with nothing beside it: what would run in the
+background would have SIGINT ignored, no terminal to read from, or children that it never made. So it is the watchdog that runs
+in the background, and finds the command as what the script has started besides; without /proc in the guest it finds nothing,
+and qcase gives up a little later.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +32,60 @@ from qcase.console import Group, Rules
 from qcase.errors import UsageError
 from qcase.pipelines import make_folders
 
-RECIPE = 1
+RECIPE = 2
 _LABEL = 72  # characters of a label, at most
+
+
+# Only shell, and what a small guest has: `sleep`, and /proc where something is to be killed.
+_LIMIT = r"""
+word=${1:-}
+limit=${2:-}
+# What this script has started, and what that has started, but for the watchdog itself.
+started_here() {
+	read -r self rest </proc/self/stat
+	found=" $$ "
+	more=1
+	while [ "$more" = 1 ]; do
+		more=0
+		for stat in /proc/[0-9]*/stat; do
+			line=
+			{ read -r line <"$stat"; } 2>/dev/null
+			pid=${line%% *}
+			set -- ${line##*) }
+			case "$found" in
+			*" $pid "*) continue ;;
+			*" ${2:-none} "*) ;;
+			*) continue ;;
+			esac
+			[ "$pid" != "$self" ] || continue
+			found="$found$pid "
+			more=1
+		done
+	done
+	found=${found#" $$ "}
+}
+watch() {
+	sleep "$limit" &
+	nap=$!
+	trap 'kill "$nap"; exit 1' TERM
+	wait "$nap"
+	trap '' TERM
+	started_here
+	[ -n "$found" ] && kill -KILL $found
+}
+started() {
+	[ -n "$limit" ] || return
+	watch 2>/dev/null &
+	watchdog=$!
+}
+ended() {
+	status=$1
+	[ -n "$limit" ] || return "$status"
+	kill "$watchdog" 2>/dev/null
+	{ wait "$watchdog"; } 2>/dev/null && status="124 limit=$limit"
+	[ "$status" = 0 ]
+}
+"""
 
 
 def label(command: str) -> str:
@@ -33,20 +97,22 @@ def label(command: str) -> str:
 def runner_script(commands: Sequence[str], runner: GroupedRunner) -> str:
     """The script that runs in the guest. Commands and markers are quoted for the shell; a command runs under `sh -c`."""
     assert commands
-    body = ["#!/bin/sh", "set -u", "failed=0"]
+    body = ["#!/bin/sh", "set -u", "failed=0", *_LIMIT.strip().splitlines()]
     for command in commands:
         name = label(command)
         body += [
             f"printf '%s\\n' {quoted(f'{runner.begin_marker}: {name}')}",
-            f"if sh -c {quoted(command)}; then",
+            "started",
+            f"sh -c {quoted(command)}",
+            "if ended $?; then",
             f"\tprintf '%s\\n' {quoted(f'{runner.passed_marker}: {name}')}",
             "else",
-            "\tstatus=$?",
             f"\tprintf '%s status=%s\\n' {quoted(f'{runner.failed_marker}: {name}')} \"$status\"",
             "\tfailed=1",
             "fi",
         ]
     body += [
+        f'[ -z "$word" ] || printf \'%s %s\\n\' {quoted(done_marker(runner))} "$word"',
         'if [ "$failed" -eq 0 ]; then',
         f"\tprintf '%s\\n' {quoted(runner.all_passed_marker)}",
         "\texit 0",
@@ -55,6 +121,10 @@ def runner_script(commands: Sequence[str], runner: GroupedRunner) -> str:
         "exit 1",
     ]
     return "\n".join(body) + "\n"
+
+
+def done_marker(runner: GroupedRunner) -> str:
+    return f"{runner.runner_name}: done"
 
 
 def write_runner_script(overlay: Path, commands: Sequence[str], runner: GroupedRunner) -> Path:
@@ -119,8 +189,10 @@ _WORDS = re.compile(r"[^\s;|&<>()'\"`={}]+")
 _COMPUTED = re.compile(r"[$`*?\[]|\b(?:eval|xargs|find|sh|source)\b|(?:^|[\s;])\.\s")
 
 
-def rules(config: CaseConfig, runner: GroupedRunner) -> Rules:
+def rules(config: CaseConfig, runner: GroupedRunner, nonce: str = "", limit: float | None = None) -> Rules:
     """What the console waits for in a grouped case: the runner is the command, its summary the success.
+
+    It is given `nonce` and the limit of each command in seconds, unless a suite has its own way of calling it.
 
     The case's own success patterns are replaced, as axbuild does. The runner's fail pattern is the marker of a single
     command, which the judge reads for each command; one that a suite sets to something else is looked for as well.
@@ -129,9 +201,16 @@ def rules(config: CaseConfig, runner: GroupedRunner) -> Rules:
     fail = [pattern for pattern in config.fail_regex if pattern not in (default_fail, runner.fail_regex)]
     if runner.fail_regex != default_fail:
         fail.append(runner.fail_regex)
+    words = [runner.runner_path]
+    done = ""
+    if nonce and runner.runner_path == f"/usr/bin/{runner.runner_name}":
+        words += [nonce] if limit is None else [nonce, str(math.ceil(limit))]
+        done = f"{done_marker(runner)} {nonce}"
     return Rules(
         prompt=config.shell_prefix,
-        command=runner.runner_path,
+        command=" ".join(words),
+        done=done,
+        resets=config.reset,
         success=(runner.success_regex,),
         fail=tuple(fail),
         from_prompt=config.match_from == "prompt",

@@ -3,6 +3,7 @@
     {"format": 1, "qcase": "0.1.0", "arch": …, "target": …, "seconds": …, "interrupted": false, "exit_code": 1,
      "cases": [{"case": "normal/smoke", "arch": "x86_64", "pipeline": "plain", "cache": "none", "verdict": "pass", …,
                 "times": {"prepare": 0.01, "boot": 3.9, "command": 0.6, "total": 4.6},
+                "limits": [{"name": "timeout", "seconds": 60, "used": 4.5, "ended": false}],
                 "subtests": [{"name": …, "command": …, "status": "pass", "exit_status": 0, "seconds": 0.2, "reason": ""}]}]}
 
 Times are in seconds; null where a phase was not reached.
@@ -86,6 +87,9 @@ def case_document(result: CaseResult) -> dict[str, Any]:
             "command": _rounded(result.command),
             "total": _rounded(result.total),
         },
+        "limits": [
+            {"name": use.name, "seconds": use.limit, "used": _rounded(use.used), "ended": use.ended} for use in result.limits
+        ],
         "subtests": [
             {
                 "name": subtest.name,

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from qcase import events
-from qcase.model import Cache, CaseResult, Fault, Phase, SubtestStatus, Verdict
+from qcase.model import Cache, CaseResult, Fault, LimitUse, Phase, SubtestStatus, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -177,6 +177,8 @@ class TerminalReport:
     def _explain(self, result: CaseResult) -> None:
         for line in result.reason.splitlines():
             self._print(f"{_INDENT}{printable(line)}")
+        if result.verdict is Verdict.TIMEOUT and len(result.limits) > 1:
+            self._print(f"{_INDENT}limits: {', '.join(_used(use) for use in result.limits)}", "dim")
         for line in (result.excerpt or "").splitlines():
             self._print(f"{_INDENT}> {printable(line)}", "red")
         for subtest in result.subtests:
@@ -190,7 +192,7 @@ class TerminalReport:
         for line in result.details.splitlines():
             self._print(f"{_INDENT}| {printable(line)}", "dim")
         tail = _squeezed(result.console_tail)[-_CONSOLE_LINES:]
-        if tail:
+        if tail and not (result.verdict is Verdict.PANIC and result.details):  # its block is the last lines, most often
             self._print(f"{_INDENT}the console's last lines:", "dim")
             for line in tail:
                 self._print(f"{_INDENT}| {printable(line)}", "dim")
@@ -275,6 +277,11 @@ def _made(result: CaseResult) -> str:
     if result.pipeline is None:
         return ""
     return result.pipeline.value if result.cache in (None, Cache.NONE) else f"{result.pipeline}, {result.cache}"
+
+
+def _used(use: LimitUse) -> str:
+    """`idle_timeout 5 of 5 s`, how near a limit came."""
+    return f"{use.name} {min(use.used, use.limit):.3g} of {use.limit:g} s"
 
 
 def _seconds(value: float) -> str:

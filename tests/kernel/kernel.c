@@ -13,6 +13,8 @@
  *   off                power off                          reboot          reset
  *   echo on|off        of what is typed                   lose N          loses the next line's N-th byte
  *   crlf on|off        line ends, CR LF or LF             die MS          prints a dot each 100 ms for MS, then power off
+ *
+ * `-append "qk=COMMANDS"` runs commands at boot, before the first prompt.
  */
 #include "machine.h"
 
@@ -240,11 +242,24 @@ static void read_line(char *line, u64 size)
         put('\n');
 }
 
-void kernel_main(void)
+/* `-append "qk=COMMANDS"`: run at boot. `where` is the command line, or a device tree that holds it. */
+static void run_at_boot(const char *where, char *line)
+{
+    for (u64 n = 0; n < WHERE_SIZE; n++)
+        if (where[n] == 'q' && where[n + 1] == 'k' && where[n + 2] == '=') {
+            memcpy(line, where + n + 3, 256);
+            line[256] = 0;
+            run_line(line);
+            return;
+        }
+}
+
+void kernel_main(const char *where)
 {
     static char line[4096];
     machine_init();
     print("\nqcase test kernel on " ARCH "\n");
+    run_at_boot(where, line);
     for (;;) {
         print(PROMPT);
         read_line(line, sizeof line);

@@ -8,6 +8,7 @@ typedef unsigned long u64;
 #if defined(__x86_64__)
 
 #define ARCH "x86_64"
+#define WHERE_SIZE 1 /* the command line itself */
 enum { COM1 = 0x3f8, PM_CONTROL = 0x604, PM_TIMER = 0x608 }; /* q35, as SeaBIOS sets it up */
 
 static inline void out8(u32 port, u8 value) { __asm__ volatile("outb %0, %w1" ::"a"(value), "Nd"(port)); }
@@ -55,6 +56,7 @@ static inline void sleep_ms(u64 ms)
 #elif defined(__aarch64__)
 
 #define ARCH "aarch64"
+#define WHERE_SIZE (1 << 16)
 static volatile u32 *const pl011 = (u32 *)0x09000000;
 
 static inline void machine_init(void) {}
@@ -82,6 +84,7 @@ static inline void sleep_ms(u64 ms)
 #elif defined(__riscv)
 
 #define ARCH "riscv64"
+#define WHERE_SIZE (1 << 14)
 static volatile u8 *const uart = (u8 *)0x10000000;
 
 static inline void machine_init(void) { uart[2] = 7; }

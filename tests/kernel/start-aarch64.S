@@ -9,6 +9,7 @@ start:
     adrp x0, stack_top
     add x0, x0, :lo12:stack_top
     mov sp, x0
+    mov x0, #0x40000000         // where `virt` puts the device tree of what is no Linux
     bl kernel_main
 1:  wfi
     b 1b

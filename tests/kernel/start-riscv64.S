@@ -4,6 +4,7 @@
     .globl start
 start:
     la sp, stack_top
+    mv a0, a1                   // the device tree
     call kernel_main
 1:  wfi
     j 1b

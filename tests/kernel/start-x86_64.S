@@ -12,6 +12,7 @@
 start:
     cli
     movl $stack_top, %esp
+    movl 24(%ebx), %edi         // of PVH's start_info: the command line
     movl $level3, %eax
     orl $3, %eax
     movl %eax, level4
@@ -39,6 +40,7 @@ start64:
     movw %ax, %ss
     movabsq $stack_top, %rsp
     xorl %ebp, %ebp
+    movl %edi, %edi
     call kernel_main
 1:  hlt
     jmp 1b

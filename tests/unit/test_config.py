@@ -712,3 +712,26 @@ def test_scanner_never_fails_on_valid_toml(text: str) -> None:
 
 def test_dotted_key_is_written_as_in_toml() -> None:
     assert dotted(("guest", "x86_64", "a.b", 3)) == 'guest.x86_64."a.b"[3]'
+
+
+@pytest.mark.parametrize(
+    ("pattern", "place"),
+    [
+        ("a(b", 2),
+        ("a)b", 2),
+        ("(a|b))c", 6),
+        (r"\(a[)](b", 7),
+        ("x[abc", 2),
+        ("[z-a]", 2),
+        (r"x\q", 2),
+        ("x\\", 2),
+        ("a(?=x)", 2),
+        ("x{1001}", 2),
+        ("*a", 1),
+        (r"ab\b{start}", 3),
+        ("[a&&b]", 3),
+    ],
+)
+def test_a_bad_pattern_is_told_with_its_place(pattern: str, place: int) -> None:
+    with pytest.raises(PatternError, match=f", at character {place}$"):
+        compile_pattern(pattern)

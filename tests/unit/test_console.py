@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from qcase.console import CHUNK, DRAIN, EXCERPT, PROMPT_DELAY, QUIET, WINDOW, Group, Judge, Rules
+from qcase.console import CHUNK, DRAIN, EXCERPT, PROMPT_DELAY, QUIET, RESETS, WINDOW, Group, Judge, Limits, Rules
 from qcase.model import Phase, SubtestStatus, Verdict
 from qcase.transcript import Terminal
 
 PROMPT = "root@qcase:/root# "
+NO_LIMITS = Limits()
 
 
 class Guest:
     """A guest that is played by the test: it prints, and it may echo what is typed."""
 
-    def __init__(self, rules: Rules, *, echo: bool = True) -> None:
-        self.judge = Judge(rules, started=0.0)
+    def __init__(self, rules: Rules, *, echo: bool = True, limits: Limits = NO_LIMITS) -> None:
+        self.judge = Judge(rules, started=0.0, limits=limits)
         self.now = 0.0
         self.echo = echo
         self.typed = b""
@@ -107,7 +108,7 @@ def test_an_echo_that_lost_characters_is_told() -> None:
     command = "a" * CHUNK + "b" * CHUNK
     guest = Guest(shell(command=command), echo=False).prints(PROMPT).waits(PROMPT_DELAY).prints("a" * CHUNK, "bbb").waits(3)
     assert guest.typed.endswith(b"\n")
-    assert "echoed only a part" in guest.judge.warning
+    assert "echoed only a part" in guest.judge.warnings[0]
 
 
 # --- echo -------------------------------------------------------------------------------------------------------------
@@ -619,6 +620,156 @@ def test_a_group_that_hangs_says_which_command_was_running() -> None:
     assert guest.verdict() is Verdict.TIMEOUT
     assert guest.judge.ruling is not None
     assert "/bin/b --x was running" in guest.judge.ruling.reason
+
+
+def test_a_group_ends_only_behind_the_word_that_its_script_was_given() -> None:
+    rules = Rules(prompt="#", command="/run 1a2b", success=(r"^ALL_P\s*$",), group=MARKERS, done="run: done 1a2b")
+    faked = "B: /bin/a\nP: /bin/a\nB: /bin/b --x\nP: /bin/b --x\n"
+    guest = Guest(rules).prints("# ").waits(1).prints(faked, "run: done 9999\nALL_P\n").waits(5)
+    assert guest.verdict() is None
+    assert guest.prints("run: done 1a2b\n", "ALL_P\n").waits(1).verdict() is Verdict.PASS
+
+
+def test_a_command_that_was_killed_after_its_limit_says_so() -> None:
+    guest = group().prints("B: /bin/a\nF: /bin/a status=124 limit=5\nB: /bin/b --x\nP: /bin/b --x\nALL_F\n").waits(1)
+    assert guest.judge.subtests()[0].reason == "killed after its limit of 5 s"
+    assert guest.judge.subtests()[0].exit_status == 124
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def limited(limits: Limits, *parts: str, rules: Rules | None = None) -> Guest:
+    return Guest(rules or shell(), limits=limits).prints(*parts)
+
+
+@pytest.mark.parametrize(
+    ("limits", "booted", "at", "ended_by", "reason"),
+    [
+        (Limits(whole=20), True, 20, "timeout", "no match of '^PASS$' within 20 s"),
+        (Limits(whole=20), False, 20, "timeout", f"the prompt '{PROMPT.strip()}' did not come within 20 s"),
+        (Limits(whole=20, boot=5), False, 5, "boot_timeout", f"the prompt '{PROMPT.strip()}' did not come within 5 s"),
+        (Limits(whole=20, boot=5), True, 20, "timeout", "no match of '^PASS$' within 20 s"),
+        (Limits(whole=20, command=4), True, 4, "command_timeout", "no match of '^PASS$' within 4 s"),
+        (Limits(whole=20, command=4), False, 20, "timeout", f"the prompt '{PROMPT.strip()}' did not come within 20 s"),
+        (Limits(whole=20, idle=3), True, 3, "idle_timeout", "nothing was printed for 3 s"),
+        (Limits(whole=3, boot=9, command=9, idle=9), True, 3, "timeout", "no match of '^PASS$' within 3 s"),
+    ],
+)
+def test_the_limit_that_is_up_first_ends_the_case(limits: Limits, booted: bool, at: float, ended_by: str, reason: str) -> None:
+    guest = limited(limits, PROMPT if booted else "Linux\r\n").waits(at - 0.3)
+    assert guest.verdict() is None
+    guest.waits(0.5)
+    assert guest.verdict() is Verdict.TIMEOUT
+    assert guest.judge.ruling is not None
+    assert (guest.judge.ruling.limit, guest.judge.ruling.reason) == (ended_by, reason)
+    uses = guest.judge.limits_used(guest.now)
+    assert [use.name for use in uses if use.ended] == [ended_by]
+    assert all(0 <= use.used <= use.limit + 0.6 for use in uses)
+
+
+def test_a_console_that_never_stops_ends_at_its_limit() -> None:
+    guest = limited(Limits(whole=3, idle=1), PROMPT)
+    while guest.verdict() is None:
+        guest.prints("y\r\n" * 100, after=0.05)
+        assert guest.now < 3.2
+    assert guest.verdict() is Verdict.TIMEOUT
+
+
+def test_what_has_matched_is_drained_before_any_limit_counts() -> None:
+    guest = limited(Limits(whole=5, idle=1), PROMPT).waits(0.5).prints("x\r\n", after=0.9).waits(0.9)
+    assert guest.prints("PASS\r\n").waits(0.3).verdict() is None
+    assert guest.prints("FAIL\r\n").waits(3).verdict() is Verdict.FAIL
+    guest = limited(Limits(whole=2), PROMPT).waits(1.8).prints("PASS\r\n").waits(1)
+    assert guest.verdict() is Verdict.PASS
+    (use,) = guest.judge.limits_used(guest.now)
+    assert use.used == pytest.approx(1.82, abs=0.05)
+
+
+def test_each_command_of_a_group_has_the_limit_for_itself_and_the_guest_is_given_time_to_end_it() -> None:
+    rules = Rules(prompt="#", command="/run", success=(r"^ALL_P\s*$",), group=MARKERS)
+    limits = Limits(command=8)
+    assert limits.given_up == 15
+    guest = limited(limits, "# ", rules=rules).waits(1).prints("B: /bin/a\n").waits(12).prints("P: /bin/a\nB: /bin/b --x\n")
+    assert guest.waits(14).verdict() is None
+    assert guest.waits(2).verdict() is Verdict.TIMEOUT
+    assert guest.judge.ruling is not None
+    assert guest.judge.ruling.reason == "/bin/b --x did not end within 15 s, nor could the guest end it"
+    assert statuses(guest) == [SubtestStatus.PASS, SubtestStatus.BROKEN]
+
+
+# --- panics and resets ------------------------------------------------------------------------------------------------
+
+
+def test_a_panics_block_begins_where_the_kernel_began_and_ends_where_it_ended() -> None:
+    guest = booted(shell()).prints("fine\r\n[    1.0] usb: fine\r\n").waits(0.1)
+    oops = [
+        "[    2.0] BUG: kernel NULL pointer dereference, address: 0",
+        "[    2.1] RIP: 0010:x+0x1/0x2",
+        "[    2.2] Kernel panic - not syncing: Fatal exception",
+        "[    2.3] Kernel Offset: disabled",
+        "[    2.4] ---[ end Kernel panic - not syncing: Fatal exception ]---",
+    ]
+    guest.prints(*(f"{line}\r\n" for line in oops), "firmware again\r\n").waits(2)
+    assert guest.judge.ruling is not None
+    assert guest.judge.ruling.block == tuple(oops)
+
+
+def test_a_rust_panics_block_has_its_message_also_if_it_takes_a_second_to_come() -> None:
+    guest = booted(shell()).prints("panicked at src/main.rs:1:2:\r\n", after=0.1).prints("index out of bounds\r\n", after=0.4)
+    guest.prints("stack:\r\n", after=0.4).prints("  0: f\r\n", after=0.4).waits(0.35).prints("late\r\n").waits(1)
+    assert guest.judge.ruling is not None
+    assert guest.judge.ruling.block == ("panicked at src/main.rs:1:2:", "index out of bounds", "stack:", "  0: f")
+
+
+def test_a_block_is_of_80_lines_at_most() -> None:
+    guest = booted(shell()).prints("panicked at src/main.rs:1:2:\r\n" + "x\r\n" * 1000).waits(2)
+    assert guest.judge.ruling is not None
+    assert len(guest.judge.ruling.block) == 80
+
+
+BANNERS = ["SeaBIOS (version 1.16.2-debian-1.16.2-1)", "OpenSBI v1.1", "UEFI firmware (version 2022.11-6 built at 20:17)"]
+
+
+@pytest.mark.parametrize("banner", BANNERS)
+def test_firmware_that_comes_again_and_again_is_a_reset_loop_where_resets_are_allowed(banner: str) -> None:
+    for resets, verdict in ((True, Verdict.PANIC), (False, None)):
+        guest = Guest(Rules(prompt="never", command="x", success=("^PASS$",), resets=resets))
+        guest.prints(*[f"{banner}\r\nbooting\r\n"] * (RESETS + 1)).waits(1)
+        assert guest.verdict() is None
+        assert guest.prints(f"{banner}\r\n").waits(1).verdict() is verdict
+
+
+def test_a_program_that_speaks_of_firmware_is_no_reset_loop() -> None:
+    rules = Rules(prompt="#", command="x", success=("^PASS$",), resets=True)
+    guest = booted(rules).prints(*["BIOS: SeaBIOS (version 1)\r\nOpenSBI vendor\r\n"] * 20).waits(1)
+    assert guest.verdict() is None
+
+
+def test_resets_that_the_machine_counts_are_a_loop_too() -> None:
+    guest = booted(shell())
+    for _ in range(RESETS):
+        guest.judge.reset()
+    assert guest.verdict() is None
+    guest.judge.reset()
+    assert guest.verdict() is Verdict.PANIC
+    assert guest.judge.ruling is not None
+    assert guest.judge.ruling.reason == "the guest's machine was reset 4 times"
+
+
+def test_a_reset_before_the_prompt_is_a_panic_and_later_an_end() -> None:
+    guest = Guest(shell()).prints("Linux\r\n")
+    guest.judge.ended(guest.now, "status 0", reset=True)
+    assert guest.verdict() is Verdict.PANIC
+    guest = booted(shell())
+    guest.judge.ended(guest.now, "status 0", reset=True)
+    assert guest.verdict() is Verdict.EXITED
+    guest = booted(shell())
+    guest.judge.ended(guest.now, "status 0", reset=True, fault="triple fault")
+    assert guest.verdict() is Verdict.PANIC
+    guest = booted(shell()).prints("PASS\r\n")
+    guest.judge.ended(guest.now, "status 0", reset=True, fault="triple fault")
+    assert guest.verdict() is Verdict.PANIC
 
 
 # --- the terminal by itself -------------------------------------------------------------------------------------------

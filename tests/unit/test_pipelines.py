@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -111,9 +112,9 @@ def test_a_copy_of_sources_is_what_the_key_lists(tmp_path: Path) -> None:
 # --- grouped ----------------------------------------------------------------------------------------------------------
 
 
-def run_script(tmp_path: Path, *commands: str) -> tuple[int, list[str]]:
+def run_script(tmp_path: Path, *commands: str, words: tuple[str, ...] = (), shell: str = "sh") -> tuple[int, list[str]]:
     path = grouped.write_runner_script(tmp_path, commands, GroupedRunner())
-    done = process.run([str(path)], check=False)
+    done = process.run([shell, str(path), *words], check=False, timeout=60)
     return done.returncode, done.output.splitlines()
 
 
@@ -138,6 +139,35 @@ def test_the_script_runs_to_its_end_and_says_each_status(tmp_path: Path) -> None
         "QCASE_GROUPED_TEST_PASSED: echo three",
         "QCASE_GROUPED_TESTS_FAILED",
     ]
+
+
+def test_the_script_says_its_word_before_the_last_marker(tmp_path: Path) -> None:
+    status, lines = run_script(tmp_path, "true", words=("1a2b",))
+    assert (status, lines[-2:]) == (0, ["qcase-run-case-tests: done 1a2b", "QCASE_GROUPED_TESTS_PASSED"])
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_the_script_kills_what_takes_too_long_with_all_that_it_started(tmp_path: Path, shell: str) -> None:
+    began = time.monotonic()
+    commands = ("sleep 971 & sleep 972; echo no", "trap '' TERM INT; while :; do :; done", "sh -c 'sleep 973; echo no'", "exit 3")
+    status, lines = run_script(tmp_path, *commands, words=("1a2b", "1"), shell=shell)
+    assert time.monotonic() - began < 30
+    ends = [line.removeprefix("QCASE_GROUPED_TEST_FAILED: ") for line in lines if "FAILED: " in line]
+    assert ends == [f"{command} status=124 limit=1" for command in commands[:3]] + ["exit 3 status=3"]
+    assert (status, "no" in lines) == (1, False)
+    left = [entry.read_bytes() for entry in Path("/proc").glob("[0-9]*/cmdline") if entry.exists()]
+    assert [line for line in left if b"sleep\x0097" in line] == []
+
+
+def test_a_limit_changes_nothing_for_a_command_that_is_in_time(tmp_path: Path) -> None:
+    """It runs in the foreground: signals have their usual effect, it has no children, and reads what the script reads."""
+    commands = ("kill -INT $$; echo no", "cat /proc/self/task/*/children | wc -w", "cat; echo read")
+    path = grouped.write_runner_script(tmp_path, commands, GroupedRunner())
+    done = process.run(["sh", "-c", f"echo typed | sh {path} 1a2b 30"], check=False, timeout=60)
+    lines = done.output.splitlines()
+    assert "QCASE_GROUPED_TEST_FAILED: kill -INT $$; echo no status=130" in lines
+    assert lines[lines.index("typed") :][:2] == ["typed", "read"]
+    assert "0" in lines
 
 
 def test_a_script_of_which_all_pass_exits_with_0(tmp_path: Path) -> None:
@@ -171,7 +201,12 @@ def test_a_groups_rules_replace_command_and_success_and_keep_the_cases_fail_patt
         shell_prefix="#", test_commands=("/bin/a",), success_regex=("ignored",), fail_regex=("Oops", runner.fail_regex)
     )
     rules = grouped.rules(config, runner)
-    assert rules.command == "/usr/bin/suite-run-case-tests"
+    assert (rules.command, rules.done) == ("/usr/bin/suite-run-case-tests", "")
+    rules = grouped.rules(config, runner, "1a2b", 1.5)
+    assert (rules.command, rules.done) == ("/usr/bin/suite-run-case-tests 1a2b 2", "suite-run-case-tests: done 1a2b")
+    rules = grouped.rules(config, GroupedRunner(prefix="SUITE", runner_path="/own/way"), "1a2b", 1.5)
+    assert (rules.command, rules.done) == ("/own/way", "")
+    rules = grouped.rules(config, runner)
     assert rules.success == (r"(?m)^SUITE_GROUPED_TESTS_PASSED\s*$",)
     assert rules.fail == ("Oops",)
     custom = grouped.rules(config, GroupedRunner(prefix="SUITE", fail_regex="my own"))

@@ -35,6 +35,7 @@ def test_the_order_is_file_rootfs_snapshot_machine_kernel() -> None:
         *("-device", "virtio-net-pci,netdev=net0"),
         *("-netdev", "user,id=net0,restrict=on"),
         *("-accel", "tcg"),
+        "-no-reboot",
         "-snapshot",
         *("-machine", "q35"),
         *("-kernel", "/store/kernel", "-initrd", "/store/initrd", "-append", "console=ttyS0"),
