@@ -23,11 +23,12 @@ import typer
 
 from qcase import process
 from qcase.errors import QcaseError, UsageError
-from qcase.model import Arch
+from qcase.model import Arch, Pipeline
 
 if TYPE_CHECKING:
     from qcase.config import CacheConfig
     from qcase.events import Emit, Event
+    from qcase.scaffold import NewCase
     from qcase.selection import Filters
     from qcase.store import Store
     from qcase.suite import Workspace
@@ -93,6 +94,10 @@ ScaleOption = Annotated[
         metavar="FACTOR",
         help="Multiplies every limit of time; default: $QCASE_TIMEOUT_SCALE, else [run] timeout_scale.",
     ),
+]
+NewArchOption = Annotated[
+    list[str] | None,
+    typer.Option("--arch", "-a", metavar="ARCH", help="What it is for; may be repeated. Default: what most cases are for."),
 ]
 CaseOption = Annotated[list[str] | None, typer.Option("--case", "-c", metavar="CASE", help="The same as CASE; may be repeated.")]
 
@@ -313,6 +318,67 @@ def images_build(
         print(f"{image.name}: {image.id}, identity {image.identity}, {len(image.packages)} packages")
 
 
+@app.command("init")
+def init_command(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The new workspace; default: this folder.")] = Path(),
+    pipeline: Annotated[str, typer.Option("--pipeline", metavar="NAME", help="Of the first case.")] = "plain",
+    case: Annotated[str, typer.Option("--case", "-c", metavar="CASE", help="The first case's name.")] = "hello",
+    arch: NewArchOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what qcase.toml would say.")] = False,
+) -> None:
+    """Make a workspace: a qcase.toml with all keys commented out, and a first case. Nothing is overwritten.
+
+    Where the folder has a tree that was written for axbuild, its qcase.toml is the one that runs this tree.
+    """
+    with _reported():
+        from qcase import scaffold, suite
+        from qcase.config import WORKSPACE_FILE
+
+        root = folder.resolve()
+        if not root.is_dir():
+            raise UsageError("there is no such folder", where=str(folder), hint="make it first")
+        kind = _pipeline(pipeline)
+        proposal = scaffold.propose(root)
+        text = scaffold.workspace_file(proposal.values if proposal else {"suite.name": root.name, "suite.root": "suite"})
+        if dry_run:
+            print(text, end="")
+            return
+        scaffold.write_new(root / WORKSPACE_FILE, text)
+        print(f"{WORKSPACE_FILE}: written")
+        opened = suite.Workspace.open(root)
+        if proposal is None:
+            first = scaffold.new_case(opened, case, kind, _arches(arch) or scaffold.usual_arches(opened))
+            _write_case(first, opened)
+            print(f"next: qcase doctor; {first.command}")
+            return
+        for reason in proposal.reasons:
+            print(f"  {reason}")
+        listed = suite.catalogue(opened)
+        entries = [entry for found in listed.groups.values() for entry in found]
+        print(f"{len(entries)} cases: {scaffold.by_pipeline(p for e in entries for p in set(e.pipelines.values()))}")
+        broken = sum(bool(entry.broken) for entry in entries)
+        print(f"next: qcase lint{f' ({broken} of them are broken)' if broken else ''}; qcase run")
+
+
+@app.command("new")
+def new_command(
+    case: Annotated[str, typer.Argument(metavar="CASE", help="Its name, e.g. futex or fs/rename.")],
+    pipeline: Annotated[str, typer.Option("--pipeline", metavar="NAME", help="plain, sh, c, python, rust or grouped.")],
+    arch: NewArchOption = None,
+    group: GroupOption = "",
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Make a case that passes, to be changed into one that tests something. Nothing is overwritten."""
+    with _reported():
+        from qcase import scaffold, suite
+
+        kind = _pipeline(pipeline)
+        opened = suite.Workspace.open(workspace or Path.cwd())
+        made = scaffold.new_case(opened, case, kind, _arches(arch) or scaffold.usual_arches(opened), group)
+        _write_case(made, opened)
+        print(f"next: {made.command}")
+
+
 @app.command("schema")
 def schema_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="qcase: of qcase.toml; qemu: of qemu-<arch>.toml.")],
@@ -454,6 +520,26 @@ def _arch(name: str) -> Arch:
     except ValueError:
         known = ", ".join(Arch)
         raise UsageError(f"unknown architecture {name!r}", where="--arch", hint=f"known are {known}") from None
+
+
+def _arches(names: Sequence[str] | None) -> list[Arch]:
+    return list(dict.fromkeys(_arch(name) for name in names or ()))
+
+
+def _pipeline(name: str) -> Pipeline:
+    from qcase import selection
+
+    if name not in list(Pipeline):
+        hint = selection.near(name, Pipeline, "pipelines")
+        raise UsageError(f"unknown pipeline {name!r}", where="--pipeline", hint=hint)
+    return Pipeline(name)
+
+
+def _write_case(case: NewCase, workspace: Workspace) -> None:
+    from qcase import scaffold
+
+    for path in scaffold.write(case.folder, case.plan):
+        print(f"{workspace.relative(path)}: written")
 
 
 def _looked_at(cache_dir: str) -> Store:

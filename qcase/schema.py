@@ -159,8 +159,11 @@ def toml(name: str) -> str:
 
 
 def commented(name: str, *, leave_out: Callable[[str], bool]) -> list[str]:
-    """The lines of the same, commented out, without the keys and tables that `leave_out` names."""
-    return list(_toml(_known(name), lambda line: f"# {line}", leave_out))
+    """The lines of the same with all keys commented out, without those that `leave_out` names.
+
+    Tables are not: a key that somebody uncomments has to stand in its own.
+    """
+    return list(_toml(_known(name), lambda line: line if line.startswith(("#", "[")) else f"# {line}", leave_out))
 
 
 def _known(name: str) -> type[BaseModel]:
@@ -183,25 +186,23 @@ def _toml(
             tables[-1][2].append(key)
         else:
             tables.append((f"[{key.path}]", key.meaning, []))
+    # A table of which every key is left out is still there for those who say what these are.
+    bare = {f"[{key.path.rpartition('.')[0]}]" for key in keys(model) if key.model is None and leave_out(key.path)}
     blank = False
     for header, meaning, below in tables:
-        if not below:
+        if not below and header not in bare:
             continue
         if blank:
             yield ""
         blank = True
         rows = [(header, meaning)] if header else []
-        rows += [
-            (f"{key.name} =" if key.default is None else f"{key.name} = {literal(key.default)}", key.meaning) for key in below
-        ]
-        rows = [(f"# {line}", said) if line.endswith("=") else (line, said) for line, said in rows]
+        for key in below:
+            line = f"# {key.name} =" if key.default is None else f"{key.name} = {literal(key.default)}"
+            rows.append((written(line), key.meaning))
         column = min(max(len(line) for line, _ in rows) + 2, _COLUMN)
         for line, said in rows:
             whole = f"{line:<{column}} # {said}" if said else line
-            if len(whole) > _WIDTH:
-                yield written(f"# {said}:")
-                whole = line
-            yield written(whole)
+            yield from [whole] if len(whole) <= _WIDTH else [f"# {said}:", line]
 
 
 def literal(value: object) -> str:

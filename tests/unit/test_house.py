@@ -19,6 +19,7 @@ ROOMS = [
     "explain",
     "prepare",
     "selection",
+    "scaffold",
     "runs",
     "pipelines",
     "suite",

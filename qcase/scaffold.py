@@ -1,0 +1,478 @@
+"""New workspaces and new cases: `qcase init` and `qcase new`. Nothing that is there is ever written to.
+
+    propose(root)      what `qcase.toml` has to say about a tree that was written for axbuild, and where it says so
+    plan_workspace     the files of a new workspace
+    plan_case          the files of a new case
+    write              write them, all or none
+
+axbuild has its names built in, a suite spells them out: the prefix of the grouped runner's markers in patterns, that of the
+variables in scripts, the hostname in prompts. So they can be read from the tree.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qcase import schema
+from qcase.config import WorkspaceConfig, printable
+from qcase.errors import InfraError, UsageError
+from qcase.model import Arch, Pipeline
+from qcase.suite import SOURCE_FOLDERS, Workspace
+
+SUITE_FOLDER = "test-suit"  # axbuild's
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
+_MOST_FILES = 200_000  # of a tree that is looked through; a kernel's has a tenth of that
+
+_ARGS: Mapping[Arch, str] = {
+    Arch.X86_64: '["-nographic", "-m", "256M"]',
+    Arch.AARCH64: '["-nographic", "-cpu", "cortex-a72", "-m", "256M"]',
+    Arch.RISCV64: '["-nographic", "-m", "512M"]',
+    Arch.LOONGARCH64: '["-nographic", "-m", "1G"]',
+}
+
+
+@dataclass(frozen=True)
+class File:
+    text: str
+    executable: bool = False
+
+
+Plan = Mapping[str, File]  # by path, relative to where it is written
+
+
+# ---- a case
+
+
+def plan_case(name: str, pipeline: Pipeline, prompts: Mapping[Arch, str]) -> Plan:
+    """The files of a case. `name`: what its programs and its messages are called. `prompts`: for each arch that it is for."""
+    sources, command, commands = _SOURCES[pipeline](name)
+    files = dict(sources)
+    for arch, prompt in prompts.items():
+        success = arch.value if pipeline is Pipeline.PLAIN else f"PASS: {re.escape(name)}"
+        files[f"qemu-{arch}.toml"] = File(_case_file(arch, prompt, command, commands, success))
+    return files
+
+
+def _case_file(arch: Arch, prompt: str, command: str, commands: Sequence[str], success: str) -> str:
+    lines = [
+        "# How this case is booted, what is typed, and what decides. `qcase schema qemu --toml` shows all keys.",
+        f"args = {_ARGS[arch]}",
+        "",
+        "# Once this has come out of the console, as it stands here …",
+        f"shell_prefix = {schema.literal(prompt)}",
+    ]
+    if commands:
+        lines += [
+            "# … a script runs these, to the end, whatever fails. Each is a subtest that passes with exit status 0.",
+            "test_commands = [",
+            *(f"    {schema.literal(each)}," for each in commands),
+            "]",
+            "",
+        ]
+    else:
+        lines += [
+            "# … this is typed.",
+            f"shell_init_cmd = {_one_line(command)}",
+            "",
+            "# A line like the first passes the case, one like the others fails it. ^ and $ are the ends of a line.",
+            f"success_regex = ['^{success}$']",
+            "fail_regex = ['^FAIL']",
+            "",
+        ]
+    lines += ["# Seconds from QEMU's start to the verdict.", "timeout = 120", "", "[qcase]", "tags = []"]
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return f"'{text}'" if '"' in text else schema.literal(text)
+
+
+_Sources = tuple[dict[str, File], str, tuple[str, ...]]  # files, what is typed, or a group's commands
+
+
+def _plain(_name: str) -> _Sources:
+    return {}, "uname -m", ()
+
+
+def _script(name: str) -> str:
+    return f"""#!/bin/sh
+# Everything in sh/ is installed into /usr/bin of the guest.
+set -eu
+
+[ "$(id -u)" = 0 ]
+[ -d /proc/self ]
+
+echo "PASS: {name}"
+"""
+
+
+def _sh(name: str) -> _Sources:
+    return {f"sh/test-{name}": File(_script(name), True)}, f'test-{name} || echo "FAIL: status $?"', ()
+
+
+def _c(name: str) -> _Sources:
+    cmake = f"""cmake_minimum_required(VERSION 3.16)
+project({re.sub("[^A-Za-z0-9_]", "_", name)} C)
+
+add_executable(test-{name} main.c)
+target_compile_options(test-{name} PRIVATE -Wall -Wextra)
+target_link_options(test-{name} PRIVATE -static)
+
+# What is installed here goes into the guest, below /.
+install(TARGETS test-{name} RUNTIME DESTINATION usr/bin)
+"""
+    main = f"""#include <stdio.h>
+#include <unistd.h>
+
+int main(void)
+{{
+\tif (getpid() <= 0) {{
+\t\tputs("FAIL: getpid");
+\t\treturn 1;
+\t}}
+\tputs("PASS: {name}");
+\treturn 0;
+}}
+"""
+    files = {"c/CMakeLists.txt": File(cmake), "c/main.c": File(main)}
+    return files, f'test-{name} || echo "FAIL: status $?"', ()
+
+
+def _rust(name: str) -> _Sources:
+    crate = re.sub("[^a-z0-9_-]", "-", f"test-{name}".lower())
+    manifest = f"""[package]
+name = "{crate}"
+version = "0.1.0"
+edition = "2021"
+
+[dependencies]
+"""
+    lock = f"""# This file is automatically @generated by Cargo.
+# It is not intended for manual editing.
+version = 3
+
+[[package]]
+name = "{crate}"
+version = "0.1.0"
+"""
+    main = f"""fn main() {{
+    assert!(std::process::id() > 0, "FAIL: no process id");
+    println!("PASS: {name}");
+}}
+"""
+    files = {"rust/Cargo.toml": File(manifest), "rust/Cargo.lock": File(lock), "rust/src/main.rs": File(main)}
+    return files, f'{crate} || echo "FAIL: status $?"', ()
+
+
+def _python(name: str) -> _Sources:
+    text = f"""#!/usr/bin/env python3
+# Everything in python/ is installed into /usr/bin of the guest, and Python with it.
+import os
+
+assert os.getuid() == 0
+print("PASS: {name}")
+"""
+    return {f"python/test-{name}": File(text, True)}, f'test-{name} || echo "FAIL: status $?"', ()
+
+
+def _grouped(name: str) -> _Sources:
+    files = {}
+    for part in ("one", "two"):
+        text = f"""#!/bin/sh
+# Each child folder with c/, rust/, sh/ or python/ of its own is built by itself.
+set -eu
+
+[ -d /proc/self ]
+echo "{name}, {part}: $*"
+"""
+        files[f"{part}/sh/test-{name}-{part}"] = File(text, True)
+    return files, "", (f"test-{name}-one", f"test-{name}-two", f"test-{name}-two --again")
+
+
+_SOURCES = {
+    Pipeline.PLAIN: _plain,
+    Pipeline.SH: _sh,
+    Pipeline.C: _c,
+    Pipeline.PYTHON: _python,
+    Pipeline.RUST: _rust,
+    Pipeline.GROUPED: _grouped,
+}
+
+
+@dataclass(frozen=True)
+class NewCase:
+    """Where a case is to be, and its files."""
+
+    folder: Path
+    command: str  # that runs it
+    plan: Plan
+
+
+def new_case(workspace: Workspace, case: str, pipeline: Pipeline, arches: Sequence[Arch], group: str = "") -> NewCase:
+    """A case called `case`, below `group` (default: the group that it begins with, else `[suite] default_group`).
+
+    Raises `UsageError` for a name that cannot be one, for a place that is taken, and for one that is never searched.
+    """
+    parts = [part for part in case.split("/") if part]
+    bad = next((part for part in parts if not re.fullmatch(_NAME, part)), None)
+    if bad is not None or not parts or case.startswith("/"):
+        raise UsageError(f"{printable(case)!r} is no name for a case", hint="letters, digits and . _ + -, with / between folders")
+    if taken := next((part for part in parts if part in SOURCE_FOLDERS), None):
+        raise UsageError(f"no folder of a case's name may be called {taken!r}", hint=f"a folder {taken}/ holds sources")
+    suite = workspace.suite_root
+    default = workspace.config.suite.default_group
+    if group:
+        parts = [group, *parts]
+    elif len(parts) == 1 or (parts[0] != default and not (suite / parts[0]).is_dir()):
+        parts = [default, *parts]
+    folder = suite.joinpath(*parts)
+    for above in (suite.joinpath(*parts[:count]) for count in range(1, len(parts))):
+        if _is_case(above) and not any(above.glob("build-*.toml")):
+            raise UsageError(
+                f"{workspace.relative(above)} is a case, and below a case nothing is searched", hint="choose another name"
+            )
+    if folder.exists() or folder.is_symlink():
+        raise UsageError(
+            "is there already, and nothing is overwritten", where=workspace.relative(folder), hint="choose another name"
+        )
+    prompts = {arch: f"root@{workspace.config.guest[arch].hostname}:" for arch in arches}
+    name = "/".join(parts[1:])
+    command = f"qcase run {name}" if parts[0] == default else f"qcase run --group {parts[0]} {name}"
+    return NewCase(folder, command, plan_case(parts[-1], pipeline, prompts))
+
+
+def usual_arches(workspace: Workspace) -> list[Arch]:
+    """The architectures that most cases of a suite are for; x86_64 and aarch64 where there are none yet."""
+    tree = _look_through(workspace.suite_root) if workspace.suite_root.is_dir() else _Tree()
+    counts = Counter(arch for case in tree.cases.values() for arch in case)
+    most = max(counts.values(), default=0)
+    return [arch for arch in Arch if counts[arch] * 2 > most] or [Arch.X86_64, Arch.AARCH64]
+
+
+def _is_case(folder: Path) -> bool:
+    return any(folder.glob("qemu-*.toml"))
+
+
+# ---- a workspace
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What `qcase.toml` has to say. `values`: by dotted key; `reasons`: for a person, why; `cases`: how many were found."""
+
+    values: Mapping[str, object]
+    reasons: tuple[str, ...] = ()
+    cases: int = 0
+
+
+def propose(root: Path) -> Proposal | None:
+    """The configuration that runs the tree of cases in `root`; None where there is none."""
+    tree = _look_through(root)
+    if not tree.cases:
+        return None
+    suite, others = _suite_root(tree)
+    inside = {folder: arches for folder, arches in tree.cases.items() if _below(folder, suite)}
+    groups = Counter(folder[len(suite) :].strip("/").partition("/")[0] for folder in inside)
+    groups.pop("", None)
+    reasons = [f"{len(inside)} folders with qemu-<arch>.toml below {suite or '.'}: {_counted(groups)}"]
+    reasons += [f"not looked at: {count} more below {other}" for other, count in others.items()]
+    values: dict[str, object] = {"suite.root": suite or "."}
+    if groups and "normal" not in groups:
+        values["suite.default_group"] = groups.most_common(1)[0][0]
+        reasons.append(f"default_group = {values['suite.default_group']}: there is no group 'normal', and it has the most cases")
+
+    markers = _Votes(r"\b([A-Za-z_][A-Za-z0-9_]*?)_GROUPED_TESTS?_(?:BEGIN|PASSED|FAILED)\b")
+    variables = _Votes(
+        r"\b([A-Z][A-Z0-9_]*?)_(?:STAGING_ROOT|CASE_DIR|CASE_C_DIR|CASE_WORK_DIR|CASE_BUILD_DIR|CASE_OVERLAY_DIR)\b"
+    )
+    hostnames = {arch: _Votes(r"^\s*shell_prefix\s*=\s*['\"]root@([A-Za-z0-9-]+):") for arch in Arch}
+    regions = _Votes(r"\$\{?([A-Z][A-Z0-9_]*_APK_REGION)\b")
+    for path in (*tree.configs, *tree.scripts):
+        if not _below(path, suite):
+            continue
+        text = _text(root / path)
+        markers.count(path, text)
+        variables.count(path, text)
+        regions.count(path, text)
+        arch = next((arch for arch in Arch if path.endswith(f"/qemu-{arch}.toml")), None)
+        if arch is not None:
+            hostnames[arch].count(path, text)
+    for key, votes in (("grouped.prefix", markers), ("script_env.prefix", variables)):
+        if votes.winner and votes.winner != "QCASE":
+            values[key] = votes.winner
+            reasons.append(f"[{key.partition('.')[0]}] prefix = {votes.winner}: {votes.why()}")
+    if regions.winner:
+        values["cache.env"] = [regions.winner]
+        reasons.append(f"[cache] env = {regions.winner}: {regions.why()}; builds see it, and its value is part of every key")
+    for arch, votes in hostnames.items():
+        if votes.winner and votes.winner != WorkspaceConfig().guest[arch].hostname:
+            values[f"guest.{arch}.hostname"] = votes.winner
+            reasons.append(f"[guest.{arch}] hostname = {votes.winner}: {votes.why()}")
+    return Proposal(values, tuple(reasons), len(inside))
+
+
+def workspace_file(values: Mapping[str, object]) -> str:
+    """A `qcase.toml` with these values, and every other key commented out with its default."""
+    lines = [
+        "# The workspace of qcase. Every key is here; those that are commented out show their defaults.",
+        "# `qcase lint` checks this file and all of the suite.",
+        "",
+    ]
+    tables: dict[str, list[str]] = {}
+    for key, value in values.items():
+        table, _, name = key.rpartition(".")
+        tables.setdefault(table, []).append(f"{name} = {schema.literal(value)}")
+    for line in schema.commented("qcase", leave_out=lambda path: path in values):
+        header = re.match(r"\[([a-z0-9_.]+)\]", line)
+        lines += [line, *(tables.pop(header[1], []) if header else [])]
+    for table, given in tables.items():
+        lines += ["", f"[{table}]", *given]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+# ---- writing
+
+
+def write(folder: Path, plan: Plan) -> list[Path]:
+    """Write a new folder with these files, whole or not at all. Raises `UsageError` if something is there by now."""
+    made = _missing_parents(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
+            staged = Path(name, "new")
+            for path, file in plan.items():
+                place = staged / path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(file.text, encoding="utf-8")
+                place.chmod(0o755 if file.executable else 0o644)
+            if folder.exists():
+                raise UsageError("is there already, and nothing is overwritten", where=str(folder))
+            staged.rename(folder)  # onto a folder that came between: fails unless that one is empty
+    except OSError as error:
+        for above in made:
+            shutil.rmtree(above, ignore_errors=True) if above.is_dir() and not any(above.rglob("*")) else None
+        raise InfraError(f"cannot be written: {error.strerror}", where=str(folder)) from None
+    return [folder / path for path in plan]
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet, whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix=f".{path.name}.", dir=path.parent) as staged:
+            staged.write(text)
+            staged.flush()
+            Path(staged.name).chmod(0o644)
+            os.link(staged.name, path)  # unlike a rename, it does not replace
+    except FileExistsError:
+        raise UsageError("is there already, and nothing is overwritten", where=str(path)) from None
+    except OSError as error:
+        raise InfraError(f"cannot be written: {error.strerror}", where=str(path)) from None
+
+
+def _missing_parents(folder: Path) -> list[Path]:
+    return [above for above in folder.parents if not above.exists()]
+
+
+# ---- looking through a tree
+
+
+@dataclass
+class _Tree:
+    """Relative paths, with `/` between. `cases`: folders, and the arches that they are for."""
+
+    cases: dict[str, list[Arch]] = field(default_factory=dict)
+    configs: list[str] = field(default_factory=list)
+    scripts: list[str] = field(default_factory=list)
+
+
+def _look_through(root: Path) -> _Tree:
+    tree = _Tree()
+    seen = 0
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "target")
+        seen += len(files)
+        if seen > _MOST_FILES:
+            break
+        here = os.path.relpath(folder, root)
+        prefix = "" if here == "." else f"{here}/"
+        arches = [arch for arch in Arch if f"qemu-{arch}.toml" in files]
+        if arches:
+            tree.cases[prefix.rstrip("/")] = arches
+            tree.configs += [f"{prefix}qemu-{arch}.toml" for arch in arches]
+        tree.scripts += [f"{prefix}{name}" for name in sorted(files) if name in ("prebuild.sh", "CMakeLists.txt")]
+    return tree
+
+
+def _suite_root(tree: _Tree) -> tuple[str, dict[str, int]]:
+    """The folder of the groups, and how many folders with a case's file each of the others has that could be one.
+
+    axbuild's suites are `test-suit/<group>/…` or `test-suit/<os>/<group>/…`; its other qemu-<arch>.toml are no cases.
+    """
+    suites = sorted((f for f in tree.cases if SUITE_FOLDER in f.split("/")), key=lambda f: f.split("/").index(SUITE_FOLDER))
+    tops = Counter(folder.partition("/")[0] for folder in tree.cases if "/" in folder)
+    if suites:
+        parts = suites[0].split("/")
+        top = "/".join(parts[: parts.index(SUITE_FOLDER) + 1])
+    else:
+        top = tops.most_common(1)[0][0] if tops else ""
+    below = [folder[len(top) :].strip("/").split("/") for folder in tree.cases if _below(folder, top)]
+    if any(parts[0] == "normal" for parts in below):
+        return top, {}
+    systems = Counter(parts[0] for parts in below if len(parts) > 2 and parts[1] == "normal")
+    if not systems:
+        return top, {}
+    totals = Counter(parts[0] for parts in below)
+    chosen = max(systems, key=lambda name: totals[name])
+    return f"{top}/{chosen}".strip("/"), {f"{top}/{name}": count for name, count in totals.items() if name != chosen}
+
+
+def _below(path: str, folder: str) -> bool:
+    return not folder or path == folder or path.startswith(f"{folder}/")
+
+
+class _Votes:
+    """What the first group of a pattern stands for in most files."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = re.compile(pattern, re.MULTILINE)
+        self._files: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def count(self, path: str, text: str) -> None:
+        for name in set(self._pattern.findall(text)):
+            self._files[name] += 1
+            self._first.setdefault(name, path)
+
+    @property
+    def winner(self) -> str:
+        return self._files.most_common(1)[0][0] if self._files else ""
+
+    def why(self) -> str:
+        winner, count = self._files.most_common(1)[0]
+        others = [name for name in self._files if name != winner]
+        also = f"; elsewhere {', '.join(others[:3])}" if others else ""
+        return f"{count} file{'' if count == 1 else 's'} say so, the first is {self._first[winner]}{also}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} in {name}" for name, count in counts.items()) or "none in a group"
+
+
+def by_pipeline(pipelines: Iterable[Pipeline]) -> str:
+    """`12 c, 3 plain`."""
+    counts = Counter(pipelines)
+    return ", ".join(f"{counts[pipeline]} {pipeline}" for pipeline in Pipeline if counts[pipeline])
