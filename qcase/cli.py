@@ -393,6 +393,7 @@ def schema_command(
 
 def main() -> None:
     """The program."""
+    _fill_standard_streams()
     # What ends a run from outside is an interrupt like Ctrl-C: everything is put away, and what had finished is reported.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and a shell's background jobs have it
@@ -418,6 +419,20 @@ def arguments(argv: Sequence[str]) -> list[str]:
         if word == "--changed" and following.startswith("-"):
             words[index] = "--changed=HEAD"
     return words
+
+
+def _fill_standard_streams() -> None:
+    """Whoever starts us without one of the three gets one that leads nowhere.
+
+    Else the next file that is opened takes its number, and a lock that is called 0 would be closed by QEMU's own standard input.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _interrupt(*_: object) -> None:

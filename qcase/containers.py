@@ -217,6 +217,18 @@ class Engine:
             except docker.errors.NotFound:
                 return None
 
+    def labelled_image(self, reference: str, label: str, value: str) -> str | None:
+        """The id of an image by its name, if it carries a label of this value."""
+        import docker
+
+        with self.faults(f"looking for the image {reference}"):
+            try:
+                found = _persistently(lambda: self.api.inspect_image(reference))  # type: ignore[no-untyped-call]
+            except docker.errors.NotFound:
+                return None
+        labels = (found.get("Config") or {}).get("Labels") or {}
+        return str(found["Id"]) if labels.get(label) == value else None
+
     def image_exists(self, reference: str) -> bool:
         return self.image_id(reference) is not None
 

@@ -26,6 +26,7 @@ import os
 import re
 import shlex
 import shutil
+import tarfile
 import tempfile
 import threading
 import time
@@ -33,10 +34,11 @@ import urllib.parse
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from qcase import process
 from qcase.containers import LABELS, Engine, Step, hint_for
@@ -167,10 +169,13 @@ def foreign(reference: str, engine: Engine, emit: Emit | None = None) -> Image:
 
 
 def _find(name: str, engine: Engine, cache: Path, recipes: Path | None) -> Image | None:
-    """The image that the record names, if the recipe is still the same and the engine still has it."""
+    """The image that the record names, if the recipe is still the same and the engine still has it; else one that somebody else
+    on this machine, with another store, had built from this recipe."""
     record = _read_record(cache, name)
-    if not record or record.get("recipe") != recipe_digest(name, recipes) or not engine.image_exists(record["image"]):
-        return None
+    recipe = recipe_digest(name, recipes)
+    if not record or record.get("recipe") != recipe or not engine.image_exists(record["image"]):
+        others = engine.labelled_image(_tag(name, recipe), _RECIPE_LABEL, recipe)
+        return None if others is None else _take_in(name, engine, cache, recipe, others)
     content = _read_record(cache, _short(record["image"]))
     if not content or content.get("identity") != record["identity"]:
         return _take_in(name, engine, cache, record["recipe"], record["image"])
@@ -184,19 +189,21 @@ def _build(name: str, engine: Engine, cache: Path, emit: Emit | None, recipes: P
     base_name = base(engine, cache, emit, fresh=fresh)
     _say(emit, f"building the image {name} (once; {folder / 'Containerfile'})")
     arguments = {"BASE": base_name, **_proxies(os.environ)}
-    tag = f"qcase/{name}:{recipe[:12]}"
+    tag = _tag(name, recipe)
     with (
+        ExitStack() as stack,
         engine.faults(f"building the image {name}"),
         Heart(f"image {name}", emit) as heart,
         BuildLog(cache / "images" / f"{name}.log", heart) as said,
     ):
         # When we go away, the engine sees the connection close, kills the step that runs and, with forcerm, removes it.
         messages = engine.api.build(
-            path=str(folder),
+            fileobj=stack.enter_context(_context(folder)),
+            custom_context=True,
             dockerfile="Containerfile",
             tag=tag,
             buildargs=arguments,
-            labels={**LABELS, "qcase.image": name},
+            labels={**LABELS, "qcase.image": name, _RECIPE_LABEL: recipe},
             nocache=fresh,
             rm=True,
             forcerm=True,
@@ -220,6 +227,33 @@ def _build(name: str, engine: Engine, cache: Path, emit: Emit | None, recipes: P
     image = _take_in(name, engine, cache, recipe, image_id)
     _say(emit, f"image {name}: built in {time.monotonic() - began:.0f} s")
     return image
+
+
+_RECIPE_LABEL = "qcase.recipe"
+
+
+def _tag(name: str, recipe: str) -> str:
+    return f"qcase/{name}:{recipe[:12]}"
+
+
+@contextmanager
+def _context(folder: Path) -> Iterator[IO[bytes]]:
+    """A recipe's folder as the engine takes it: of the modes the executable bit, owner root, so that the layers of one user serve
+    the next."""
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+        member.uid = member.gid = 0
+        member.uname = member.gname = "root"
+        member.mtime = 0
+        return member
+
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for path in sorted(folder.rglob("*")):
+                archive.add(path, path.relative_to(folder).as_posix(), recursive=False, filter=plain)
+        file.seek(0)
+        yield file
 
 
 def _take_in(name: str, engine: Engine, cache: Path, recipe: str, image_id: str) -> Image:
@@ -476,7 +510,6 @@ def mmdebstrap_arguments(definition: BaseDefinition, mirrors: Mirrors, archive: 
 
 def packages_of_archive(archive: Path) -> list[str]:
     """The packages of a root file system in a tar file, as `name architecture version`."""
-    import tarfile
 
     with tarfile.open(archive, "r|") as tar:
         for member in tar:

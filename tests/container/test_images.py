@@ -59,7 +59,7 @@ def test_an_image_is_built_once_and_then_known(engine: Engine, name: str, recipe
     events: list[Event] = []
     built = images.ensure(name, engine, tmp_path, events.append, recipes)
     said = messages(events)
-    assert f"image {name}: step 3/5: RUN echo hello | tee /greeting" in said
+    assert f"image {name}: step 3/6: RUN echo hello | tee /greeting" in said
     assert said[-1].startswith(f"image {name}: built in ")
     assert any(line.startswith("base-files amd64 13") for line in built.packages)
     assert built.identity == images.identity(images.recipe_digest(name, recipes), built.packages)
@@ -70,6 +70,31 @@ def test_an_image_is_built_once_and_then_known(engine: Engine, name: str, recipe
     assert events == []
     assert images.known_identity(name, tmp_path, recipes) == built.identity
     assert [path for path in (tmp_path / "images").iterdir() if path.name.startswith(".")] == []
+
+
+def test_another_store_takes_what_the_engine_has(engine: Engine, name: str, recipes: Path, tmp_path: Path) -> None:
+    built = images.ensure(name, engine, tmp_path, None, recipes)
+    events: list[Event] = []
+    assert images.ensure(name, engine, tmp_path / "another", events.append, recipes) == built
+    assert events == []
+    # Somebody's image of that name, which was not built from the recipe, is not taken.
+    (recipes / name / "Containerfile").write_text("ARG BASE\nFROM ${BASE}\nRUN echo other\n")
+    engine.api.tag(built.id, f"qcase/{name}", images.recipe_digest(name, recipes)[:12])
+    assert images.ensure(name, engine, tmp_path / "third", None, recipes).id != built.id
+
+
+def test_modes_and_owners_of_a_checkout_do_not_cost_a_layer(engine: Engine, name: str, recipes: Path, tmp_path: Path) -> None:
+    (recipes / name / "Containerfile").write_text("ARG BASE\nFROM ${BASE}\nCOPY data program /\nRUN date +%N >/now\n")
+    for file in ("data", "program"):
+        (recipes / name / file).write_text(file)
+    (recipes / name / "program").chmod(0o755)
+    first = images.build(name, engine, tmp_path, None, recipes)
+    for path, mode in (("data", 0o600), ("program", 0o700), ("Containerfile", 0o640)):
+        (recipes / name / path).chmod(mode)
+        os.utime(recipes / name / path, (1, 1))
+        if os.getuid() == 0:
+            os.chown(recipes / name / path, 1234, 1234)
+    assert images.build(name, engine, tmp_path, None, recipes).id == first.id
 
 
 def test_an_edit_of_the_recipe_gives_another_image(engine: Engine, name: str, recipes: Path, tmp_path: Path) -> None:
@@ -118,7 +143,7 @@ def test_a_build_that_fails_says_step_and_last_lines(engine: Engine, name: str, 
         images.ensure(name, engine, tmp_path, None, recipes)
     assert (
         caught.value.where
-        == f"{recipes / name / 'Containerfile'}, step 3/5: RUN for n in $(seq 40); do echo line $n; done; exit 7"
+        == f"{recipes / name / 'Containerfile'}, step 3/6: RUN for n in $(seq 40); do echo line $n; done; exit 7"
     )
     assert "returned a non-zero code: 7" in caught.value.what
     assert caught.value.what.endswith("line 39\nline 40")

@@ -99,3 +99,22 @@ def test_a_deadline_counts_down_and_none_never_comes() -> None:
     assert process.Deadline.after(None).remaining() is None
     assert not process.Deadline.after(None).passed
     assert process.Deadline.after(0).passed
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_standard_stream_that_is_closed_is_no_fault_and_its_number_is_taken(closed: tuple[int, ...], tmp_path: Path) -> None:
+    program = f"import sys, os; sys.argv = ['qcase', 'cache', 'path', '--cache-dir', {str(tmp_path)!r}]\n" + (
+        "from qcase import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: code = end.code\n"
+        f"with open({str(tmp_path / 'told')!r}, 'w') as told: print(code, told.fileno() > 2, file=told)\n"
+    )
+
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, preexec_fn=close, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout == ("" if 1 in closed else f"{tmp_path}\n")
+    assert (tmp_path / "told").read_text() == "0 True\n"
