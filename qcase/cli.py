@@ -379,6 +379,32 @@ def new_command(
         print(f"next: {made.command}")
 
 
+@app.command("lint")
+def lint_command(
+    workspace: WorkspaceOption = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if there are warnings.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
+) -> None:
+    """Check all files of the suite, and say all at once what is wrong with them, and what is probably not meant.
+
+    Exit code 2 if there are errors.
+    """
+    with _reported():
+        import json
+
+        from qcase import lint
+
+        found = lint.lint(workspace or Path.cwd())
+        said = lint.document(found)
+        if as_json:
+            print(json.dumps(said, indent=1))
+        else:
+            for one in found:
+                print(f"{_coloured(one.severity.value, _SEVERITIES[one.severity.value])}: {one.problem}")
+            print(f"{_count(said['errors'], 'error')}, {_count(said['warnings'], 'warning')}")
+        raise typer.Exit(2 if said["errors"] else int(strict and bool(said["warnings"])))
+
+
 @app.command("schema")
 def schema_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="qcase: of qcase.toml; qemu: of qemu-<arch>.toml.")],
@@ -637,6 +663,20 @@ def _reported() -> Iterator[None]:
         raise typer.Exit(INTERNAL) from None
     finally:
         process.dismiss_guardian(sweep=interrupted)
+
+
+_SEVERITIES = {"error": "31;1", "bad": "31;1", "warning": "33;1", "good": "32;1"}
+
+
+def _coloured(text: str, code: str) -> str:
+    """Text in a colour where standard output is a terminal that wants colours."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
+
+
+def _count(number: object, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _print_error(error: QcaseError) -> None:

@@ -69,6 +69,11 @@ def load_workspace_config(path: Path) -> WorkspaceConfig:
     return model
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as data. Raises `ConfigError` where it cannot be read as such."""
+    return _read(path, Path.cwd()).data
+
+
 def load_case_config(path: Path, *, placeholders: Placeholders) -> CaseConfig:
     """The model of one `qemu-<arch>.toml`; unknown keys are in its `warnings`. Raises `ConfigError` with all that is wrong."""
     document = _read(path, placeholders.workspace)

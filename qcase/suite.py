@@ -385,6 +385,12 @@ def listing(listed: Catalogue) -> list[str]:
     return list(root.lines())
 
 
+def misplaced(workspace: Workspace, group: str) -> list[QcaseError]:
+    """What keeps folders of a group from being searched for some architecture and its usual target."""
+    broken = [b for arch in Arch for b in _scan(workspace, group, arch, arch.default_target).broken]
+    return [case.error for case in broken]
+
+
 def document(workspace: Workspace, listed: Catalogue) -> dict[str, object]:
     """The same for a program: `qcase list --json`. Paths are relative to the workspace."""
     cases: list[dict[str, object]] = []

@@ -17,6 +17,7 @@ ROOMS = [
     "runner",
     "report",
     "explain",
+    "lint",
     "prepare",
     "selection",
     "scaffold",
