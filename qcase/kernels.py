@@ -1,10 +1,370 @@
-"""Kernels: the files that QEMU starts, what they are, and how they are made."""
+"""Kernels: the files that QEMU starts, what they are, and how they are made.
+
+A kernel that a command makes is made once for each build group and run, before the first case of the group boots:
+
+    <workspace>/target/qcase/logs/<arch>/<build group>/kernel.log     what the command says, as it says it
+    <workspace>/target/qcase/kernels/<sha256>/<name>                  what it left, by content; a day after its last use it goes
+    <workspace>/target/qcase/kernels/lock                             held while a command runs and its output is taken
+
+What is booted is the copy: two groups may build into the same file, and so may somebody who builds by hand meanwhile. Commands
+run one at a time, since nothing is known of what they share.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import shutil
 import struct
+import subprocess
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
-from qcase.errors import InfraError
+from qcase import containers, process
+from qcase.config import KernelBuild, Placeholders
+from qcase.containers import Mount, Step
+from qcase.errors import InfraError, KernelError, UsageError
+from qcase.model import Arch
+
+if TYPE_CHECKING:
+    from qcase.containers import Engine
+
+BUILD_TIMEOUT = 3600.0  # seconds
+BUILD_MEMORY = 8 << 30  # bytes, in a container
+BUILD_PIDS = 4096
+KEPT = 86_400.0  # seconds after its last use for which a copy is kept
+WORKSPACE = "/qcase/workspace"  # where a step finds the workspace
+_LOOK = 0.1  # seconds between two looks at what a build says
+_TAIL = 16_384  # bytes of a log that an error carries
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel to boot. `sha256` of the file."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a kernel is built for. `name` is the build group's, empty where there is none; `config` its build-<target>.toml."""
+
+    name: str
+    config: Path | None
+    arch: Arch
+    target: str
+
+    @property
+    def shown(self) -> str:
+        return self.name or "the suite"
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a build works with. `engine` and `image` (by a toolchain's name) are found when they are needed."""
+
+    workspace: Path
+    environ: Mapping[str, str]
+    engine: Callable[[], Engine]
+    image: Callable[[str], str]
+
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Builder:
+    """Builds kernels, each once. `kernel` may be called by several threads at once; those who come second wait."""
+
+    recipe: KernelBuild
+    tools: Tools
+    _made: dict[Group, Kernel | KernelError | InfraError] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def kernel(self, group: Group, say: Say, line: Say) -> Kernel:
+        """The kernel of a group. `say`: what is being done; `line`: what the build says.
+
+        Raises `KernelError` if it cannot be had, again for each case of the group; the command is run once.
+        """
+        made = self._made.get(group)
+        if made is None:
+            made = self._make(group, say, line)
+        if isinstance(made, Kernel):
+            return made
+        raise made
+
+    def _make(self, group: Group, say: Say, line: Say) -> Kernel | KernelError | InfraError:
+        if not self._lock.acquire(blocking=False):
+            say(f"waiting for the kernel of {group.shown}")
+            self._lock.acquire()
+        try:
+            if group not in self._made:
+                try:
+                    self._made[group] = build(self.recipe, group, self.tools, say, line)
+                except (KernelError, InfraError) as error:
+                    self._made[group] = error
+            return self._made[group]
+        finally:
+            self._lock.release()
+
+
+def build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: Say) -> Kernel:
+    """Run the command of a group and take what it leaves. Raises `KernelError`, or `InfraError` for what is not its fault."""
+    for text in (recipe.build, recipe.output, *recipe.env.values()):
+        if group.config is None and "${build_config}" in text:
+            raise KernelError(
+                f"${{build_config}} stands for nothing: no build-{group.target}.toml is above the case",
+                where=f"[guest.{group.arch}] kernel",
+                hint=f"make one in the folder of the build group, or choose another --target than {group.target}",
+            )
+    log = tools.workspace / "target" / "qcase" / "logs" / group.arch / group.name / "kernel.log"
+    shown = str(log.relative_to(tools.workspace))
+    output = Path(_placeholders(group, tools, tools.workspace).replace(recipe.output))
+    output = tools.workspace / output
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder(tools.workspace), say):
+        say(f"building the kernel of {group.shown}")
+        if recipe.where == "host":
+            what, hint = _on_host(recipe, group, tools, log, line)
+        else:
+            what, hint = _in_container(recipe, group, tools, log)
+        if what:
+            raise KernelError(
+                what, where=f"the kernel of {group.shown}", hint=hint or f"all that it said: {shown}", log=_tail(log)
+            )
+        if not output.is_file():
+            raise KernelError(
+                f"its build succeeded and left no {recipe.output}",
+                where=f"the kernel of {group.shown}",
+                hint=f"looked for {output}; output is relative to the workspace",
+                log=_tail(log),
+            )
+        if wrong := mismatch(output, group.arch):
+            raise KernelError(f"its build left {recipe.output}, which {wrong}", where=f"the kernel of {group.shown}")
+        return _take(output, folder(tools.workspace))
+
+
+def folder(workspace: Path) -> Path:
+    """Where copies of kernels are kept."""
+    return workspace / "target" / "qcase" / "kernels"
+
+
+def _placeholders(group: Group, tools: Tools, workspace: Path) -> Placeholders:
+    config = workspace / group.config.relative_to(tools.workspace) if group.config is not None else ""
+    more = {"arch": group.arch.value, "target": group.target, "build_group": group.name, "build_config": str(config)}
+    inside = workspace != tools.workspace
+    return Placeholders(
+        workspace,
+        tmp_dir=Path("/tmp") if inside else Path(tempfile.gettempdir()),  # noqa: S108 - the container's
+        environment=tools.environ,
+        more=more,
+    )
+
+
+def _on_host(recipe: KernelBuild, group: Group, tools: Tools, log: Path, line: Say) -> tuple[str, str]:
+    """Run the command as its author does: in the workspace, with all of the environment. What went wrong, and what to do."""
+    names = _placeholders(group, tools, tools.workspace)
+    environment = {**tools.environ, **{name: names.replace(value) for name, value in recipe.env.items()}}
+    with (
+        log.open("wb") as out,
+        log.open("rb") as said,
+        process.spawn(
+            ["sh", "-euc", names.replace(recipe.build)],
+            env=environment,
+            cwd=tools.workspace,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        ) as child,
+    ):
+        deadline = process.Deadline.after(BUILD_TIMEOUT)
+        while True:
+            try:
+                status = child.wait(_LOOK)
+                break
+            except subprocess.TimeoutExpired:
+                _follow(said, line)
+            if deadline.passed:
+                return f"its build took longer than {BUILD_TIMEOUT:g} s and was stopped", ""
+    if status == 0:
+        return "", ""
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    return f"its build {how}", "a command was not found" if status == 127 else ""
+
+
+def _in_container(recipe: KernelBuild, group: Group, tools: Tools, log: Path) -> tuple[str, str]:
+    names = _placeholders(group, tools, Path(WORKSPACE))
+    step = Step(
+        image=tools.image(recipe.where),
+        argv=("sh", "-euc", "exec 2>&1\n" + names.replace(recipe.build)),
+        mounts=(Mount(tools.workspace, WORKSPACE, False),),
+        env={name: names.replace(value) for name, value in recipe.env.items()},
+        workdir=WORKSPACE,
+        timeout=BUILD_TIMEOUT,
+        memory=BUILD_MEMORY,
+        pids=BUILD_PIDS,
+        name="its build",
+        log=log,
+    )
+    result = tools.engine().run(step)
+    return ("", "") if result.exit_status == 0 and not result.timed_out else containers.verdict_of(step, result)
+
+
+def _follow(said: IO[bytes], line: Say) -> None:
+    """The last whole line that was written since the last look."""
+    new = said.read().decode(errors="replace").splitlines()
+    if new and new[-1].strip():
+        line(new[-1])
+
+
+def _tail(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+@contextmanager
+def _alone(folder: Path, say: Say) -> Iterator[None]:
+    """Between all runs of this workspace, one command at a time."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("waiting for another qcase, which builds a kernel here")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _take(output: Path, folder: Path) -> Kernel:
+    """A copy of a kernel under the name of its content."""
+    _sweep(folder)
+    staged = folder / f".{uuid.uuid4().hex}"
+    try:
+        shutil.copyfile(output, staged)
+        sha256 = digest(staged)
+        kept = folder / sha256 / output.name
+        kept.parent.mkdir(exist_ok=True)
+        staged.chmod(0o644)
+        staged.replace(kept)
+        os.utime(kept.parent)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise InfraError(f"cannot keep the kernel: {error.strerror}", where=str(folder)) from None
+    return Kernel(kept, sha256)
+
+
+def _sweep(folder: Path) -> None:
+    """Copies that nobody used for a day. QEMU has read its kernel when it has started."""
+    for kept in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if kept.name != "lock" and kept.stat().st_mtime < time.time() - KEPT:
+                shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+
+
+def of_file(path: Path, arch: Arch, where: str) -> Kernel:
+    """A kernel that is a file. Raises `UsageError` if it cannot be read, or is for another architecture."""
+    try:
+        if wrong := mismatch(path, arch):
+            raise UsageError(f"{path} {wrong}", where=where, hint="take another file, or another --arch")
+        return Kernel(path, digest(path))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", where=where) from None
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- to_bin -------------------------------------------------------------------------------------------------------------
+
+
+def raw_name(kernel: Kernel, folder: Path, tool: str) -> Path:
+    """Where the raw binary of a kernel is kept; `tool`: the identity of the image that makes it."""
+    return folder / kernel.sha256 / f"{kernel.path.name}-{tool[:8]}.bin"
+
+
+def to_raw(kernel: Kernel, target: Path, engine: Engine, image: str, where: str) -> None:
+    """An ELF kernel as it lies in memory, by the image's llvm-objcopy, which knows all architectures.
+
+    Raises `KernelError` for a file that is no ELF.
+    """
+    with kernel.path.open("rb") as file:
+        if file.read(4) != b"\x7fELF":
+            raise KernelError(
+                f"to_bin makes a raw binary of an ELF file, and {kernel.path} is none", where=where, hint="leave out to_bin"
+            )
+    staged = target.parent / f".{uuid.uuid4().hex}"
+    staged.mkdir(parents=True)
+    try:
+        shutil.copyfile(kernel.path, staged / "kernel")
+        step = Step(
+            image=image,
+            argv=("llvm-objcopy", "--strip-all", "-O", "binary", "kernel", "kernel.bin"),
+            mounts=(Mount(staged, WORKSPACE, False),),
+            workdir=WORKSPACE,
+            timeout=300.0,
+            name="llvm-objcopy",
+        )
+        result = engine.run(step)
+        if result.exit_status != 0 or not (staged / "kernel.bin").is_file():
+            what, hint = containers.verdict_of(step, result)
+            raise KernelError(f"no raw binary could be made of it: {what}", where=str(kernel.path), hint=hint, log=result.output)
+        (staged / "kernel.bin").replace(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+# --- what a kernel is for -----------------------------------------------------------------------------------------------
+
+# e_machine of ELF files. x86 kernels that a multiboot loader starts are of 32 bits.
+_MACHINES = {3: (Arch.X86_64,), 62: (Arch.X86_64,), 183: (Arch.AARCH64,), 243: (Arch.RISCV64,), 258: (Arch.LOONGARCH64,)}
+_MACHINE_NAMES = {8: "MIPS", 20: "PowerPC", 21: "PowerPC64", 22: "S390", 40: "ARM", 43: "SPARC"}
+
+
+def mismatch(path: Path, arch: Arch) -> str:
+    """Why a file cannot be the kernel of an architecture, as far as its first bytes tell; empty if it can."""
+    with path.open("rb") as file:
+        head = file.read(0x250)
+    if not head:
+        return "is empty"
+    found = built_for(head)
+    return f"is for {' or '.join(found)}, not for {arch}" if found and arch.value not in found else ""
+
+
+def built_for(head: bytes) -> tuple[str, ...]:
+    """The architectures that a kernel's first bytes name; none if they say nothing."""
+    if head[:4] == b"\x7fELF" and len(head) >= 20:
+        machine = struct.unpack_from("<H" if head[5] == 1 else ">H", head, 18)[0]
+        known = tuple(arch.value for arch in _MACHINES.get(machine, ()))
+        return known or (_MACHINE_NAMES.get(machine, f"ELF machine {machine}"),)
+    if head[56:60] == b"ARM\x64":
+        return (Arch.AARCH64.value,)
+    if head[56:60] == b"RSC\x05":
+        return (Arch.RISCV64.value,)
+    if head[0x202:0x206] == b"HdrS":
+        return (Arch.X86_64.value,)
+    return ()
+
+
+# --- unpacking ----------------------------------------------------------------------------------------------------------
 
 
 def unpack_zboot(data: bytes, where: str) -> bytes:

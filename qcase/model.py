@@ -123,6 +123,17 @@ class LimitUse:
 
 
 @dataclass(frozen=True)
+class Booted:
+    """What QEMU was given to boot: files with their sha256, and by what it was run ("tcg", "kvm")."""
+
+    kernel: str
+    kernel_sha256: str
+    accel: str
+    firmware: str | None = None
+    firmware_sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class CaseResult:
     """What became of one case. Times in seconds; None where the phase was not reached.
 
@@ -151,6 +162,7 @@ class CaseResult:
     details: str = ""  # what a build or QEMU said, more than one line
     warnings: tuple[str, ...] = ()
     limits: tuple[LimitUse, ...] = ()
+    booted: Booted | None = None  # None where it did not come to that
 
     @property
     def passed(self) -> bool:

@@ -26,13 +26,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcase import events, gc, guests, images, keys, process, rootfs, runs
-from qcase.config import parse_size
+from qcase import events, gc, guests, images, kernels, keys, process, rootfs, runs
+from qcase.config import KernelBuild, parse_size
 from qcase.content import Kind
-from qcase.errors import BuildError, InfraError
+from qcase.errors import BuildError, InfraError, UsageError
 from qcase.events import Emit
 from qcase.ext4 import Ext4Image
 from qcase.guests import Guest
+from qcase.kernels import Kernel
 from qcase.model import Arch, Cache, Phase, Pipeline
 from qcase.pipelines import BUILD, OVERLAY, Workshop, copy_sources, grouped, listing, staging
 from qcase.pipelines.crafts import CRAFTS
@@ -95,6 +96,7 @@ class PreparedCase:
 
     image: Path
     guest: Guest
+    kernel: Kernel
     pipeline: Pipeline
     cache: Cache
     seconds: float = 0.0
@@ -119,6 +121,7 @@ class Session:
     emit: Emit
     environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     looking: bool = False
+    kernel_file: Path | None = None  # what --kernel names; it wins over the configuration
     _stack: ExitStack = field(default_factory=ExitStack)
     _has_containers: Callable[[], None] = lambda: None
     _identities: dict[str, str] = field(default_factory=dict)
@@ -126,6 +129,7 @@ class Session:
     moves: int = 0  # toolchains that turned out to be others than those whose identity was known
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _base: tuple[dict[str, int], str] | None = None
+    _file_kernel: tuple[dict[str, int], Kernel] | None = None
 
     def __enter__(self) -> Session:
         if not self.looking:
@@ -177,8 +181,13 @@ class Session:
     def guest(self) -> Guest:
         """The guest of this run's architecture, fetched if need be."""
         config = self.workspace.config.guest[self.arch]
+        built = self.kernel_file is not None or isinstance(config.kernel, KernelBuild)
         spec = guests.GuestSpec(
-            rootfs=config.rootfs, kernel=config.kernel, initrd=config.initrd, hostname=config.hostname, append=config.append
+            rootfs=config.rootfs,
+            kernel=None if built or isinstance(config.kernel, KernelBuild) else config.kernel,
+            initrd=config.initrd,
+            hostname=config.hostname,
+            append=config.append,
         )
         assert self.keep_open is not None  # before a collector can come between
         notes = self.memory / "guests" if self.store.readonly else None
@@ -197,6 +206,66 @@ class Session:
                 with contextlib.suppress(OSError):
                     os.utime(path.parent)  # its last use
         return guest
+
+    def kernel(self, case: Case) -> Kernel:
+        """The kernel that a case is booted with: the one of the command line, one that is built now, or the guest's.
+
+        Raises `KernelError` if it cannot be built, again for each case of a build group; `UsageError` for a file that cannot be
+        one.
+        """
+        kernel = self._kernel(case)
+        if not case.config.to_bin:
+            return kernel
+        with self._lock:
+            folder = kernels.folder(self.workspace.root)
+            made = kernels.raw_name(kernel, folder, self.toolchain_identity(INJECTOR))
+            if not made.is_file():
+                self.emit(events.PhaseStarted(case.display_name, Phase.PREPARE, "making a raw binary of the kernel"))
+                kernels.to_raw(kernel, made, self.engine, self.toolchain(INJECTOR).id, case.display_name)
+            return kernels.of_file(made, self.arch, "to_bin")
+
+    def _kernel(self, case: Case) -> Kernel:
+        chosen = self.workspace.config.guest[self.arch].kernel
+        if self.kernel_file is not None:
+            return self._kernel_file(self.kernel_file, "--kernel")
+        if self._builder is not None:
+
+            def say(what: str) -> None:
+                self.emit(events.PhaseStarted(case.display_name, Phase.PREPARE, what))
+
+            def line(said: str) -> None:
+                self.emit(events.ConsoleLine(case.display_name, said))
+
+            return self._builder.kernel(self._kernel_group(case), say, line)
+        assert self.guest.kernel is not None
+        if chosen in guests.BUILT_IN:
+            return Kernel(self.guest.kernel, self.guest.digests["kernel"])
+        return self._kernel_file(self.guest.kernel, f"[guest.{self.arch}] kernel")
+
+    def _kernel_file(self, path: Path, where: str) -> Kernel:
+        """A kernel that is a file, read once for each state of it: somebody may build it anew while a run goes on."""
+        try:
+            looks = rootfs.identity(path)
+        except InfraError as error:
+            raise UsageError(error.what, where=f"{where} {path}") from None
+        with self._lock:
+            if self._file_kernel is None or self._file_kernel[0] != looks:
+                self._file_kernel = (looks, kernels.of_file(path, self.arch, where))
+            return self._file_kernel[1]
+
+    def _kernel_group(self, case: Case) -> kernels.Group:
+        """What a kernel is built for: the build group of a case, and the nearest build-<target>.toml above it."""
+        folders = [folder for folder in (case.path, *case.path.parents) if folder.is_relative_to(self.workspace.root)]
+        configs = (folder / f"build-{self.target}.toml" for folder in folders)
+        return kernels.Group(case.build_group, next((path for path in configs if path.is_file()), None), self.arch, self.target)
+
+    @cached_property
+    def _builder(self) -> kernels.Builder | None:
+        recipe = self.workspace.config.guest[self.arch].kernel
+        if not isinstance(recipe, KernelBuild):
+            return None
+        tools = kernels.Tools(self.workspace.root, self.environ, lambda: self.engine, lambda name: self.toolchain(name).id)
+        return kernels.Builder(recipe, tools)
 
     @property
     def base_digest(self) -> str:
@@ -269,10 +338,11 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
     """
     began = time.monotonic()
     guest = session.guest
+    kernel = session.kernel(case)
     with ExitStack() as stack:
         if case.pipeline is Pipeline.PLAIN:
             seconds = time.monotonic() - began
-            yield PreparedCase(guest.rootfs, guest, case.pipeline, Cache.NONE, seconds, keep_open=session.keep_open)
+            yield PreparedCase(guest.rootfs, guest, kernel, case.pipeline, Cache.NONE, seconds, keep_open=session.keep_open)
             return
         prepared = _persistently_prepared(case, layout, session, build_log, stack)
         yield replace(prepared, seconds=time.monotonic() - began)
@@ -311,6 +381,7 @@ def _prepare(bench: _Bench, case: Case, session: Session) -> PreparedCase:
     return PreparedCase(
         image.path,
         session.guest,
+        session.kernel(case),
         case.pipeline,
         Cache.HIT if hit else Cache.MISS,
         keep_open=(*image.pass_fds, *session.keep_open),

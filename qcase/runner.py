@@ -18,8 +18,8 @@ from typing import IO
 
 from qcase import events, process, qemu
 from qcase.console import Judge, Limits, Rules
-from qcase.errors import BuildError, ConfigError, InfraError, QcaseError
-from qcase.model import Arch, CaseResult, Fault, Phase, SubtestResult, SubtestStatus, Verdict
+from qcase.errors import BuildError, ConfigError, InfraError, KernelError, QcaseError
+from qcase.model import Arch, Booted, CaseResult, Fault, Phase, SubtestResult, SubtestStatus, Verdict
 from qcase.pipelines import grouped
 from qcase.prepare import BrokenBuild, PreparedCase, Session, case_asset_layout, prepare_case_assets
 from qcase.suite import BrokenCase, Case
@@ -150,7 +150,7 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> qemu.S
         arch=case.arch,
         args=case.config.args,
         image=prepared.image,
-        kernel=guest.kernel,
+        kernel=prepared.kernel.path,
         initrd=guest.initrd,
         append=guest.append,
         accel="kvm" if run.accel == "kvm" else "tcg",
@@ -158,6 +158,21 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> qemu.S
         processors=case.config.smp,
         reset=case.config.reset,
     )
+
+
+def booted(case: Case, prepared: PreparedCase, session: Session) -> Booted:
+    """For reports: what was booted, and by what."""
+    spec = machine_spec(case, prepared, session)
+    return Booted(str(prepared.kernel.path), prepared.kernel.sha256, spec.accel)
+
+
+def command_of(case: Case, session: Session) -> tuple[list[str], Path]:
+    """The QEMU command of a case, with all that it boots prepared, and the image that it names."""
+    logs = _logs(session, case.display_name)
+    logs.folder.mkdir(parents=True, exist_ok=True)
+    layout = case_asset_layout(session.workspace.root, session.target, case.display_name)
+    with prepare_case_assets(case, layout, session, logs.build) as prepared:
+        return qemu.arguments(machine_spec(case, prepared, session)), prepared.image
 
 
 def _run(case: Case, session: Session, logs: _Logs) -> CaseResult:
@@ -212,6 +227,7 @@ def _run(case: Case, session: Session, logs: _Logs) -> CaseResult:
         warnings=judge.warnings,
         details="\n".join(ruling.block) or _last_lines(said),
         limits=judge.limits_used(ended),
+        booted=booted(case, prepared, session),
     )
     return _with_broken_builds(result, prepared.broken) if prepared.broken else result
 
@@ -281,6 +297,8 @@ def _faulty(case: str, arch: Arch, error: QcaseError, seconds: float) -> CaseRes
     """The result of a case that did not come to boot, or whose QEMU did not."""
     if isinstance(error, BuildError):
         verdict, fault, details = Verdict.BUILD_ERROR, Fault.CASE, _last_lines(error.log)
+    elif isinstance(error, KernelError):  # whose tests these are: neither the configuration nor the machine is wrong
+        verdict, fault, details = Verdict.ERROR, Fault.CASE, _last_lines(error.log)
     else:
         verdict, fault, details = Verdict.ERROR, Fault.CONFIG if error.exit_code == ConfigError.exit_code else Fault.INFRA, ""
     where = f"{error.where}: " if error.where and error.where != case else ""

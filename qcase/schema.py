@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -74,14 +74,14 @@ MEANING: Mapping[str, str] = {
     "run.timeout_scale": "multiplies every limit of time; QCASE_TIMEOUT_SCALE and --timeout-scale win over it",
     "guest": "What is booted, for each architecture.",
     "guest.x86_64": "and aarch64, riscv64, loongarch64",
-    "guest.x86_64.rootfs": '"alpine", "debian" (the default where there is no alpine), or a path: an ext4 image',
-    "guest.x86_64.kernel": '"alpine", "debian", or a path; default: that of the rootfs',
-    "guest.x86_64.initrd": "a path; default: qcase's own with a built-in kernel, none with another",
+    "guest.x86_64.rootfs": '"alpine", "debian", a path, or { url, sha256 }: an ext4 image',
+    "guest.x86_64.kernel": '"alpine", "debian", a path, { url, sha256 }, or { build, output }',
+    "guest.x86_64.initrd": "a path or { url, sha256 }; default: qcase's own with a built-in kernel, none with another",
     "guest.x86_64.hostname": "of the built-in guest; it stands in the prompt",
     "guest.x86_64.append": "added to the kernel's command line; must not contain the word panic",
     "args": "QEMU's arguments, at the beginning of its command line",
     "uefi": "not supported yet: the kernel is booted as it is",
-    "to_bin": "not supported yet: the kernel is booted as it is",
+    "to_bin": "true: the ELF kernel is made a raw binary first",
     "shell_prefix": "the prompt to wait for: a literal text, anywhere in the output",
     "shell_init_cmd": "what is typed when the prompt has come",
     "test_commands": "commands of a grouped case, each one a subtest",
@@ -217,7 +217,11 @@ def literal(value: object) -> str:
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """The model of a table; None for a key."""
+    """The model of a table; None for a key, also for one whose value may be a table."""
+    if get_origin(annotation) is Annotated:
+        return _model(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType) and len(set(get_args(annotation)) - {type(None)}) > 1:
+        return None
     if get_origin(annotation) in (Union, UnionType):
         return next((found for part in get_args(annotation) if (found := _model(part)) is not None), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

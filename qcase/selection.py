@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcase import history, process
-from qcase.config import printable
+from qcase.config import KernelBuild, printable
 from qcase.errors import InfraError, UsageError
 from qcase.model import Arch, Pipeline
 from qcase.suite import BrokenCase, Case, Catalogue, Discovery, Workspace, select
@@ -196,9 +196,13 @@ def _by_change(workspace: Workspace, revision: str) -> Keep:
     folders = _with_parents(changed)
     build_groups = {str(Path(path).parent) for path in changed if fnmatch.fnmatchcase(Path(path).name, "build-*.toml")}
     guests = {arch: _guest_files(workspace, arch) for arch in Arch}
+    # Nobody knows of what a command makes a kernel; what is no case of the suite may be its source.
+    sources = any(not Path(path).is_relative_to(workspace.suite_root) for path in changed)
 
     def check(case: Case | BrokenCase) -> bool:
         if isinstance(case, Case) and changed & guests[case.arch]:
+            return True
+        if isinstance(case, Case) and sources and isinstance(workspace.config.guest[case.arch].kernel, KernelBuild):
             return True
         path = str(case.path)
         if any(str(above) in changed for above in (case.path, *case.path.parents)):
@@ -264,4 +268,6 @@ def _of_other_arches(case: Case) -> set[str]:
 
 def _guest_files(workspace: Workspace, arch: Arch) -> set[str]:
     guest = workspace.config.guest[arch]
-    return {os.path.normpath(workspace.root / name) for name in (guest.rootfs, guest.kernel, guest.initrd) if name}
+    return {
+        os.path.normpath(workspace.root / name) for name in (guest.rootfs, guest.kernel, guest.initrd) if isinstance(name, str)
+    }

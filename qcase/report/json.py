@@ -2,6 +2,7 @@
 
     {"format": 1, "qcase": "0.1.0", "arch": …, "target": …, "seconds": …, "interrupted": false, "exit_code": 1,
      "cases": [{"case": "normal/smoke", "arch": "x86_64", "pipeline": "plain", "cache": "none", "verdict": "pass", …,
+                "booted": {"kernel": "/…/kernel", "kernel_sha256": …, "accel": "tcg", "firmware": null, "firmware_sha256": null},
                 "times": {"prepare": 0.01, "boot": 3.9, "command": 0.6, "total": 4.6},
                 "limits": [{"name": "timeout", "seconds": 60, "used": 4.5, "ended": false}],
                 "subtests": [{"name": …, "command": …, "status": "pass", "exit_status": 0, "seconds": 0.2, "reason": ""}]}]}
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,7 @@ def case_document(result: CaseResult) -> dict[str, Any]:
             for subtest in result.subtests
         ],
         "image": result.image,
+        "booted": None if result.booted is None else asdict(result.booted),
         "console_log": result.console_log,
         "console_tail": list(result.console_tail),
     }

@@ -212,7 +212,7 @@ kernel = { build = "make" }
         ("qcase.toml", 5, "run.acel"),
         ("qcase.toml", 6, "run.network"),
         ("qcase.toml", 7, "run.timeout_scale"),
-        ("qcase.toml", 10, "guest.x86_64.kernel"),
+        ("qcase.toml", 10, "guest.x86_64.kernel.output"),
         ("qcase.toml", 12, "guest.x68_64"),
     ]
 
@@ -259,10 +259,10 @@ def test_unknown_key_names_the_nearest_one(workspace: Callable[[str], WorkspaceC
         ("[cache]\nmin_free = '-1 GB'", "must be a size with its unit"),
         ("[cache]\nkeep_images = 'no'", 'must be true or false, not "no"'),
         ("[cache]\nenv = ['A B']", "must be a variable's name: letters, digits and '_', no digit first"),
-        ("[guest.x86_64]\nkernel = { url = 'u', sha256 = 's' }", 'kernel must be "alpine", "debian" or a path'),
-        ("[guest.x86_64]\nrootfs = 7", 'rootfs must be "alpine", "debian" or a path'),
-        ("[guest.x86_64]\nrootfs = ''", 'rootfs must be "alpine", "debian" or a path'),
-        ("[guest.x86_64]\ninitrd = false", "initrd must be a path"),
+        ("[guest.x86_64]\nkernel = 7", 'must be "alpine", "debian", a path, { build, output }, or { url, sha256 }'),
+        ("[guest.x86_64]\nrootfs = 7", 'must be "alpine", "debian", a path, or { url, sha256 }'),
+        ("[guest.x86_64]\nrootfs = ''", 'must be "alpine", "debian", a path, or { url, sha256 }'),
+        ("[guest.x86_64]\ninitrd = false", "must be a path, or { url, sha256 }"),
         ("[guest.x86_64]\nhostname = 'a_b'", "is no valid hostname"),
         ("[guest.x86_64]\nhostname = '-a'", "is no valid hostname"),
         (f"[guest.x86_64]\nhostname = '{'a' * 64}'", "is no valid hostname"),

@@ -106,7 +106,7 @@ def test_the_examples_load_without_a_warning() -> None:
     from qcase import suite
 
     workspace = suite.Workspace.open(ROOT / "examples" / "linux")
-    for arch in (Arch.X86_64, Arch.AARCH64):
+    for arch in (Arch.X86_64, Arch.AARCH64, Arch.RISCV64):
         discovery = suite.discover(workspace, arch, arch.default_target)
         assert len(discovery.cases) >= 10
         assert not discovery.warnings

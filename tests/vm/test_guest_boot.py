@@ -273,6 +273,7 @@ def test_a_store_may_be_moved_but_not_changed(guest: Guest, cache: Path, tmp_pat
     assert moved.digests == guest.digests
     assert not events
 
+    assert moved.kernel is not None
     moved.kernel.chmod(0o644)
     with moved.kernel.open("r+b") as kernel:
         kernel.seek(1 << 20)
