@@ -2,6 +2,8 @@
 
 ARCH ?= x86_64 aarch64
 PYTEST_ARGS ?=
+# Processes that run tests: guests are emulated by one processor each.
+WORKERS ?= auto
 SOAK_ARGS ?=
 
 SITE ?= target/docs
@@ -18,7 +20,7 @@ demo: setup
 
 test:
 	@.ci/setup tests
-	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
 
 lint: setup
 	@.venv/bin/python -m pytest tests/unit/test_house.py

@@ -1,9 +1,16 @@
-"""What all tests share. CI's own environment must not change what a test sees: `CI` decides what the store keeps."""
+"""What all tests share. CI's own environment must not change what a test sees: `CI` decides what the store keeps.
+
+Tests run in several processes (`make test`): a file with guests or containers stays in one of them, since its tests share what
+was made for the first; all others go to whoever is free. A test that measures is marked `alone`: nothing runs beside it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterator, Mapping
+import tempfile
+import zlib
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +25,25 @@ ROOT = Path(__file__).resolve().parent.parent
 
 for name in ("CI", "QCASE_DISABLE_ROOTFS_CACHE", "QCASE_CACHE_DIR", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
     os.environ.pop(name, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("vm") or item.get_closest_marker("container"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Hold `running` shared, or alone for a test that asks for it. Who waits for that holds `next`: nobody comes in between."""
+    places = Path(tempfile.gettempdir()) / f"qcase-tests-{os.getuid()}-{zlib.crc32(os.fsencode(ROOT)):08x}"
+    with Path(f"{places}.running").open("w") as running, Path(f"{places}.next").open("w") as following:
+        alone = item.get_closest_marker("alone") is not None
+        fcntl.flock(following, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(following, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -39,8 +39,8 @@ def engine() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
-    found = engine.image_id(images.base(engine, tmp_path_factory.mktemp("cache")))
+def image(engine: Engine, test_cache: Path) -> str:
+    found = engine.image_id(images.base(engine, test_cache))
     assert found is not None
     return found
 
