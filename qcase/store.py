@@ -109,19 +109,16 @@ def policy(environ: Mapping[str, str], write: CacheWrite | str = CacheWrite.AUTO
 
         write    nothing set     CI set           QCASE_DISABLE_ROOTFS_CACHE set
         auto     both            overlays only    overlays only
-        always   both            both             overlays only
+        always   both            both             both
         never    neither         neither          neither
 
-    Set means set, to whatever value, as in the original. The variable that names the image cache wins over "always": somebody
-    who sets it on one machine means it, and the file is shared by all. Without `keep_images` no image is written either.
+    Set means set, to whatever value, as in the original. Without `keep_images` no image is written in any case.
     """
     chosen = CacheWrite(write)
-    disabled = DISABLE_VARIABLE in environ or not keep_images
     if chosen is CacheWrite.NEVER:
         return Policy(images=False, overlays=False)
-    if chosen is CacheWrite.ALWAYS:
-        return Policy(images=not disabled, overlays=True)
-    return Policy(images=not disabled and "CI" not in environ, overlays=True)
+    asked_not_to = chosen is CacheWrite.AUTO and ("CI" in environ or DISABLE_VARIABLE in environ)
+    return Policy(images=keep_images and not asked_not_to, overlays=True)
 
 
 def default_root(environ: Mapping[str, str]) -> Path:

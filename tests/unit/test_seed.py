@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qcase import prepare, suite
 from qcase.config import GroupedRunner
+from qcase.content import remove_tree
 from qcase.events import Event
 from qcase.model import Arch, Cache, Pipeline
 from qcase.pipelines import grouped
@@ -49,9 +50,10 @@ def test_prepare_case_assets_plain_case_uses_shared_rootfs_with_snapshot(tmp_pat
     assert heard == []
 
 
-def test_save_rootfs_cache_image_is_noop_in_ci_and_writes_when_enabled() -> None:
-    assert callable(test_store.test_save_rootfs_cache_image_is_noop_in_ci)
-    assert callable(test_store.test_save_rootfs_cache_image_writes_when_enabled)
+def test_save_rootfs_cache_image_is_noop_in_ci_and_writes_when_enabled(tmp_path: Path) -> None:
+    test_store.test_save_rootfs_cache_image_is_noop_in_ci(tmp_path / "ci", tmp_path / "ci-run")
+    test_store.test_save_rootfs_cache_image_writes_when_enabled(tmp_path / "store", tmp_path / "run")
+    remove_tree(tmp_path / "store")
 
 
 def run_group(commands: list[str], tmp_path: Path) -> tuple[int, list[str]]:

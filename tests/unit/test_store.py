@@ -146,13 +146,14 @@ def test_save_rootfs_cache_image_writes_when_enabled(root: Path, scratch: Path) 
         ("auto", {"QCASE_DISABLE_ROOTFS_CACHE": "", "CI": "1"}, False, True),
         ("always", {}, True, True),
         ("always", {"CI": "1"}, True, True),
-        ("always", {"QCASE_DISABLE_ROOTFS_CACHE": "1"}, False, True),
+        ("always", {"QCASE_DISABLE_ROOTFS_CACHE": "1"}, True, True),
         ("never", {}, False, False),
         ("never", {"CI": "1"}, False, False),
     ],
 )
 def test_policy(write: str, environ: dict[str, str], images: bool, overlays: bool) -> None:
     assert policy(environ, write) == policy(environ, CacheWrite(write)) == Policy(images=images, overlays=overlays)
+    assert policy(environ, write, keep_images=False) == Policy(images=False, overlays=overlays)
 
 
 def test_ci_still_stores_overlays_and_reads_images(root: Path, scratch: Path) -> None:
