@@ -422,6 +422,44 @@ def new_command(
         print(f"next: {made.command}")
 
 
+@app.command("doctor")
+def doctor_command(
+    arch: ArchOption = Arch.X86_64.value,
+    workspace: WorkspaceOption = None,
+    cache_dir: CacheOption = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
+) -> None:
+    """Look at this machine: engine, QEMU, disk, guests, images, store. Exit code 0 only if `qcase run` would work.
+
+    Nothing is fetched, built or cleared away.
+    """
+    with _reported():
+        import json
+
+        from qcase import doctor
+
+        known = _arch(arch)
+        lines = []
+        width = max(len(f"qemu {one}") for one in Arch)
+        for line in doctor.examine(workspace, known, _store_root(cache_dir)):
+            lines.append(line)
+            if as_json:
+                continue
+            print(f"{_coloured(f'{line.state:<8}', _SEVERITIES[line.state.value])} {line.what:<{width}}  {line.says}")
+            if line.hint:
+                print(f"{'':<8} {'':<{width}}  hint: {line.hint}")
+            sys.stdout.flush()
+        works = doctor.works(lines)
+        if as_json:
+            print(json.dumps(doctor.document(lines, known), indent=1))
+        else:
+            bad = dict.fromkeys(line.what for line in lines if line.state is doctor.State.BAD)
+            print(
+                f"qcase run --arch {known} would work" if works else f"qcase run --arch {known} would not work: {', '.join(bad)}"
+            )
+        raise typer.Exit(0 if works else INTERNAL)
+
+
 @app.command("lint")
 def lint_command(
     workspace: WorkspaceOption = None,

@@ -62,6 +62,7 @@ FORMAT = 1  # of an entry and its manifest; another one is made anew
 FETCH_TIMEOUT = 900.0  # seconds, for one attempt of pip
 FETCH_ATTEMPTS = 3
 CONNECT_TIMEOUT = 60.0  # of silence
+_ASK_TIMEOUT = 60.0
 CONVERT_TIMEOUT = 600.0
 
 # The machine's own pip configuration, and what its proxy and certificates need.
@@ -249,6 +250,29 @@ def fetched(
 
     entry.use(make, emit)
     return entry.folder / "file"
+
+
+def obstacle(name: object, arch: Arch, cache: Path) -> InfraError | None:
+    """What keeps a built-in guest that is not whole in the store from being used; None if nothing is known to.
+
+    Nothing is fetched. The package index is asked whether it has the wheel of `alpine`. What `debian` needs is the affair of the
+    engine and of the mirror.
+    """
+    release = _RELEASES.get(arch) if name == ALPINE else None
+    if release is None or _read_manifest(cache / "guests" / f"alpine-{ALPINE_VERSION}-{arch}") is not None:
+        return None
+    project, _, version = release.requirement.partition("==")
+    argv = [*_pip(), "index", "versions", "--no-input", "--disable-pip-version-check", "--only-binary=:all:"]
+    argv += ["--platform", release.platform, project]
+    try:
+        done = process.run(argv, allow=_PIP_ENVIRONMENT, timeout=_ASK_TIMEOUT, check=False)
+    except InfraError as error:
+        return InfraError(error.what, hint="is the package index that pip is configured for reachable?")
+    if done.returncode != 0:
+        return _refusal(done.output, release)
+    if version not in done.output:
+        return InfraError(f"the package index has no {release.requirement}", hint="is another index configured for pip?")
+    return None
 
 
 def verify(folder: Path) -> str:

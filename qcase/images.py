@@ -90,6 +90,16 @@ def known_identity(name: str, cache: Path, recipes: Path | None = None) -> str |
     return record["identity"] if record and record.get("recipe") == recipe_digest(name, recipes) else None
 
 
+def find(name: str, engine: Engine, cache: Path, recipes: Path | None = None) -> Image | None:
+    """The image of this name if it was built from the recipe as it is now. Nothing is built."""
+    return _find(name, engine, cache, recipes)
+
+
+def has_base(engine: Engine) -> bool:
+    """Whether the engine has a base of the definition as it is now."""
+    return bool(_newest_base(engine))
+
+
 def ensure(name: str, engine: Engine, cache: Path, emit: Emit | None = None, recipes: Path | None = None) -> Image:
     """The image of this name, built now if it is not there. Others who want it meanwhile wait, and say for whom."""
     if found := _find(name, engine, cache, recipes):

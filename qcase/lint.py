@@ -164,7 +164,7 @@ def _guests(workspace: Workspace, arches: set[Arch]) -> Iterator[Finding]:
         guest = workspace.config.guest[arch]
         for key in ("rootfs", "kernel", "initrd"):
             name = getattr(guest, key)
-            if name and ("/" in name or "." in name) and not (workspace.root / name).is_file():
+            if isinstance(name, str) and ("/" in name or "." in name) and not (workspace.root / name).is_file():
                 yield _warning("guest", Problem(f"there is no file {name!r}", "qcase.toml", key=f"guest.{arch}.{key}"))
 
 

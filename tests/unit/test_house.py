@@ -16,6 +16,7 @@ ROOMS = [
     "cli",
     "runner",
     "report",
+    "doctor",
     "explain",
     "lint",
     "prepare",
