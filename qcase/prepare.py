@@ -746,8 +746,3 @@ class _Bench:
         rootfs.verify(build, plan, overlay)
         for leftover in set(build.iterdir()) - before - {path}:
             leftover.unlink()
-
-
-def remove_case_run_dir(run_dir: Path, emit: Emit, case: str) -> None:
-    """Remove a run folder. Not being able to is a warning: it never hides a test's result."""
-    runs.remove(run_dir, lambda message: emit(events.Warned(message, case)))

@@ -16,6 +16,7 @@ import pytest
 from qcase import process, runs
 from qcase.store import Store
 from tests.conftest import ROOT
+from tests.unit.test_store import finish, in_namespace
 
 CASES = Path("target/x86_64-unknown-none/qemu-cases")
 
@@ -149,3 +150,17 @@ def test_processes_of_a_dead_run_are_ended(tmp_path: Path) -> None:
     os.close(handle)
     assert run.startswith(f"{parent.pid}-")
     parent.communicate(timeout=60)
+
+
+def test_a_folder_that_cannot_be_removed_is_a_warning(tmp_path: Path) -> None:
+    """Something is mounted in it, so that not even root can; the run's own result is told all the same."""
+    script = """
+    import subprocess
+    from qcase import process, runs
+    with runs.claimed(root / "runs" / "1-0", lambda: "1-1", print) as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    process.dismiss_guardian()
+    print("the result")
+    """
+    out = finish(in_namespace("true", script, tmp_path, tmp_path))
+    assert out == f"the run folder {tmp_path}/runs/1-0 could not be removed: Device or resource busy\nthe result\n"

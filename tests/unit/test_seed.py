@@ -1,12 +1,14 @@
-"""The five unit tests of the module that this project began with, under their own names.
-
-The two about saving an image are in `test_store.py`, next to the store's other tests.
-"""
+"""The five unit tests of the module that this project began with, and what became of each of its functions."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import re
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from qcase import prepare, suite
 from qcase.config import GroupedRunner
@@ -15,6 +17,7 @@ from qcase.events import Event
 from qcase.model import Arch, Cache, Pipeline
 from qcase.pipelines import grouped
 from qcase.store import Store
+from tests.conftest import ROOT
 from tests.unit import test_store
 
 STARRY = GroupedRunner(prefix="STARRY")
@@ -93,3 +96,91 @@ def test_grouped_runner_script_where_all_pass(tmp_path: Path) -> None:
         "STARRY_GROUPED_TEST_PASSED: x=1 ...",
         "STARRY_GROUPED_TESTS_PASSED",
     ]
+
+
+# Every function of the original module, what it is called here, and a test that shows it.
+TABLE = {
+    "prepare_case_assets": (
+        "prepare.prepare_case_assets",
+        "container/test_edits.py::test_sources_that_are_edited_between_key_and_build",
+    ),
+    "prepare_case_assets_sync": (
+        "prepare.wanted",
+        "unit/test_explain.py::test_an_edit_moves_the_keys_that_it_concerns_and_no_others",
+    ),
+    "resolve_case_pipeline": (
+        "suite.resolve_pipeline",
+        "unit/test_suite.py::test_more_than_one_pipeline_is_an_error_that_names_them_all",
+    ),
+    "resolve_target_dir": (
+        "prepare.resolve_target_dir",
+        "unit/test_seed.py::test_resolve_target_dir_uses_workspace_target_directory",
+    ),
+    "case_asset_layout": ("prepare.case_asset_layout", "unit/test_seed.py::test_a_run_folder_has_a_name_of_its_own_each_time"),
+    "next_case_run_id": ("prepare.next_case_run_id", "unit/test_seed.py::test_a_run_folder_has_a_name_of_its_own_each_time"),
+    "rootfs_cache_image_path": (
+        "store.Store.folder",
+        "unit/test_seed.py::test_save_rootfs_cache_image_is_noop_in_ci_and_writes_when_enabled",
+    ),
+    "case_asset_cache_key": ("keys.overlay_key", "unit/test_keys.py::test_each_part_of_an_overlays_key_counts_and_is_named"),
+    "hash_tree": ("keys.tree_listing", "unit/test_keys.py::test_same_inputs_same_key_and_no_others"),
+    "hash_token": ("keys.canonical", "unit/test_keys.py::test_two_values_never_share_their_bytes"),
+    "hash_rootfs_fingerprint": ("rootfs.remembered_digest", "unit/test_rootfs.py::test_every_byte_and_the_size_count"),
+    "save_rootfs_cache_image": (
+        "store.Store.get_or_build",
+        "unit/test_store.py::test_save_rootfs_cache_image_writes_when_enabled",
+    ),
+    "is_valid_rootfs_cache_image": (
+        "store.Store.reader",
+        "unit/test_store.py::test_a_broken_entry_is_thrown_away_with_a_warning",
+    ),
+    "rootfs_cache_write_enabled": ("store.policy", "unit/test_store.py::test_policy"),
+    "is_no_space_left": ("store.Store.get_or_build", "unit/test_store.py::test_a_full_store_is_no_failure"),
+    "copy_file_fast": ("rootfs.copy_file_fast", "unit/test_rootfs.py::test_a_copy_has_the_content_and_the_holes"),
+    "write_grouped_case_runner_script": (
+        "pipelines.grouped.write_runner_script",
+        "unit/test_seed.py::test_grouped_runner_script_runs_all_commands_and_reports_summary",
+    ),
+    "apply_grouped_qemu_config": (
+        "pipelines.grouped.rules",
+        "unit/test_pipelines.py::test_a_groups_rules_replace_command_and_success_and_keep_the_cases_fail_patterns",
+    ),
+    "prepare_sh_case_assets_sync": (
+        "pipelines.sh.build",
+        "unit/test_pipelines.py::test_sh_installs_every_regular_file_executable",
+    ),
+    "prepare_c_case_assets_sync": ("pipelines.c.build", "vm/test_run.py::test_the_first_run"),
+    "prepare_grouped_case_assets_sync": (
+        "prepare.prepare_case_assets",
+        "vm/test_run.py::test_every_command_of_a_group_is_a_subtest",
+    ),
+    "run_qemu_with_prepared_case_assets": ("runner.run_case", "vm/test_run.py::test_the_second_run_builds_nothing"),
+    "remove_case_rootfs_copy": ("store.Store.get_or_build", "unit/test_store.py::test_save_rootfs_cache_image_is_noop_in_ci"),
+    "remove_case_run_dir": ("runs.remove", "unit/test_runs.py::test_a_folder_that_cannot_be_removed_is_a_warning"),
+    "GroupedCaseRunnerConfig": ("config.GroupedRunner", "unit/test_config.py::test_each_grouped_field_can_be_set"),
+    "CaseScriptEnvConfig": ("config.ScriptEnv", "unit/test_config.py::test_each_script_variable_can_be_set"),
+    "cache_env_vars": (
+        "config.CacheConfig",
+        "unit/test_explain.py::test_a_variable_of_cache_env_moves_every_key_and_no_other_variable_does",
+    ),
+}
+
+
+@pytest.mark.parametrize("original", TABLE)
+def test_a_function_of_the_original_has_a_name_and_a_test(original: str) -> None:
+    ours, shown_by = TABLE[original]
+    module, *attributes = ours.rsplit(".", 2 if ours.startswith("store.Store") else 1)
+    found = importlib.import_module(f"qcase.{module}")
+    for attribute in attributes:
+        found = getattr(found, attribute)
+    file, _, test = shown_by.partition("::")
+    assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+def test_a_run_folder_has_a_name_of_its_own_each_time(tmp_path: Path) -> None:
+    layouts = [prepare.case_asset_layout(tmp_path, "x86_64-unknown-none", "normal/smoke") for _ in range(2)]
+    names = [layout.run_dir.name for layout in layouts]
+    assert re.fullmatch(rf"{os.getpid()}-\d+ {os.getpid()}-\d+", " ".join(names))
+    assert names[0] != names[1]
+    assert layouts[0].runs_dir == tmp_path / "target/x86_64-unknown-none/qemu-cases/normal/smoke/runs"
+    assert list(tmp_path.iterdir()) == []
