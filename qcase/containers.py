@@ -77,6 +77,9 @@ LOG_LIMIT = 16 << 20  # bytes of a step's output that its log file keeps
 TAIL_LIMIT = 64 << 10  # bytes of it that a result carries
 
 CALL_TIMEOUT = 120.0  # seconds for one answer of the engine; creating a container on a busy disk can take long
+CROWD_INTERVAL = 2.0  # seconds between two looks at how many processes a step has
+CROWD_LOOKS = 3  # looks in a row at which it has nearly all that it may have: no build lives like that, a fork bomb does
+CROWD_SHARE = 0.9
 KILLED = 128 + 9
 DYING = 30.0  # seconds from a kill to the end; the kernel has memory to free, and the engine layers to unmount
 
@@ -118,7 +121,7 @@ class StepResult:
 
     `oom` says that the kernel killed some process of it for memory, which the step may have survived with status 0. Status 137
     without a time-out counts as that too: where the whole step dies of it at once, the engine often misses the kernel's word,
-    and nobody else sends KILL.
+    and nobody else sends KILL. `crowded`: it stood at its limit of processes for a while, as a fork bomb does, and was stopped.
     """
 
     exit_status: int
@@ -127,11 +130,12 @@ class StepResult:
     timed_out: bool
     oom: bool
     seconds: float
+    crowded: bool = False
 
     @property
     def out_of_processes(self) -> bool:
         """Whether it failed and complained that it could not fork. The engine has no flag for that limit."""
-        return self.exit_status != 0 and _FORK_FAILED.search(self.output) is not None
+        return self.crowded or (self.exit_status != 0 and _FORK_FAILED.search(self.output) is not None)
 
 
 _FORK_FAILED = re.compile(r"(?i)(can't|cannot|unable to) fork|fork: retry|fork failed|vfork: |pthread_create failed")
@@ -258,6 +262,7 @@ class Engine:
             output = stack.enter_context(CappedLog(step.log))
             stack.callback(self._end, life)
             self._begin(life, step, facts)
+            crowd = stack.enter_context(self._crowd(life.name, step, facts))
             timed_out = not (_follow(life.stream, output, deadline) and self._ended(life.name, deadline))
             if timed_out:
                 # Closed first: the engine answers a kill when the container has ended, which a step that still has something to
@@ -270,13 +275,15 @@ class Engine:
             with self.faults(f"asking how the step {step.name} ended"):
                 state = _persistently(lambda: self.api.inspect_container(life.name))["State"]
         status = int(state["ExitCode"])
+        crowded = crowd.is_set() and status == KILLED
         return StepResult(
             exit_status=status,
             output=output.tail(),
             log=step.log,
             timed_out=timed_out,
-            oom=bool(state.get("OOMKilled")) or (status == KILLED and not timed_out),
+            oom=bool(state.get("OOMKilled")) or (status == KILLED and not timed_out and not crowded),
             seconds=time.monotonic() - began,
+            crowded=crowded,
         )
 
     def check(self, step: Step, emit: Emit | None = None, case: str = "") -> StepResult:
@@ -337,6 +344,39 @@ class Engine:
                     hint=outside.HINT,
                 )
             places.believe(mount.source)
+
+    @contextmanager
+    def _crowd(self, name: str, step: Step, facts: Facts) -> Iterator[threading.Event]:
+        """Stop a step that stays at its limit of processes. Set: that was done.
+
+        A fork bomb never ends by itself: it would keep the machine busy until the step's time is up, half an hour for a build.
+        """
+        stopped, done = threading.Event(), threading.Event()
+
+        def watch() -> None:
+            full = 0
+            while not done.wait(CROWD_INTERVAL):
+                try:
+                    seen = self.api.stats(name, stream=False, **_ONE_SHOT)
+                    current = int((seen.get("pids_stats") or {}).get("current") or 0)
+                    full = full + 1 if current >= step.pids * CROWD_SHARE else 0
+                    if full >= CROWD_LOOKS and not done.is_set():
+                        stopped.set()
+                        self._kill(name)
+                        return
+                except Exception:  # noqa: S112 - it only looks; who follows the step hears of what is wrong
+                    continue
+
+        if not facts.pids_limit:
+            yield stopped
+            return
+        thread = threading.Thread(target=watch, name=f"{name}: processes", daemon=True)
+        thread.start()
+        try:
+            yield stopped
+        finally:
+            done.set()
+            thread.join(CALL_TIMEOUT)
 
     # --- the life of one container --------------------------------------------------------------------------------------
 
@@ -518,6 +558,8 @@ class _Life:
         stream.close()
 
 
+# One look instead of two a second apart; from API 1.41 on, which is Docker 20.10's.
+_ONE_SHOT = {"one_shot": True}
 _CANCELLED = "stopped, because the run ends"
 _LOOK = "look whether the engine sees our folders"
 
@@ -627,6 +669,11 @@ def verdict_of(step: Step, result: StepResult) -> tuple[str, str]:
     """What to say of a step that failed, and the hint."""
     if result.timed_out:
         return f"{step.name} took longer than {step.timeout:g} s and was stopped", ""
+    if result.crowded:
+        return (
+            f"{step.name} kept busy all {step.pids} processes that it may have, as a fork bomb does, and was stopped",
+            "",
+        )
     if result.oom and result.exit_status == KILLED:
         return (
             f"{step.name} was killed, most likely because it needs more than the {_size(step.memory)} of memory that it may use",
