@@ -590,7 +590,6 @@ def _run(
     listeners: list[Emit] = [JsonReport(json_file)] if json_file else []
     listeners.append(history.Memory(opened.root, triple, lambda message: print(f"warning: {message}", file=sys.stderr)))
     emit = _terminal(listeners, lambda names: shlex.join([*command, *names]), verbose=verbose)
-    _check_accel(opened, emit)
     for problem in discovery.warnings:
         _warn(emit, str(problem))
     store = _store(opened, _store_root(cache_dir), readonly=readonly)
@@ -638,11 +637,6 @@ def _warn(emit: Emit, message: str) -> None:
     from qcase.events import Warned
 
     emit(Warned(message))
-
-
-def _check_accel(workspace: Workspace, emit: Emit) -> None:
-    if workspace.config.run.accel == "auto":
-        _warn(emit, 'accel = "auto": this version does not try KVM, so TCG is used')
 
 
 def _arch(name: str) -> Arch:

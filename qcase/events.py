@@ -20,6 +20,15 @@ class RunStarted:
     arch: Arch
     target: str
     cases: tuple[str, ...]
+    accel: str = "tcg"  # as it was asked for: tcg, kvm or auto
+
+
+@dataclass(frozen=True)
+class AccelChosen:
+    """What QEMU is run with from now on, where that was to be found out; `why` it is not KVM."""
+
+    accel: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ class RunFinished:
 
 Event = (
     RunStarted
+    | AccelChosen
     | CaseStarted
     | PhaseStarted
     | Missed

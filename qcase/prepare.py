@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcase import events, gc, guests, images, kernels, keys, process, rootfs, runs
+from qcase import accel, events, gc, guests, images, kernels, keys, process, qemu, rootfs, runs
 from qcase.config import KernelBuild, parse_size
 from qcase.content import Kind
 from qcase.errors import BuildError, InfraError, UsageError
@@ -129,6 +129,8 @@ class Session:
     moves: int = 0  # toolchains that turned out to be others than those whose identity was known
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _base: tuple[dict[str, int], str] | None = None
+    _proofs: dict[str, accel.Proof] = field(default_factory=dict)
+    _accel_lock: threading.Lock = field(default_factory=threading.Lock)
     _file_kernel: tuple[dict[str, int], Kernel] | None = None
 
     def __enter__(self) -> Session:
@@ -266,6 +268,49 @@ class Session:
             return None
         tools = kernels.Tools(self.workspace.root, self.environ, lambda: self.engine, lambda name: self.toolchain(name).id)
         return kernels.Builder(recipe, tools)
+
+    @property
+    def accel_asked(self) -> str:
+        """What the run was asked for: "tcg", "kvm" or "auto"."""
+        return self.workspace.config.run.accel
+
+    def accelerator(self, case: Case, kernel: Kernel, spec: qemu.Spec) -> qemu.Accel:
+        """What a case's machine is run with; `spec` is that machine. KVM is tried once for each kernel, and remembered.
+
+        Raises `InfraError` where it has to be KVM, and KVM does not work.
+        """
+        if self.accel_asked == "tcg":
+            return "tcg"
+        with self._accel_lock:
+            proof = self._proofs.get(kernel.sha256)
+            if proof is None:
+                proof = self._prove(case, kernel, spec)
+                if proof is None:  # no prompt tells whether it booted
+                    return "kvm" if self.accel_asked == "kvm" else "tcg"
+                self._proofs[kernel.sha256] = proof
+                if self.accel_asked == "auto":
+                    self.emit(events.AccelChosen("kvm" if proof.works else "tcg", proof.why))
+        if proof.works:
+            return "kvm"
+        if self.accel_asked == "auto":
+            return "tcg"
+        raise InfraError(
+            f"KVM does not work here: {proof.why}", where='accel = "kvm"', hint='"auto" takes TCG where KVM does not work'
+        )
+
+    def _prove(self, case: Case, kernel: Kernel, spec: qemu.Spec) -> accel.Proof | None:
+        """Whether KVM boots a kernel: a built-in guest's as it is, any other one as the case does, to the case's prompt.
+
+        None where that cannot be told.
+        """
+        config = self.workspace.config.guest[self.arch]
+        if self.kernel_file is None and config.kernel in guests.BUILT_IN and config.initrd is None:
+            plain = replace(spec, args=("-nographic", "-m", "256M"), image=self.guest.rootfs, network="none", processors=1)
+            return accel.prove(plain, kernel.sha256, f"root@{config.hostname}:", self.memory)
+        if case.config.shell_prefix is None:
+            why = accel.obstacle(self.arch)
+            return accel.Proof(why) if why else None
+        return accel.prove(spec, kernel.sha256, case.config.shell_prefix, self.memory)
 
     @property
     def base_digest(self) -> str:

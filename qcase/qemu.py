@@ -68,6 +68,8 @@ def arguments(spec: Spec) -> list[str]:
     args, append = _take_append(spec.args)
     args = _point_drive(args, spec.image)
     args = _limit_network(args, spec.network)
+    if spec.accel == "kvm":
+        args = _own_processor(args, spec.arch)
     patch: list[str] = []
     if not _names(args, "-device", ("virtio-blk-pci", "virtio-blk-device"), f"drive={_DISK}"):
         patch += ["-device", f"virtio-blk-pci,drive={_DISK}"]
@@ -84,7 +86,7 @@ def arguments(spec: Spec) -> list[str]:
             patch += _limit_network(["-netdev", f"user,id={_NET}"], spec.network)
     if not any(a in ("-nographic", "-serial", "-display", "-chardev") for a in args):
         patch += ["-nographic"]
-    if not any(a in ("-accel", "-enable-kvm") for a in args) and not _machine_names_accel(args):
+    if not names_accelerator(args):
         patch += ["-accel", _accelerator(spec)]
     if not spec.reset and not any(a in ("-no-reboot", "-action") for a in args):
         patch += ["-no-reboot"]
@@ -109,6 +111,17 @@ def _accelerator(spec: Spec) -> str:
     if spec.accel == "tcg" and spec.arch is Arch.X86_64 and spec.processors > 1:
         return "tcg,thread=single"
     return spec.accel
+
+
+def accelerator(argv: Sequence[str]) -> str:
+    """What a command line runs QEMU with: "tcg", "kvm", or another one that a case's file names."""
+    named = ["kvm"] if "-enable-kvm" in argv else []
+    for option, value in _pairs(argv):
+        if option == "-accel":
+            named.append(value.partition(",")[0])
+        elif option in ("-machine", "-M") and (found := re.search(r"(?:^|,)accel=([a-z:]+)", value)):
+            named.append(found[1])
+    return named[0] if named else "tcg"
 
 
 def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -164,6 +177,15 @@ def _limit_network(args: Sequence[str], network: Network) -> list[str]:
     return out
 
 
+def _own_processor(args: Sequence[str], arch: Arch) -> list[str]:
+    """Under KVM an arm64 guest has the host's processor and no other, whatever the case's file names."""
+    if arch is not Arch.AARCH64:
+        return list(args)
+    if "-cpu" not in args:
+        return [*args, "-cpu", "host"]
+    return ["host" if option == "-cpu" else value for option, value in zip(["", *args[:-1]], args, strict=False)]
+
+
 def _take_append(args: Sequence[str]) -> tuple[list[str], str]:
     """The arguments without `-append`, and what it said: QEMU takes only the last one, and the guest has its own."""
     rest: list[str] = []
@@ -177,8 +199,11 @@ def _take_append(args: Sequence[str]) -> tuple[list[str], str]:
     return rest, " ".join(said)
 
 
-def _machine_names_accel(args: Sequence[str]) -> bool:
-    return any(o in ("-machine", "-M") and re.search(r"(?:^|,)accel=", v) for o, v in _pairs(args))
+def names_accelerator(args: Sequence[str]) -> bool:
+    """Does a case say itself what it is to be run with?"""
+    return any(a in ("-accel", "-enable-kvm") for a in args) or any(
+        o in ("-machine", "-M") and re.search(r"(?:^|,)accel=", v) for o, v in _pairs(args)
+    )
 
 
 def pasteable(argv: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ def run_cases(cases: Sequence[Case | BrokenCase], session: Session) -> events.Ru
     """Run cases one after the other. One bad case never stops the others, nor hides the summary."""
     emit = session.emit
     began = time.monotonic()
-    emit(events.RunStarted(session.arch, session.target, tuple(case.display_name for case in cases)))
+    emit(events.RunStarted(session.arch, session.target, tuple(case.display_name for case in cases), session.accel_asked))
     results: list[CaseResult] = []
     interrupted = False
     try:
@@ -143,27 +143,28 @@ def limits(case: Case, session: Session) -> Limits:
 
 
 def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> qemu.Spec:
-    """What the machine of a case is made of."""
-    run = session.workspace.config.run
+    """What the machine of a case is made of. Raises `InfraError` where KVM has to work and does not."""
     guest = prepared.guest
-    return qemu.Spec(
+    spec = qemu.Spec(
         arch=case.arch,
         args=case.config.args,
         image=prepared.image,
         kernel=prepared.kernel.path,
         initrd=guest.initrd,
         append=guest.append,
-        accel="kvm" if run.accel == "kvm" else "tcg",
-        network=case.config.network or run.network,
+        network=case.config.network or session.workspace.config.run.network,
         processors=case.config.smp,
         reset=case.config.reset,
     )
+    if qemu.names_accelerator(spec.args):
+        return spec
+    return replace(spec, accel=session.accelerator(case, prepared.kernel, spec))
 
 
 def booted(case: Case, prepared: PreparedCase, session: Session) -> Booted:
     """For reports: what was booted, and by what."""
-    spec = machine_spec(case, prepared, session)
-    return Booted(str(prepared.kernel.path), prepared.kernel.sha256, spec.accel)
+    used = qemu.accelerator(qemu.arguments(machine_spec(case, prepared, session)))
+    return Booted(str(prepared.kernel.path), prepared.kernel.sha256, used)
 
 
 def command_of(case: Case, session: Session) -> tuple[list[str], Path]:

@@ -81,6 +81,8 @@ class TerminalReport:
         match event:
             case events.RunStarted():
                 self._start(event)
+            case events.AccelChosen(accel, why):
+                self._print(f"{_INDENT}accel auto: {accel}{', since ' + printable(why) if why else ''}", "dim")
             case events.CaseStarted(case):
                 self._running[case] = _Running(case)
             case events.PhaseStarted(case, phase, detail):
@@ -119,7 +121,9 @@ class TerminalReport:
     def _start(self, event: events.RunStarted) -> None:
         self._name_width = max((len(case) for case in event.cases), default=0)
         count = len(event.cases)
-        self._print(f"{count} case{'' if count == 1 else 's'} on {event.arch}, target {event.target}", "bold")
+        self._print(
+            f"{count} case{'' if count == 1 else 's'} on {event.arch}, target {event.target}, accel {event.accel}", "bold"
+        )
         if self._tty:
             from rich.live import Live
 

@@ -36,6 +36,7 @@ ROOMS = [
     "outside",
     "rootfs",
     "ext4",
+    "accel",
     "qemu",
     "console",
     "keyboard",

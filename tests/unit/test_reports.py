@@ -81,7 +81,7 @@ def told(*results: CaseResult, interrupted: bool = False) -> str:
 
 def test_a_result_is_one_line_with_pipeline_hit_or_miss_and_times_apart() -> None:
     lines = told(PASSED).splitlines()
-    assert lines[0] == "1 case on x86_64, target x86_64-unknown-none"
+    assert lines[0] == "1 case on x86_64, target x86_64-unknown-none, accel tcg"
     assert lines[1] == "pass         normal/smoke  plain            prepare 0.004 s   boot 3.91 s   command 0.62 s"
     assert lines[2:] == ["1 case in 74.2 s: 1 passed"]
 
