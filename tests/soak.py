@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from qcase.content import remove_tree
@@ -28,20 +30,23 @@ def main() -> None:
     points = 0
     for fault in faults.FAULTS:
         for scenario in faults.SCENARIOS:
-            total, tried = faults.sweep(_place(), scenario, fault)
+            with _place() as place:
+                total, tried = faults.sweep(place, scenario, fault)
             points += tried
             print(f"{fault:<9} {scenario:<32} {tried:>5} of {total} points", flush=True)
     print(f"{points} points, all of them", flush=True)
     for seed in range(options.first, options.first + options.seeds):
-        operations = storm.storm(_place(), seed, 400)
+        with _place() as place:
+            operations = storm.storm(place, seed, 400)
         print(f"storm     seed {seed}: {storm.WORKERS} processes, 400 kills, {operations} operations", flush=True)
 
 
-def _place() -> Path:
-    folder = Path(tempfile.gettempdir() if workplace() is None else str(workplace())) / "qcase-soak"
+@contextmanager
+def _place() -> Iterator[Path]:
+    """A folder of our own. What is in there when something was wrong stays, to be looked at."""
+    folder = Path(tempfile.mkdtemp(prefix="qcase-soak-", dir=workplace()))
+    yield folder
     remove_tree(folder)
-    folder.mkdir()
-    return folder
 
 
 if __name__ == "__main__":
