@@ -608,7 +608,7 @@ class _Entry:
             raise InfraError(
                 f"the guest {self.name} is not in the store, and nothing may be written there",
                 where=str(self.folder),
-                hint="run once without --cache-readonly",
+                hint="run a case once, without --cache-readonly: that puts it there",
             )
         digests = _digests(manifest)
         known = _read_manifest(noted)
@@ -618,7 +618,7 @@ class _Entry:
             raise InfraError(
                 "was changed after it was stored, and nothing may be written there",
                 where=str(self.folder / damaged[0]),
-                hint="run once without --cache-readonly, and it is made anew",
+                hint="run a case once, without --cache-readonly: then it is made anew",
             )
         with contextlib.suppress(OSError):  # it is read again the next time
             noted.mkdir(parents=True, exist_ok=True)
