@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 INTERNAL = 3
+_COMPLETE = "_QCASE_COMPLETE"
 
 app = typer.Typer(
     name="qcase",
@@ -56,11 +57,45 @@ _debug = False
 _interrupted_at = float("-inf")
 _PATIENCE = 5.0  # seconds in which one interrupt is enough
 
-ArchOption = Annotated[str, typer.Option("--arch", "-a", metavar="ARCH", help="x86_64, aarch64, riscv64 or loongarch64.")]
+
+def _offer_cases(context: typer.Context, incomplete: str) -> list[str]:
+    from qcase import completion
+
+    return completion.cases(incomplete, context.params.get("workspace"), context.params.get("group") or "")
+
+
+def _offer_groups(context: typer.Context, incomplete: str) -> list[str]:
+    from qcase import completion
+
+    return completion.groups(incomplete, context.params.get("workspace"))
+
+
+def _offer_tags(context: typer.Context, incomplete: str) -> list[str]:
+    from qcase import completion
+
+    return completion.tags(incomplete, context.params.get("workspace"))
+
+
+def _offer(*words: str) -> Callable[[str], list[str]]:
+    def offer(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return offer
+
+
+_offer_arches = _offer(*Arch)
+_offer_pipelines = _offer(*Pipeline)
+
+ArchOption = Annotated[
+    str,
+    typer.Option("--arch", "-a", metavar="ARCH", autocompletion=_offer_arches, help="x86_64, aarch64, riscv64 or loongarch64."),
+]
 TargetOption = Annotated[
     str, typer.Option("--target", "-t", metavar="TRIPLE", help="The kernel's target; default: the architecture's usual one.")
 ]
-GroupOption = Annotated[str, typer.Option("--group", "-g", metavar="NAME", help="A first-level folder of the suite.")]
+GroupOption = Annotated[
+    str, typer.Option("--group", "-g", metavar="NAME", autocompletion=_offer_groups, help="A first-level folder of the suite.")
+]
 WorkspaceOption = Annotated[
     Path | None,
     typer.Option("--workspace", "-w", metavar="DIR", help="The folder with qcase.toml; default: from here upwards."),
@@ -74,11 +109,18 @@ ReadonlyOption = Annotated[
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")]
 TagOption = Annotated[
     list[str] | None,
-    typer.Option("--tag", metavar="TAG", help="Only cases with this tag, or with '!TAG' those without; may be repeated."),
+    typer.Option(
+        "--tag",
+        metavar="TAG",
+        autocompletion=_offer_tags,
+        help="Only cases with this tag, or with '!TAG' those without; may be repeated.",
+    ),
 ]
 PipelineOption = Annotated[
     list[str] | None,
-    typer.Option("--pipeline", metavar="NAME", help="Only cases of this pipeline; may be repeated."),
+    typer.Option(
+        "--pipeline", metavar="NAME", autocompletion=_offer_pipelines, help="Only cases of this pipeline; may be repeated."
+    ),
 ]
 FailedOption = Annotated[bool, typer.Option("--failed", help="Only cases that did not pass when they last ran.")]
 ChangedOption = Annotated[
@@ -97,12 +139,21 @@ ScaleOption = Annotated[
 ]
 NewArchOption = Annotated[
     list[str] | None,
-    typer.Option("--arch", "-a", metavar="ARCH", help="What it is for; may be repeated. Default: what most cases are for."),
+    typer.Option(
+        "--arch",
+        "-a",
+        metavar="ARCH",
+        autocompletion=_offer_arches,
+        help="What it is for; may be repeated. Default: what most cases are for.",
+    ),
 ]
 KernelOption = Annotated[
     Path | None, typer.Option("--kernel", metavar="FILE", help="Boot this kernel, whatever the configuration says.")
 ]
-CaseOption = Annotated[list[str] | None, typer.Option("--case", "-c", metavar="CASE", help="The same as CASE; may be repeated.")]
+CaseOption = Annotated[
+    list[str] | None,
+    typer.Option("--case", "-c", metavar="CASE", autocompletion=_offer_cases, help="The same as CASE; may be repeated."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -122,7 +173,9 @@ def _root(
 
 @app.command("run")
 def run_command(
-    cases: Annotated[list[str] | None, typer.Argument(metavar="[CASE]...", help="Names or globs; default: all.")] = None,
+    cases: Annotated[
+        list[str] | None, typer.Argument(metavar="[CASE]...", autocompletion=_offer_cases, help="Names or globs; default: all.")
+    ] = None,
     case: CaseOption = None,
     arch: ArchOption = Arch.X86_64.value,
     target: TargetOption = "",
@@ -153,8 +206,12 @@ def run_command(
 
 @app.command("list")
 def list_command(
-    cases: Annotated[list[str] | None, typer.Argument(metavar="[CASE]...", help="Names or globs; default: all.")] = None,
-    arch: Annotated[str, typer.Option("--arch", "-a", metavar="ARCH", help="Only cases for this architecture.")] = "",
+    cases: Annotated[
+        list[str] | None, typer.Argument(metavar="[CASE]...", autocompletion=_offer_cases, help="Names or globs; default: all.")
+    ] = None,
+    arch: Annotated[
+        str, typer.Option("--arch", "-a", metavar="ARCH", autocompletion=_offer_arches, help="Only cases for this architecture.")
+    ] = "",
     group: GroupOption = "",
     tag: TagOption = None,
     pipeline: PipelineOption = None,
@@ -188,7 +245,7 @@ def list_command(
 
 @app.command("explain")
 def explain_command(
-    case: Annotated[str, typer.Argument(metavar="CASE", help="A name or a glob.")],
+    case: Annotated[str, typer.Argument(metavar="CASE", autocompletion=_offer_cases, help="A name or a glob.")],
     arch: ArchOption = Arch.X86_64.value,
     target: TargetOption = "",
     group: GroupOption = "",
@@ -224,7 +281,7 @@ def explain_command(
 
 @app.command("argv")
 def argv_command(
-    case: Annotated[str, typer.Argument(metavar="CASE", help="A name or a glob.")],
+    case: Annotated[str, typer.Argument(metavar="CASE", autocompletion=_offer_cases, help="A name or a glob.")],
     arch: ArchOption = Arch.X86_64.value,
     target: TargetOption = "",
     group: GroupOption = "",
@@ -364,7 +421,9 @@ def images_build(
 @app.command("init")
 def init_command(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The new workspace; default: this folder.")] = Path(),
-    pipeline: Annotated[str, typer.Option("--pipeline", metavar="NAME", help="Of the first case.")] = "plain",
+    pipeline: Annotated[
+        str, typer.Option("--pipeline", metavar="NAME", autocompletion=_offer_pipelines, help="Of the first case.")
+    ] = "plain",
     case: Annotated[str, typer.Option("--case", "-c", metavar="CASE", help="The first case's name.")] = "hello",
     arch: NewArchOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what qcase.toml would say.")] = False,
@@ -406,7 +465,12 @@ def init_command(
 @app.command("new")
 def new_command(
     case: Annotated[str, typer.Argument(metavar="CASE", help="Its name, e.g. futex or fs/rename.")],
-    pipeline: Annotated[str, typer.Option("--pipeline", metavar="NAME", help="plain, sh, c, python, rust or grouped.")],
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            "--pipeline", metavar="NAME", autocompletion=_offer_pipelines, help="plain, sh, c, python, rust or grouped."
+        ),
+    ],
     arch: NewArchOption = None,
     group: GroupOption = "",
     workspace: WorkspaceOption = None,
@@ -488,7 +552,12 @@ def lint_command(
 
 @app.command("schema")
 def schema_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="qcase: of qcase.toml; qemu: of qemu-<arch>.toml.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", autocompletion=_offer("qcase", "qemu"), help="qcase: of qcase.toml; qemu: of qemu-<arch>.toml."
+        ),
+    ],
     as_toml: Annotated[bool, typer.Option("--toml", help="All keys with their defaults and meanings, as TOML.")] = False,
 ) -> None:
     """Print the JSON Schema of a configuration file, for editors that complete and check it."""
@@ -498,8 +567,27 @@ def schema_command(
         print(schema.toml(name) if as_toml else schema.json_schema(name), end="")
 
 
+@app.command("completion")
+def completion_command(
+    shell: Annotated[
+        str, typer.Argument(metavar="SHELL", autocompletion=_offer("bash", "zsh", "fish"), help="bash, zsh or fish.")
+    ],
+) -> None:
+    """Print the script with which a shell completes commands, options, and names of cases, groups and tags."""
+    with _reported():
+        from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+        if shell not in ("bash", "zsh", "fish"):
+            raise UsageError(f"there is no completion for {shell!r}", hint="there is one for bash, zsh and fish")
+        print(get_completion_script(prog_name="qcase", complete_var=_COMPLETE, shell=shell))
+
+
 def main() -> None:
     """The program."""
+    if _COMPLETE in os.environ:  # a shell asks what may stand here
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()
     _fill_standard_streams()
     # What ends a run from outside is an interrupt like Ctrl-C: everything is put away, and what had finished is reported.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -25,6 +25,7 @@ import fnmatch
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from qcase.config import (
@@ -383,6 +384,29 @@ def listing(listed: Catalogue) -> list[str]:
         if not entries:
             group_node.note = "no cases"
     return list(root.lines())
+
+
+def names(workspace: Workspace, group: str | None = None) -> Iterator[tuple[str, str, Callable[[], list[str]]]]:
+    """Name and display name of every case of a group (None: the default one), and what tells the names of its subcases.
+
+    No file is read. Any `build-*.toml` makes a build group.
+    """
+    for found in sorted(_scan(workspace, _known_group(workspace, group), None, None).found, key=lambda found: found.name):
+        yield found.name, found.display_name, partial(_children, found)
+
+
+def _children(found: _Found) -> list[str]:
+    """The folders of a case that would be subcases if it is a grouped one."""
+    return [
+        name
+        for name in found.folders
+        if name not in SOURCE_FOLDERS and any((found.path / name / kind).is_dir() for kind in SOURCE_FOLDERS)
+    ]
+
+
+def groups(workspace: Workspace) -> list[str]:
+    """The suite's first-level folders, sorted. Raises `UsageError` where there are none."""
+    return _groups(workspace)
 
 
 def misplaced(workspace: Workspace, group: str) -> list[QcaseError]:

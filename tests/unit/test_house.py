@@ -16,6 +16,7 @@ ROOMS = [
     "cli",
     "runner",
     "report",
+    "completion",
     "doctor",
     "explain",
     "lint",
