@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 # pydantic looks through all installed distributions for plugins of its own, which takes 20 ms. There are none for us.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
@@ -174,7 +174,7 @@ def _root(
 @app.command("run")
 def run_command(
     cases: Annotated[
-        list[str] | None, typer.Argument(metavar="[CASE]...", autocompletion=_offer_cases, help="Names or globs; default: all.")
+        list[str] | None, typer.Argument(metavar="CASE", autocompletion=_offer_cases, help="Names or globs; default: all.")
     ] = None,
     case: CaseOption = None,
     arch: ArchOption = Arch.X86_64.value,
@@ -207,7 +207,7 @@ def run_command(
 @app.command("list")
 def list_command(
     cases: Annotated[
-        list[str] | None, typer.Argument(metavar="[CASE]...", autocompletion=_offer_cases, help="Names or globs; default: all.")
+        list[str] | None, typer.Argument(metavar="CASE", autocompletion=_offer_cases, help="Names or globs; default: all.")
     ] = None,
     arch: Annotated[
         str, typer.Option("--arch", "-a", metavar="ARCH", autocompletion=_offer_arches, help="Only cases for this architecture.")
@@ -420,7 +420,7 @@ def images_build(
 
 @app.command("init")
 def init_command(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The new workspace; default: this folder.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The new workspace; default: this folder.")] = Path(),
     pipeline: Annotated[
         str, typer.Option("--pipeline", metavar="NAME", autocompletion=_offer_pipelines, help="Of the first case.")
     ] = "plain",
@@ -582,6 +582,47 @@ def completion_command(
         print(get_completion_script(prog_name="qcase", complete_var=_COMPLETE, shell=shell))
 
 
+# What stands at the end of each command's help. A test parses every line.
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "run": (
+        "qcase run",
+        "qcase run futex 'fs/*' --arch aarch64",
+        "qcase run syscalls/eventfd",
+        "qcase run --failed",
+        "qcase run --changed main --tag '!slow'",
+        "qcase run --json results.json",
+    ),
+    "list": ("qcase list", "qcase list --arch aarch64 --tag fs", "qcase list --pipeline c --json"),
+    "explain": ("qcase explain futex", "qcase explain 'fs/*' --arch aarch64 --json"),
+    "argv": ("qcase argv futex",),
+    "init": ("qcase init", "qcase init --pipeline sh --case first", "qcase init ../kernel --dry-run"),
+    "new": ("qcase new futex --pipeline c", "qcase new fs/rename --pipeline grouped --arch x86_64 --arch riscv64"),
+    "doctor": ("qcase doctor", "qcase doctor --arch aarch64 --json"),
+    "lint": ("qcase lint", "qcase lint --strict --json"),
+    "schema": ("qcase schema qcase", "qcase schema qemu --toml"),
+    "completion": ("source <(qcase completion bash)", "qcase completion fish"),
+    "cache path": ("qcase cache path",),
+    "cache list": ("qcase cache list",),
+    "cache size": ("qcase cache size",),
+    "cache gc": ("qcase cache gc --dry-run", "qcase cache gc --max-size '10 GiB' --max-age 30d"),
+    "cache verify": ("qcase cache verify", "qcase cache verify --repair"),
+    "cache clear": ("qcase cache clear --dry-run", "qcase cache clear --all"),
+    "images build": ("qcase images build c", "qcase images build c --fresh"),
+}
+
+
+def _add_examples(commands: typer.Typer, above: str = "") -> None:
+    for command in commands.registered_commands:
+        if lines := EXAMPLES.get(f"{above}{command.name}"):
+            command.epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+    for group in commands.registered_groups:
+        assert group.typer_instance is not None
+        _add_examples(group.typer_instance, f"{above}{group.typer_instance.info.name} ")
+
+
+_add_examples(app)
+
+
 def main() -> None:
     """The program."""
     if _COMPLETE in os.environ:  # a shell asks what may stand here
@@ -597,11 +638,24 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a guest's words must not fail on a terminal that has no such characters
     try:
-        app(arguments(sys.argv[1:]))
+        command()(arguments(sys.argv[1:]))
     finally:
         if _interrupted_at > 0:  # while Python ends, it takes our handlers away
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
+
+
+def command() -> Any:
+    """All commands. Their help names an argument by what it is, without Python's type behind it."""
+    whole = typer.main.get_command(app)
+    pending: list[Any] = [whole]
+    while pending:
+        one = pending.pop()
+        pending += getattr(one, "commands", {}).values()
+        for parameter in one.params:
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda ctx: None  # noqa: ARG005
+    return whole
 
 
 def arguments(argv: Sequence[str]) -> list[str]:

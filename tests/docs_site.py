@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from qcase.cli import app
+from qcase.cli import command
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -26,14 +24,13 @@ def commands_page() -> str:
 
 def helps() -> list[tuple[str, str]]:
     """The help of the program and of each command, at a width of 100 columns."""
-    os.environ["COLUMNS"] = "100"
     found: list[tuple[str, str]] = []
 
-    def visit(name: str, command: Any, parent: Any) -> None:
-        context = command.make_context(name, [], parent=parent, resilient_parsing=True, terminal_width=100)
-        found.append((context.command_path, command.get_help(context)))
-        for child in command.list_commands(context) if hasattr(command, "list_commands") else []:
-            visit(child, command.get_command(context, child), context)
+    def visit(name: str, one: Any, parent: Any) -> None:
+        context = one.make_context(name, [], parent=parent, resilient_parsing=True, terminal_width=100)
+        found.append((context.command_path, one.get_help(context)))
+        for child in one.list_commands(context) if hasattr(one, "list_commands") else []:
+            visit(child, one.get_command(context, child), context)
 
-    visit("qcase", typer.main.get_command(app), None)
+    visit("qcase", command(), None)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import tomli
 import typer
 
 from qcase import config, process, schema
-from qcase.cli import app, arguments
+from qcase.cli import EXAMPLES, app, arguments
 from qcase.model import Arch
-from tests import reference
+from tests import docs_site, reference
 from tests.conftest import ROOT
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,6 +95,28 @@ def test_a_command_is_one(line: str) -> None:
         assert found is not None, name
         context = found.make_context(name, words, parent=context)
         command, words = found, [*context._protected_args, *context.args] if hasattr(found, "resolve_command") else []
+
+
+def test_every_command_has_examples_that_parse() -> None:
+    found = {name.removeprefix("qcase "): text for name, text in docs_site.helps()}
+    groups = {name for name in found if any(other.startswith(f"{name} ") for other in found)} | {"qcase"}
+    assert set(found) - groups == set(EXAMPLES)
+    for name, lines in EXAMPLES.items():
+        assert all(f"\n    {line}\n" in f"{found[name]}\n" for line in lines), found[name]
+        for line in lines:
+            text = line.removeprefix("source <(").removesuffix(")")
+            assert text.startswith(f"qcase {name}")
+            test_a_command_is_one(text)
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = process.run(argv, cwd=ROOT, check=False, timeout=300)
+    assert done.returncode == 0, done.output
+    assert done.output == ""
+    page = (tmp_path / "site" / "commands.html").read_text(encoding="utf-8")
+    assert "qcase cache gc --dry-run" in page
+    assert (tmp_path / "site" / "schemas" / "qemu.json").is_file()
 
 
 def test_files_that_the_docs_link_to_are_there() -> None:
