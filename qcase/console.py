@@ -309,7 +309,8 @@ class Judge:
 
     def timed_out(self, now: float, limit: float, name: str = "timeout") -> None:
         """The time is up, after `limit` seconds: what stands on the console by now decides, or it is a timeout."""
-        self._last_words(now, quiet=now >= self._last_data + QUIET)
+        if self.ruling is None:
+            self._last_words(now, quiet=now >= self._last_data + QUIET)
         if self.ruling is not None:
             return
         running = next((t.label for t in self._subtests if t.began is not None and t.result is None), "")
@@ -328,6 +329,8 @@ class Judge:
 
     def ended(self, now: float, how: str, *, reset: bool = False, fault: str = "") -> None:
         """QEMU ended by itself; `how` says with what status. `reset`: the guest's machine was reset; `fault`: by what."""
+        if self.ruling is not None:
+            return
         self._last_words(now, quiet=True)
         if fault and not (self.ruling and self.ruling.verdict is Verdict.PANIC):
             self.ruling = Ruling(Verdict.PANIC, f"the guest's machine was reset by a {fault}", self.phase, excerpt=self._last())
@@ -412,9 +415,9 @@ class Judge:
             for line in lines:
                 # The kernel may write in the middle of a marker.
                 kernels = KERNEL_LINE.search(line) if self._tears else None
-                self._torn += line if kernels is None else line[: kernels.start()]
+                self._torn = (self._torn + (line if kernels is None else line[: kernels.start()]))[-_MARKER_MAX:]
                 if kernels is None:
-                    self._read_marker(self._torn[-_MARKER_MAX:].decode(errors="replace"), position, now)
+                    self._read_marker(self._torn.decode(errors="replace"), position, now)
                     self._torn = b""
                 position += len(line) + 1
 
@@ -447,7 +450,7 @@ class Judge:
             return
         self._looked_at = (text.end, quiet)
         self._confirm(at_end=False)
-        self._sure_to = self._keyboard.unsure_from() if self._keyboard else text.end
+        self._sure_to = self._keyboard.unsure_from(quiet=quiet) if self._keyboard else text.end
         every = last or quiet
         whole = self._whole_gate.opens(now, len(text.raw), text.end) or every
         line = text.end > text.line_start and (self._line_gate.opens(now, text.end - text.line_start, text.end) or every)

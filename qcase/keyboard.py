@@ -11,12 +11,16 @@ the text that patterns see. There are three kinds of it:
   that were typed ahead: these begin at the start of a line or behind a prompt and hold the whole line. They are followed
   byte by byte (`_Trace`), and hidden already while they may still become one.
 
+What comes back of the first line also shows whether it arrived. If characters of it are missing, the line is erased and typed
+once more, before its line end makes the guest run something else. A guest that echoes nothing is believed.
+
 Between two characters of an echo a terminal may break the line, and a kernel may write a line of its own. A character that
 is not plain ASCII may come back as something else, or not at all.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import deque
 from dataclasses import dataclass, field
@@ -29,6 +33,8 @@ ECHO_PATIENCE: Final = 1.0  # seconds to wait for an echo before going on withou
 CALM: Final = 0.3  # seconds without a byte after which a guest is taken to have echoed what it will
 CALM_PATIENCE: Final = 5.0  # seconds to wait for that
 LATEST: Final = 1 << 18  # bytes of output after which no echo is missed any more
+ERASE: Final = b"\x7f"  # what a terminal and every line editor take for it
+ERASE_PAUSE: Final = 0.05  # seconds between two chunks of erasing: what comes back of that is not looked at
 _TRACES: Final = 64  # places that are watched at a time
 
 # A line that a kernel wrote, possibly in the middle of another.
@@ -98,6 +104,8 @@ class Keyboard:
         self._until = 0.0
         self._patience = ECHO_PATIENCE
         self._calm_by: float | None = None
+        self._to_erase: int | None = None  # characters of a line that did not arrive
+        self._may_repeat = True
         self._began = text.end  # from here to `_ran` is echo, whatever it is
         self._ran = text.end
         self._echo_from = text.end
@@ -119,6 +127,11 @@ class Keyboard:
         out = bytearray()
         while self._at < len(self._lines):
             line = self._lines[self._at]
+            if self._to_erase is not None:
+                if now < self._until:
+                    break
+                out += self._erase(line, now)
+                continue
             if self._waiting is not None:
                 if self._echoed(line.chunks[self._waiting]):
                     line.missing.remove(self._waiting)
@@ -138,8 +151,14 @@ class Keyboard:
                 continue
             if self._wait_for_calm(line, now):
                 break
-            if line.missing and len(line.missing) < len(line.chunks):
-                self.warning = f"the guest echoed only a part of what was typed: {line.text.decode(errors='replace')!r}"
+            if self._may_repeat and self._arrived_damaged(line):
+                self._may_repeat = False
+                self._to_erase = len(line.text) + CHUNK
+                self._until = now
+                self.warning = f"the guest lost characters of what was typed, so it was typed again: {_shown(line.text)}"
+                continue
+            if line.missing and (len(line.missing) < len(line.chunks) or not self._may_repeat):
+                self.warning = f"the guest echoed only a part of what was typed: {_shown(line.text)}"
             out += b"\n"
             line.ended = True
             line.ended_at = self._text.end
@@ -170,14 +189,19 @@ class Keyboard:
             undone += [self._traces.pop(key) for key in keys[:-_TRACES]]
         self._show(undone)
 
-    def unsure_from(self) -> int:
-        """Where the echo of a typed line may have begun at the end of the text; `text.end` if none has."""
+    def unsure_from(self, *, quiet: bool) -> int:
+        """Where the echo of a typed line may have begun at the end of the text; `text.end` if none has.
+
+        One or two characters that stand alone for a while are the end of a word: a guest that does not echo would else never
+        pass on a last line that ends in the letter with which the command begins.
+        """
+        least = 3 if quiet else 1
         rest = self._text.slice(max(self._text.line_start, self._text.end - 4096), self._text.end)
         longest = 0
         for line in self._lines:
             if line.ended and not line.missing:
                 continue
-            for n in range(min(len(line.text), len(rest)), longest, -1):
+            for n in range(min(len(line.text), len(rest)), max(longest, min(least, len(line.text)) - 1), -1):
                 if rest.endswith(line.text[:n]):
                     longest = n
                     break
@@ -193,6 +217,35 @@ class Keyboard:
             self._calm_by = now + CALM_PATIENCE
         self._until = min(self._grown_at + CALM, self._calm_by)
         return now < self._until
+
+    def _arrived_damaged(self, line: _Line) -> bool:
+        """Whether what came back is the first line, but for characters that were lost."""
+        if self.line_end_typed or not line.missing:
+            return False
+        came = KERNEL_LINE.sub(b"", self._text.slice(self._began, self._text.end))
+        typed = _plain(line.text)
+        back = _plain(came)
+        rest = iter(back)
+        if not typed or all(char in rest for char in typed):
+            return False  # all of it is there, with something in between
+        return len(back) <= 2 * len(typed) and difflib.SequenceMatcher(None, typed, back, autojunk=False).ratio() > 0.6
+
+    def _erase(self, line: _Line, now: float) -> bytes:
+        """Take back a part of the line; when all is gone and it is calm, begin anew."""
+        assert self._to_erase is not None
+        if self._to_erase > 0:
+            count = min(CHUNK, self._to_erase)
+            self._to_erase -= count
+            self._until = now + (ERASE_PAUSE if self._to_erase else CALM)
+            return ERASE * count
+        self._to_erase = None
+        line.at = 0
+        line.missing.clear()
+        self._waiting = None
+        self._patience = ECHO_PATIENCE
+        self._calm_by = None
+        self._echo_from = self._text.end
+        return b""
 
     def _hide_typing(self) -> None:
         """Hide all that came since the first key, but the kernel's lines."""
@@ -391,6 +444,15 @@ def _as_echoed(char: str) -> re.Pattern[bytes]:
     if char < " ":
         return re.compile(rb"(?:" + raw + rb"|\^" + re.escape(bytes([ord(char) ^ 0x40])) + rb")?")
     return re.compile(rb"(?:" + raw + rb"|(?:\?|\xef\xbf\xbd|\\[0-7]{3}|<[0-9A-Fa-f+U]+>){0,4})")
+
+
+def _plain(text: bytes) -> bytes:
+    """What every guest echoes as it is: printable ASCII."""
+    return bytes(char for char in text if 0x20 <= char < 0x7F)
+
+
+def _shown(text: bytes) -> str:
+    return repr(text.decode(errors="replace"))
 
 
 _BLANKS: Final = re.compile(rb"[\t ]*")  # a tab, together with the blanks around it

@@ -59,10 +59,12 @@ class Pattern:
 class Terminal:
     """Makes clean text of a guest's bytes, however they are split."""
 
+    # One that another escape breaks off is gone with all that it had; any other broken one loses the escape character alone.
     # A string sequence (OSC, DCS, …) ends at its terminator; a guest that forgets it must not swallow what follows, so it
     # also ends at a line end.
     _ESCAPE = re.compile(
-        r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\|(?=[\n\x1b]))|[ -/]*[0-OQ-WYZ\\`-~])|[\x00\x07\x08\x7f]"
+        r"\x1b(?:\[[0-?]*[ -/]*(?:[@-~]|(?=\x1b))|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\|(?=[\n\x1b]))"
+        r"|[ -/]+(?:[0-~]|(?=\x1b))|[0-OQ-WYZ\\`-~]|(?=\x1b))|[\x00\x07\x08\x1b\x7f]"
     )
     _UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]*)?\Z")
     _HELD_MAX = 4096

@@ -35,6 +35,7 @@ EXPECTED = {
     "resets-and-goes-on": "pass",
     "floods": "pass",
     "garbles": "pass",
+    "loses-a-key": "pass",
     "misfits": "error",
 }
 
@@ -65,6 +66,7 @@ def outcome(request: pytest.FixtureRequest, kernels: Mapping[Arch, Path], tmp_pa
     case("resets-and-goes-on", "reboot", qcase={"reset": True}, success_regex=[rf"(?s)kernel on {arch}$.*kernel on {arch}$"])
     case("floods", "flood 512 ; pass")
     case("garbles", "garble 64 ; pass")
+    case("loses-a-key", "say it is well ; pass", "-append", "qk=lose 9")
     case("misfits", "pass", "-device", "no-such-device")
     return workspaces.run(made, store=tmp_path_factory.mktemp("kernel-store"), arch=arch)
 
@@ -75,6 +77,13 @@ def test_every_verdict(outcome: Outcome) -> None:
     faults = "panic" if outcome.report["arch"] == Arch.X86_64 else "exited"
     assert outcome.verdicts == EXPECTED | {"faults": faults}
     assert outcome.exit_code == 3
+
+
+def test_a_line_that_did_not_arrive_is_typed_again(outcome: Outcome) -> None:
+    assert outcome.case("loses-a-key")["warnings"] == [
+        "the guest lost characters of what was typed, so it was typed again: 'say it is well ; pass'"
+    ]
+    assert outcome.case("passes")["warnings"] == []
 
 
 def test_it_boots_at_once(outcome: Outcome) -> None:

@@ -61,6 +61,11 @@ def quick(workspace: Workspace) -> None:
     case("no-command", shell_prefix="", shell_init_cmd="", success_regex=[r"root@qcase:/root# $"])
 
 
+def limited(workspace: Workspace) -> None:
+    commands = ["echo one", "sleep 1000", "sleep 1001 & sleep 1002", "trap '' TERM INT HUP; while :; do :; done", "echo $0 two"]
+    workspace.case("group", test_commands=commands, qcase={"command_timeout": 2})
+
+
 def slow(workspace: Workspace) -> None:
     case = workspace.case
     case("hangs", shell_init_cmd=f"echo asleep-{FORTY_TWO}; sleep 1000", success_regex=["^never$"], timeout=25)
@@ -86,7 +91,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, test_cache: Path) -> dict
     workspaces.provide(test_cache)
     folder = tmp_path_factory.mktemp("verdicts")
     made = {}
-    for name, fill in (("quick", quick), ("slow", slow), ("x86", on_x86)):
+    for name, fill in (("quick", quick), ("slow", slow), ("x86", on_x86), ("limited", limited)):
         made[name] = Workspace.make(folder / name)
         fill(made[name])
     sleeping = workspaces.start(made["slow"], store=test_cache)
@@ -94,6 +99,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, test_cache: Path) -> dict
         outcomes = {
             "quick": workspaces.run(made["quick"], store=test_cache),
             "x86": workspaces.run(made["x86"], store=test_cache, arch=Arch.X86_64),
+            "limited": workspaces.run(made["limited"], store=test_cache),
         }
         outcomes["slow"] = sleeping.outcome()
     finally:
@@ -134,8 +140,8 @@ def test_all_of_them(outcomes: dict[str, Outcome]) -> None:
         assert outcome.report["interrupted"] is False
         for case in outcome.report["cases"]:
             assert case["fault"] == ("none" if case["verdict"] == "pass" else "case")
-            assert case["pipeline"] == "plain"
-            assert case["cache"] == "none"
+            if case["case"] != "normal/group":
+                assert (case["pipeline"], case["cache"]) == ("plain", "none")
 
 
 def test_a_wrong_expectation(quickly: Outcome) -> None:
@@ -192,6 +198,16 @@ def test_a_power_off(which: str, outcomes: dict[str, Outcome]) -> None:
     case = outcomes[which].case("powers-off")
     assert case["reason"] == "QEMU ended before a verdict, status 0: the guest powered off"
     assert case["phase"] == "command"
+
+
+def test_a_command_of_a_group_that_takes_too_long_is_killed_in_the_guest_and_the_rest_runs(outcomes: dict[str, Outcome]) -> None:
+    case = outcomes["limited"].case("group")
+    assert case["verdict"] == "fail"
+    assert case["reason"].startswith("3 of 5 commands failed: sleep 1000 (status 124), ")
+    assert [s["status"] for s in case["subtests"]] == ["pass", "fail", "fail", "fail", "pass"]
+    for subtest in case["subtests"][1:4]:
+        assert (subtest["exit_status"], subtest["reason"]) == (124, "killed after its limit of 2 s")
+        assert subtest["seconds"] >= 1.5
 
 
 def test_the_echo_of_a_command_does_not_decide(quickly: Outcome) -> None:
