@@ -185,6 +185,14 @@ def _check_size(value: str) -> str:
 
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 Size = Annotated[str, AfterValidator(_check_size)]
+PackageName = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9_][A-Za-z0-9._+:/-]*((?:[<>]=?|[=~])[A-Za-z0-9._+~-]+)?",
+        "must name a package",
+        'as apk takes it: "zlib-dev", "python3~3.12"',
+    ),
+]
 FileName = Annotated[str, _matching(r"[A-Za-z0-9_][A-Za-z0-9._-]*", "must be a file name of letters, digits, '.', '_' and '-'")]
 GuestPath = Annotated[str, _matching(r"/[!-~]+", "must be an absolute path in the guest, without blanks")]
 FolderName = Annotated[str, _matching(r"(?!\.\.?$)[^/\0]+", "must be the name of a folder right below the suite's root")]
@@ -307,6 +315,7 @@ class Toolchains(_Model):
 
     c: CToolchain = CToolchain()
     rust: Toolchain = Toolchain()
+    alpine: Toolchain = Toolchain()
 
     def image(self, name: str) -> str | None:
         """The foreign image to take instead of qcase's own of that name."""
@@ -316,6 +325,26 @@ class Toolchains(_Model):
 
 # COMPAT's, and what names a build: the nearest build-<target>.toml and the folder that it is in.
 KERNEL_PLACEHOLDERS = ("workspace", "workspaceFolder", "package", "tmpDir", "arch", "target", "build_group", "build_config")
+
+
+class PackagesConfig(_Model):
+    """`[packages]`: where packages come from. None: from where the guest's base image says.
+
+    `repositories`: addresses, or folders relative to the workspace. `keys`: files of the keys that sign them.
+    """
+
+    repositories: Annotated[tuple[PathString, ...], Strict(False), Field(min_length=1)] | None = None
+    keys: Annotated[tuple[PathString, ...], Strict(False), Field(min_length=1)] | None = None
+
+
+class Hooks(_Model):
+    """`[hooks]`. `prepare_staging_root`: a shell script of the workspace, run once for each base image with the staging root.
+
+    `guest_package_env`: variables that this script, prebuild scripts and the steps that deal with packages see.
+    """
+
+    prepare_staging_root: PathString | None = None
+    guest_package_env: dict[VariableName, str] = {}
 
 
 class RunConfig(_Model):
@@ -437,6 +466,8 @@ class WorkspaceConfig(_Model):
     script_env: ScriptEnv = ScriptEnv()
     cache: CacheConfig = CacheConfig()
     toolchain: Toolchains = Toolchains()
+    packages: PackagesConfig = PackagesConfig()
+    hooks: Hooks = Hooks()
     run: RunConfig = RunConfig()
     guest: Guests = Guests()
 
@@ -498,6 +529,7 @@ class CaseConfig:
     idle_timeout: float | None = None
     reset: bool = False
     tags: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     smp: int = 1
     to_bin: bool = False
     uefi: bool = False
@@ -524,6 +556,7 @@ class _QcaseTable(_Model):
     idle_timeout: Seconds = 0.0
     reset: bool = False
     tags: Annotated[tuple[Annotated[str, _matching(r"\S+", "must be a word without blanks")], ...], Strict(False)] = ()
+    packages: Annotated[tuple[PackageName, ...], Strict(False)] = ()
 
 
 class _CaseFile(_Model):
@@ -607,6 +640,7 @@ def _resolve_case(
         idle_timeout=file.qcase.idle_timeout or None,
         reset=file.qcase.reset,
         tags=file.qcase.tags,
+        packages=file.qcase.packages,
         smp=smp(args),
         to_bin=file.to_bin,
         uefi=file.uefi,

@@ -56,6 +56,9 @@ if TYPE_CHECKING:  # the docker package takes 100 ms to import, and a warm run n
 T = TypeVar("T")
 
 RUN_LABEL = "qcase.run"
+# What a step with network, and the engine's builder, may know of the host's. The builder keeps them out of images and of its
+# own cache's keys.
+PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
 LABELS = {"qcase": "1"}
 
 # After the earliest date that a zip archive can hold, in every time zone: 1980-01-02.
@@ -733,7 +736,7 @@ class CappedLog:
         if path is not None:
             with self._writing():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = path.open("wb", buffering=0)
+                self._file = path.open("ab", buffering=0)  # a build may take several steps
 
     def __enter__(self) -> CappedLog:
         return self

@@ -32,11 +32,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcase import rootfs
-from qcase.containers import Mount, Step, verdict_of
+from qcase.containers import PROXIES, Mount, Step, verdict_of
 from qcase.errors import InfraError
 from qcase.events import Emit, Progress
 from qcase.ext4 import Ext4Image
-from qcase.images import PROXIES
 from qcase.initramfs import DISK_MODULES, NET_MODULES, module_name, unpack
 from qcase.kernels import bzimage_payload
 from qcase.model import Arch

@@ -111,9 +111,10 @@ class GuestSpec:
 
 @dataclass(frozen=True)
 class Tools:
-    """What a guest is made with, found when it is needed: the engine, and the id of an image with e2fsprogs."""
+    """What a guest is made with, found when it is needed: the engine, the base image, and the id of an image with e2fsprogs."""
 
     engine: Callable[[], Engine]
+    base: Callable[[], str]
     toolchain: Callable[[], str]
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -144,11 +145,11 @@ def built_in(
             hint=f'take "{others[0]}"' if others else "set rootfs and kernel to paths",
         )
     if name == ALPINE:
-        entry_name, make = f"alpine-{ALPINE_VERSION}-{arch}", _maker(_RELEASES[arch], arch, offline, emit)
+        entry_name, make = alpine_name(arch), _maker(_RELEASES[arch], arch, offline, emit)
     else:
         release = debian.RELEASES[arch]
         entry_name = f"debian-{release.version}-{release.digest[:8]}-{arch}"
-        make = _debian_maker(release, entry_name, cache, offline, tools, emit)
+        make = _debian_maker(release, entry_name, offline, tools, emit)
     fetched = _Entry(cache, entry_name, ("rootfs.img", "kernel"), notes)
     digests = fetched.use(make, emit)
     rootfs = fetched.folder / "rootfs.img"
@@ -170,6 +171,16 @@ def built_in(
 def alpine(arch: Arch, cache: Path, *, offline: bool = False, notes: Path | None = None, emit: Emit) -> Guest:
     """The built-in guest `alpine`, see `built_in`."""
     return built_in(ALPINE, arch, cache, offline=offline, notes=notes, emit=emit)
+
+
+def alpine_name(arch: Arch) -> str:
+    """The built-in guest's name and version, for an architecture."""
+    return f"{ALPINE}-{ALPINE_VERSION}-{arch}"
+
+
+def alpine_sha256(arch: Arch) -> str:
+    """The sha256 of the image that the built-in guest is made from."""
+    return _RELEASES[arch].image_sha256
 
 
 def resolve(
@@ -349,19 +360,15 @@ _RELEASES = {
 
 
 def _maker(release: _Release, arch: Arch, offline: bool, emit: Emit) -> Callable[[Path], None]:
-    return lambda staged: _fetch(release, arch, f"alpine-{ALPINE_VERSION}-{arch}", staged, offline, emit)
+    return lambda staged: _fetch(release, arch, alpine_name(arch), staged, offline, emit)
 
 
-def _debian_maker(
-    release: debian.Release, name: str, cache: Path, offline: bool, tools: Tools | None, emit: Emit
-) -> Callable[[Path], None]:
+def _debian_maker(release: debian.Release, name: str, offline: bool, tools: Tools | None, emit: Emit) -> Callable[[Path], None]:
     def make(staged: Path) -> None:
         if offline or tools is None:
             raise _not_there(name, staged)
-        from qcase import images
-
         engine = tools.engine()
-        base = images.base(engine, cache, emit)
+        base = tools.base()
         mirror = tools.environ.get("QCASE_DEBIAN_MIRROR", "").partition(" ")[0].rstrip("/")
         debian.make(
             release,

@@ -1,7 +1,8 @@
 """Toolchain images: made from a recipe once, known by what is installed in them.
 
 A recipe is a folder with a `Containerfile` whose `ARG BASE` names the base image. The recipes are `images/<name>/` in a
-checkout, and `qcase/_images/<name>/` in an installed qcase; `base.toml` beside them says what the base is.
+checkout, and `qcase/_images/<name>/` in an installed qcase; `base.toml` beside them says what the base is, and one inside a
+recipe's folder says it for that recipe.
 
     <cache>/images/<name>.json     the image that this recipe gave: {format, recipe, image, identity}
     <cache>/images/<image>.json    what is in an image: {format, identity, packages}
@@ -15,7 +16,8 @@ image's id is no part of it, for it differs from build to build, nor is the mirr
 to be known without an engine: `known_identity`.
 
 The base is Debian, from a registry by digest where `base.toml` names one that answers, else made by mmdebstrap from the mirror
-that the host's own apt uses, and imported. Its `sources.list` names that mirror, so recipes need not.
+that the host's own apt uses, and imported. Its `sources.list` names that mirror, so recipes need not. A recipe can start from a
+built-in guest's root filesystem instead (`guest = "alpine"`), or from another recipe's image (`image = "c"`).
 """
 
 from __future__ import annotations
@@ -40,19 +42,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from qcase import process
-from qcase.containers import LABELS, Engine, Step, hint_for
+from qcase import guests, process
+from qcase.containers import LABELS, PROXIES, Engine, Step, hint_for
 from qcase.errors import InfraError, UsageError
 from qcase.events import Emit, Event, Progress
+from qcase.ext4 import Ext4Image, Kind
+from qcase.model import Arch
 
 FORMAT = 1  # of the records, and part of every identity
 
 HEARTBEAT = 15.0  # seconds of silence after which a build says that it still lives
 BASE_TIMEOUT = 1800.0
 SAID = 15  # lines of a failed build that its error shows
-
-# Read by the engine's builder, which keeps them out of the image and of its own cache's keys.
-PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def recipe_digest(name: str, recipes: Path | None = None) -> str:
         elif path.is_file():
             kind = "program" if path.stat().st_mode & 0o100 else "file"
             entries.append([where, kind, hashlib.sha256(path.read_bytes()).hexdigest()])
-    return _sha256({"base": _base_digest(base_definition()), "files": entries})
+    return _sha256({"base": _base_digest(base_definition(folder)), "files": entries})
 
 
 # --- images of others ---------------------------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ def _build(name: str, engine: Engine, cache: Path, emit: Emit | None, recipes: P
     recipe = recipe_digest(name, recipes)
     folder = (recipes or recipes_dir()) / name
     began = time.monotonic()
-    base_name = base(engine, cache, emit, fresh=fresh)
+    base_name = _base_of(folder, engine, cache, emit, recipes, fresh=fresh)
     _say(emit, f"building the image {name} (once; {folder / 'Containerfile'})")
     arguments = {"BASE": base_name, **_proxies(os.environ)}
     tag = _tag(name, recipe)
@@ -413,22 +414,106 @@ class Mirrors:
 
 @dataclass(frozen=True)
 class BaseDefinition:
-    """What `base.toml` says."""
+    """What `base.toml` says: a Debian suite, or a built-in guest, or another recipe's image."""
 
-    suite: str
-    variant: str
+    suite: str = ""
+    variant: str = ""
     registry: str = ""
+    guest: str = ""
+    image: str = ""
+
+    def __str__(self) -> str:
+        if self.guest:
+            return f"guest {guests.alpine_name(GUEST_ARCH)}"
+        return f"image {self.image}" if self.image else f"Debian {self.suite}, {self.variant}"
 
 
-def base_definition() -> BaseDefinition:
+GUEST_ARCH = Arch.X86_64  # of a guest that is a base: its programs run in the container
+
+
+def base_definition(folder: Path | None = None) -> BaseDefinition:
+    """What the base of a recipe is: what its own `base.toml` says, else the one that all share."""
     import tomli
 
     path = recipes_dir() / "base.toml"
+    if folder is not None and (folder / "base.toml").is_file():
+        path = folder / "base.toml"
     try:
         table = tomli.loads(path.read_text())["base"]
+        if guest := table.get("guest", ""):
+            if guest != guests.ALPINE:
+                raise KeyError(f"no built-in guest {guest!r}")
+            return BaseDefinition(guest=guest)
+        if "image" in table:
+            return BaseDefinition(image=table["image"])
         return BaseDefinition(table["suite"], table["variant"], table.get("registry", ""))
     except (tomli.TOMLDecodeError, KeyError, TypeError) as error:
         raise InfraError(f"not understood: {error}", where=str(path)) from None
+
+
+def _base_of(folder: Path, engine: Engine, cache: Path, emit: Emit | None, recipes: Path | None, *, fresh: bool) -> str:
+    """What a recipe's `ARG BASE` is: the name or the id of the image that it starts from."""
+    definition = base_definition(folder)
+    if definition.guest:
+        return guest_base(engine, cache, emit, definition)
+    if definition.image:
+        own = recipes if recipes is not None and (recipes / definition.image).is_dir() else None
+        return ensure(definition.image, engine, cache, emit, own).id
+    return base(engine, cache, emit, fresh=fresh)
+
+
+def guest_base(engine: Engine, cache: Path, emit: Emit | None, definition: BaseDefinition) -> str:
+    """The root filesystem of a built-in guest as an image, without what only its kernel needs. Imported if it is not there."""
+    name = f"qcase/base:{guests.alpine_name(GUEST_ARCH)}-{_base_digest(definition)[:12]}"
+    if engine.image_exists(name):
+        return name
+    with _alone(cache, "base", emit):
+        if engine.image_exists(name):
+            return name
+        guest = guests.alpine(GUEST_ARCH, cache, emit=emit or (lambda _: None))
+        _say(emit, f"importing the guest {guest.name} as a base image (once)")
+        with _scratch(cache) as scratch:
+            archive = scratch / "base.tar"
+            _archive(guest.rootfs, archive)
+            repository, _, tag = name.partition(":")
+            _import(engine, archive, repository, tag, ["LABEL qcase=1", 'CMD ["/bin/sh"]'])
+    return name
+
+
+_KERNEL_ONLY = ("/boot/", "/lib/modules/", "/lost+found/")
+
+
+def _archive(rootfs: Path, archive: Path) -> None:
+    """A root filesystem as a tar file: folders, files and links, the same bytes each time."""
+    import io
+    import tarfile
+
+    with Ext4Image.open(rootfs) as image, tarfile.open(archive, "w") as tar:
+        for path, node in image.walk("/"):
+            if path == "/" or path.startswith(_KERNEL_ONLY):
+                continue
+            member = tarfile.TarInfo(path.lstrip("/"))
+            member.mode, member.uid, member.gid, member.mtime = node.mode, node.uid, node.gid, node.mtime
+            if node.kind is Kind.DIR:
+                member.type = tarfile.DIRTYPE
+                tar.addfile(member)
+            elif node.kind is Kind.SYMLINK:
+                member.type, member.linkname = tarfile.SYMTYPE, image.readlink(node)
+                tar.addfile(member)
+            elif node.kind is Kind.FILE:
+                content = io.BytesIO()
+                image.copy_out(node, content)
+                member.size = content.tell()
+                content.seek(0)
+                tar.addfile(member, content)
+
+
+def _import(engine: Engine, archive: Path, repository: str, tag: str, changes: Sequence[str]) -> None:
+    with engine.faults("importing the base image"):
+        answer = engine.api.import_image_from_file(str(archive), repository=repository, tag=tag, changes=list(changes))
+    errors = [line["error"] for line in map(json.loads, str(answer).splitlines()) if "error" in line]
+    if errors:
+        raise InfraError(str(errors[0]), where="importing the base image", hint=hint_for(str(errors[0])))
 
 
 def base(engine: Engine, cache: Path, emit: Emit | None = None, *, fresh: bool = False) -> str:
@@ -481,19 +566,8 @@ def make_base(engine: Engine, cache: Path, emit: Emit | None, definition: BaseDe
         digest = packages_digest(packages_of_archive(archive))
         tag = f"{definition.suite}-{digest[:12]}"
         # A new base of the same packages takes the name over; the old image stays for those who still run in it.
-        with engine.faults("importing the base image"):
-            answer = engine.api.import_image_from_file(
-                str(archive),
-                repository="qcase/base",
-                tag=tag,
-                changes=[
-                    f"LABEL qcase=1 qcase.base={_base_digest(definition)[:12]} qcase.packages={digest}",
-                    'CMD ["/bin/bash"]',
-                ],
-            )
-        errors = [line["error"] for line in map(json.loads, str(answer).splitlines()) if "error" in line]
-        if errors:
-            raise InfraError(str(errors[0]), where="importing the base image", hint=hint_for(str(errors[0])))
+        label = f"LABEL qcase=1 qcase.base={_base_digest(definition)[:12]} qcase.packages={digest}"
+        _import(engine, archive, "qcase/base", tag, [label, 'CMD ["/bin/bash"]'])
     return f"qcase/base:{tag}"
 
 
@@ -689,6 +763,10 @@ def _scratch(cache: Path) -> Iterator[Path]:
 
 def _base_digest(definition: BaseDefinition) -> str:
     """The digest of what the base is. Where it comes from is no part of that: its package list says what came."""
+    if definition.guest:
+        return _sha256({"guest": guests.alpine_name(GUEST_ARCH), "sha256": guests.alpine_sha256(GUEST_ARCH)})
+    if definition.image:
+        return _sha256({"image": definition.image, "recipe": recipe_digest(definition.image)})
     return _sha256({"suite": definition.suite, "variant": definition.variant})
 
 

@@ -13,6 +13,7 @@ A run folder holds what one run makes and nothing that lasts:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import shutil
@@ -26,7 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcase import accel, events, gc, guests, images, kernels, keys, process, qemu, rootfs, runs
+from qcase import accel, events, gc, guests, images, kernels, keys, packages, process, qemu, rootfs, runs
 from qcase.config import KernelBuild, parse_size
 from qcase.content import Kind
 from qcase.errors import BuildError, InfraError, UsageError
@@ -35,7 +36,7 @@ from qcase.ext4 import Ext4Image
 from qcase.guests import Guest
 from qcase.kernels import Kernel
 from qcase.model import Arch, Cache, Phase, Pipeline
-from qcase.pipelines import BUILD, OVERLAY, Workshop, copy_sources, grouped, listing, staging
+from qcase.pipelines import BUILD, OVERLAY, STAGING, Craft, Workshop, brought, copy_sources, grouped, listing, prebuild, staging
 from qcase.pipelines.crafts import CRAFTS
 from qcase.store import Entry, Store
 from qcase.suite import Case, Workspace
@@ -111,7 +112,7 @@ class Session:
     """What the cases of one run share. The guest, the engine and the toolchains are looked for when they are first needed.
 
     At its start it clears away what dead runs left, at its end, if something was added to the store, what has become too much
-    there. `looking`: nothing is fetched, built or cleared away.
+    there. `looking`: nothing is fetched, built or cleared away. `offline`: nothing is fetched. `recorded`: see `packages.Supply`.
     """
 
     workspace: Workspace
@@ -122,6 +123,8 @@ class Session:
     environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     looking: bool = False
     kernel_file: Path | None = None  # what --kernel names; it wins over the configuration
+    offline: bool = False
+    recorded: dict[tuple[Arch, str], tuple[packages.Package, ...]] | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _has_containers: Callable[[], None] = lambda: None
     _identities: dict[str, str] = field(default_factory=dict)
@@ -199,9 +202,9 @@ class Session:
             self.workspace.root,
             self.store.root,
             self.emit,
-            offline=self.looking,
+            offline=self.looking or self.offline,
             notes=notes,
-            tools=guests.Tools(lambda: self.engine, lambda: self.toolchain(INJECTOR).id, self.environ),
+            tools=self._guest_tools(),
         )
         for path in (guest.rootfs, guest.kernel, guest.initrd):
             if path is not None and path.parent.parent == self.store.root / "guests" and not self.store.readonly:
@@ -269,6 +272,14 @@ class Session:
         tools = kernels.Tools(self.workspace.root, self.environ, lambda: self.engine, lambda name: self.toolchain(name).id)
         return kernels.Builder(recipe, tools)
 
+    def _guest_tools(self) -> guests.Tools:
+        return guests.Tools(
+            engine=lambda: self.engine,
+            base=lambda: images.base(self.engine, self.store.root, self.emit),
+            toolchain=lambda: self.toolchain(INJECTOR).id,
+            environ=self.environ,
+        )
+
     @property
     def accel_asked(self) -> str:
         """What the run was asked for: "tcg", "kvm" or "auto"."""
@@ -319,6 +330,47 @@ class Session:
         if self._base is None or self._base[0] != looks:
             self._base = (looks, rootfs.remembered_digest(self.guest.rootfs, self.memory))
         return self._base[1]
+
+    @cached_property
+    def supply(self) -> packages.Supply:
+        """What gets packages."""
+        config, root = self.workspace.config, self.workspace.root
+        return packages.Supply(
+            arch=self.arch,
+            config=config,
+            sources=packages.Sources.of(config, root, self.environ),
+            downloads=packages.Downloads(self.store.root / "downloads", self.store.readonly),
+            lock=packages.read_lock(root),
+            engine=lambda: self.engine,
+            image=lambda name: self.toolchain(name).id,
+            emit=self.emit,
+            environ=self.environ,
+            offline=self.offline,
+            recorded=self.recorded,
+        )
+
+    @cached_property
+    def staging_part(self) -> dict[str, keys.JSON]:
+        """What the staging root is made of besides the base image: enters the keys of whatever looks into it."""
+        hooks = self.workspace.config.hooks
+        if hooks.prepare_staging_root is None:
+            return {"recipe": staging.RECIPE}
+        return {
+            "recipe": staging.RECIPE,
+            "hook": hashlib.sha256(self.hook.read_bytes()).hexdigest(),
+            "environment": dict(hooks.guest_package_env),
+            "image": self.toolchain_identity(packages.IMAGE),
+        }
+
+    @property
+    def hook(self) -> Path:
+        """The script that prepares the staging root. Raises `UsageError` if it is not there."""
+        name = self.workspace.config.hooks.prepare_staging_root
+        assert name is not None
+        path = self.workspace.root / name
+        if not path.is_file():
+            raise UsageError("there is no such script", where=f"[hooks] prepare_staging_root: {name}")
+        return path
 
     def check_base(self, digest: str) -> None:
         """What was made of the base image just now was made of the one with this digest, or is not to be stored."""
@@ -385,7 +437,7 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
     guest = session.guest
     kernel = session.kernel(case)
     with ExitStack() as stack:
-        if case.pipeline is Pipeline.PLAIN:
+        if not _has_overlays(case):
             seconds = time.monotonic() - began
             yield PreparedCase(guest.rootfs, guest, kernel, case.pipeline, Cache.NONE, seconds, keep_open=session.keep_open)
             return
@@ -479,7 +531,7 @@ class Wanted:
 
 def wanted(case: Case, session: Session) -> list[Wanted]:
     """What a case takes from the store: its overlays, then its image, if all overlays are there to tell its key."""
-    if case.pipeline is Pipeline.PLAIN:
+    if not _has_overlays(case):
         return []
     works = _works(case, session)
     if case.only:  # its image has the commands of its programs, which are not known before it is built
@@ -509,13 +561,25 @@ def _image_key(overlays: list[str], session: Session) -> keys.Key:
 
 def _works(case: Case, session: Session) -> list[_Work]:
     """The overlays of a case, in the order in which they are laid."""
+    asked = case.config.packages
+    kinds = [subcase.kind for subcase in case.subcases] if case.pipeline is Pipeline.GROUPED else [case.pipeline]
+    needed = dict.fromkeys(name for kind in kinds if kind in CRAFTS for name in (*CRAFTS[kind].packages, *asked))
+    works = [_packages_work(case, tuple(needed) or asked, session)] if needed or asked else []
+    if case.pipeline is Pipeline.PLAIN:
+        return works
     if case.pipeline is not Pipeline.GROUPED:
-        return [_pipeline_work(case.display_name, case.pipeline, case.path, session)]
-    return [_script_work(case, session), *_subcase_works(case, session)]
+        return [*works, _pipeline_work(case.display_name, case.pipeline, case.path, asked, session)]
+    return [*works, _script_work(case, session), *_subcase_works(case, session)]
 
 
 def _subcase_works(case: Case, session: Session) -> list[_Work]:
-    return [_pipeline_work(f"{case.whole}/{subcase.name}", subcase.kind, subcase.path, session) for subcase in case.subcases]
+    asked = case.config.packages
+    return [_pipeline_work(f"{case.whole}/{s.name}", s.kind, s.path, asked, session) for s in case.subcases]
+
+
+def _has_overlays(case: Case) -> bool:
+    """Whether something is laid over the base image."""
+    return case.pipeline is not Pipeline.PLAIN or bool(case.config.packages)
 
 
 @dataclass(frozen=True)
@@ -525,6 +589,7 @@ class _Work:
     name: str
     key: keys.Key
     build: Callable[[Path, Workshop], None]
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -554,14 +619,54 @@ def _script_work(case: Case, session: Session) -> _Work:
     return _Work(f"{case.display_name}: the group's script", key, build)
 
 
-def _pipeline_work(name: str, pipeline: Pipeline, source: Path, session: Session) -> _Work:
+def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Work:
+    """The overlay that holds what a case's packages bring."""
+    base = session.base_digest
+    key = keys.overlay_key(
+        pipeline="packages",
+        recipe_version=brought.RECIPE,
+        arch=session.arch,
+        target=session.target,
+        sources=(),
+        toolchain_identity=session.toolchain_identity(packages.IMAGE),
+        base_digest=base,
+        extra={
+            "packages": {"asked": list(asked), **session.supply.part(case.display_name)},
+            "staging": session.staging_part,
+        },
+    )
+
+    def build(overlay: Path, workshop: Workshop) -> None:
+        brought.build(overlay, workshop)
+        session.check_base(base)
+
+    return _Work(f"{case.display_name}: packages", key, build, asked)
+
+
+def _packages_part(craft: Craft, name: str, source: Path, asked: tuple[str, ...], session: Session) -> dict[str, keys.JSON]:
+    """What enters a key where packages reach a build: those of its configuration, and those that a script may ask for."""
+    scripted = craft.prebuild is not None and (source / craft.prebuild / prebuild.SCRIPT).is_file()
+    if not craft.reads_staging or not (asked or scripted):
+        return {}
+    part: dict[str, keys.JSON] = {
+        "asked": list(asked),
+        "recipe": hashlib.sha256(prebuild.recipe().encode()).hexdigest(),
+        "image": session.toolchain_identity(packages.IMAGE),
+        "from": session.supply.part(name),
+    }
+    return {"packages": part}
+
+
+def _pipeline_work(name: str, pipeline: Pipeline, source: Path, asked: tuple[str, ...], session: Session) -> _Work:
     """The overlay of one folder of sources."""
     craft = CRAFTS.get(pipeline)
     if craft is None:
         return _Work(name, keys.key({"unsupported": pipeline.value, "name": name}), _refuse(name, pipeline))
     sources = listing(source, pipeline.value)
     base = session.base_digest if craft.reads_staging else None
-    settings = craft.settings(session.arch, session.workspace.config)
+    settings = dict(craft.settings(session.arch, session.workspace.config))
+    if craft.reads_staging:
+        settings["staging"] = session.staging_part
     key = keys.overlay_key(
         pipeline=pipeline,
         recipe_version=craft.recipe,
@@ -571,7 +676,7 @@ def _pipeline_work(name: str, pipeline: Pipeline, source: Path, session: Session
         toolchain_identity=None if craft.image is None else session.toolchain_identity(craft.image),
         env=_cache_env(session),
         base_digest=base,
-        extra={**settings, "staging": staging.RECIPE} if craft.reads_staging else settings,
+        extra=settings | _packages_part(craft, name, source, asked, session),
     )
 
     def build(overlay: Path, workshop: Workshop) -> None:
@@ -579,7 +684,7 @@ def _pipeline_work(name: str, pipeline: Pipeline, source: Path, session: Session
         if base is not None:
             session.check_base(base)
 
-    return _Work(name, key, build)
+    return _Work(name, key, build, asked if craft.reads_staging else ())
 
 
 def _frozen(source: Path, folder: str, expected: tuple[keys.TreeEntry, ...], workshop: Workshop) -> Path:
@@ -607,7 +712,7 @@ def _refuse(name: str, pipeline: Pipeline) -> Callable[[Path, Workshop], None]:
         raise BuildError(
             f"cases of the pipeline '{pipeline}' cannot be built by this version of qcase",
             where=name,
-            hint="supported are plain, sh, c and grouped",
+            hint="supported are plain, sh, python, c and grouped",
         )
 
     return build
@@ -642,7 +747,7 @@ class _Bench:
         def build(path: Path) -> None:
             scratch = self._emptied(f"overlay-{work.key.short}")
             workshop = Workshop(
-                case=work.name,
+                case=work.name.removesuffix(": packages"),
                 arch=session.arch,
                 scratch=scratch,
                 log=self._log,
@@ -653,6 +758,9 @@ class _Bench:
                 image=self._toolchain,
                 environment={name: value for name, value in _cache_env(session).items() if value is not None},
                 say=self._say,
+                supply=lambda: session.supply,
+                apk=self._apk,
+                packages=work.packages,
             )
             work.build(path, workshop)
 
@@ -743,7 +851,46 @@ class _Bench:
             staging.unpack(base, path)
             self._session.check_base(digest)
 
-        return self._fetch(Kind.OVERLAY, key, build, "the staging root").path
+        unpacked = self._fetch(Kind.OVERLAY, key, build, "the staging root").path
+        return unpacked if self._session.workspace.config.hooks.prepare_staging_root is None else self._hooked(unpacked, digest)
+
+    def _hooked(self, unpacked: Path, base: str) -> Path:
+        """The staging root as the workspace's own script prepares it."""
+        from qcase.containers import Mount, Step
+
+        session = self._session
+        key = keys.key({"kind": "staging", "base": base, **session.staging_part})
+
+        def build(path: Path) -> None:
+            self._say("preparing the staging root")
+            scratch = self._emptied("hook")
+            shutil.copyfile(session.hook, scratch / "hook.sh")
+            path.rmdir()
+            prebuild.copy(unpacked, path)
+            variable = session.workspace.config.script_env.staging_root
+            step = Step(
+                image=self._toolchain(packages.IMAGE),
+                argv=("sh", "-eu", f"{BUILD}/hook.sh"),
+                mounts=(Mount(scratch, BUILD, False), Mount(path, STAGING, False)),
+                env={**session.workspace.config.hooks.guest_package_env, variable: STAGING},
+                workdir=STAGING,
+                timeout=600.0,
+                name="prepare_staging_root",
+                log=self._log,
+            )
+            session.engine.check(step, session.emit, self._case.display_name)
+
+        return self._fetch(Kind.OVERLAY, key, build, "the prepared staging root").path
+
+    def _apk(self) -> Path:
+        """apk and what it needs, out of the guest that the image of that name is made of; made once, kept in the store."""
+        guest = guests.alpine(images.GUEST_ARCH, self._session.store.root, offline=self._session.offline, emit=self._session.emit)
+        made_of = {"kind": "apk", "recipe": prebuild.recipe(), "guest": guest.digests["rootfs.img"]}
+
+        def build(path: Path) -> None:
+            prebuild.unpack_apk(guest.rootfs, path)
+
+        return self._fetch(Kind.OVERLAY, keys.key(made_of), build, "apk").path
 
     def _merge(self, overlays: list[_Overlay]) -> Path:
         """One folder of all overlays. Two that bring the same path with different content are an error that names both."""

@@ -68,6 +68,14 @@ MEANING: Mapping[str, str] = {
     "toolchain.rust": "The compilers of the pipeline `rust`.",
     "toolchain.rust.image": "a foreign image in place of qcase's own: name@sha256:<64 hex digits>",
     "toolchain.c.image": "a foreign image in place of qcase's own: name@sha256:<64 hex digits>",
+    "toolchain.alpine": "What deals with packages.",
+    "toolchain.alpine.image": "a foreign image in place of qcase's own: name@sha256:<64 hex digits>",
+    "packages": "Where packages come from; default: from where the guest's base image says.",
+    "packages.repositories": "addresses, or folders relative to the workspace",
+    "packages.keys": "files of the keys that sign them",
+    "hooks": "Scripts of the workspace, and what they see.",
+    "hooks.prepare_staging_root": "a script, run in the staging root before anything else is",
+    "hooks.guest_package_env": "variables that it, prebuild scripts and steps that deal with packages see",
     "run": "How cases are run.",
     "run.accel": "tcg | kvm | auto",
     "run.network": "restricted | user | none: what -netdev user gives the guest",
@@ -96,6 +104,7 @@ MEANING: Mapping[str, str] = {
     "qcase.command_timeout": "seconds from the prompt on, in a grouped case for each command by itself; 0: none",
     "qcase.idle_timeout": "seconds without a byte from the guest; 0: none",
     "qcase.reset": "true: the guest may reset its machine, which otherwise ends QEMU",
+    "qcase.packages": "packages of the guest's distribution, as apk names them",
     "qcase.tags": "words to choose cases by, with --tag",
 }
 

@@ -24,6 +24,7 @@ from qcase.model import Arch
 
 if TYPE_CHECKING:
     from qcase.containers import Engine
+    from qcase.packages import Supply
 
 # Where a step finds its things, on every host. No path of the host reaches an output.
 SRC = "/qcase/src"
@@ -41,7 +42,8 @@ class Workshop:
     """What a build works with. `scratch` is a fresh folder of its own; `log` takes what the build says.
 
     `engine` and `image` connect to the container engine and find (or build) a toolchain image, by its name, when they are first
-    called, and `staging` unpacks the base image: a build that needs none of them does not wait for them.
+    called, `staging` unpacks the base image, `supply` gets packages and `apk` unpacks the program: a build that needs none of
+    them does not wait for them. `packages`: what the case's own configuration asks for.
     """
 
     case: str
@@ -55,6 +57,9 @@ class Workshop:
     image: Callable[[str], str]
     environment: dict[str, str]
     say: Callable[[str], None]
+    supply: Callable[[], Supply]
+    apk: Callable[[], Path]
+    packages: tuple[str, ...] = ()
 
 
 def _nothing(_arch: Arch, _config: WorkspaceConfig) -> Mapping[str, JSON]:
@@ -68,12 +73,15 @@ class Craft:
     `recipe` enters every key: a number that is raised when the same sources would give another overlay. `image`: the toolchain
     image, whose identity enters the key; None where no container is needed. `reads_staging`: the build looks into the staging
     root, so what that is made of enters the key. `settings`: what else of the configuration reaches a build, by name.
+    `prebuild`: the folder in which a script may stand that asks for packages. `packages`: what each case needs in the guest.
     """
 
     recipe: int | str
     image: str | None = None
     reads_staging: bool = False
     settings: Callable[[Arch, WorkspaceConfig], Mapping[str, JSON]] = _nothing
+    prebuild: str | None = None
+    packages: tuple[str, ...] = ()
     build: Callable[[Path, Path, Workshop], None]
 
 
@@ -129,6 +137,9 @@ def make_folders(overlay: Path, path: str) -> Path:
     folder = overlay
     for name in path.split("/"):
         folder = folder / name
+        if folder.is_symlink():  # a build planted it, and it may lead anywhere on the host
+            what = f"{folder.relative_to(overlay)} is a link in the overlay, and files of ours have to go there"
+            raise BuildError(what, hint="install into the folder that it leads to")
         if not folder.is_dir():
             folder.mkdir()
             folder.chmod(0o755)

@@ -1,8 +1,8 @@
 """The pipeline `c`: `c/CMakeLists.txt`, built with musl for the guest's architecture in the toolchain image `c`.
 
-One step in one container:
+After packages and `prebuild.sh` (`qcase.pipelines.prebuild`), one step in one container:
 
-    prebuild.sh (if there)  ►  cmake configure  ►  build  ►  install with DESTDIR = overlay
+    cmake configure  ►  build  ►  install with DESTDIR = overlay
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qcase import containers
-from qcase.config import ScriptEnv, WorkspaceConfig
+from qcase.config import WorkspaceConfig
 from qcase.containers import Mount, Step
 from qcase.errors import BuildError
 from qcase.keys import JSON
@@ -29,6 +29,7 @@ from qcase.pipelines import (
     Craft,
     Workshop,
     libraries,
+    prebuild,
     require_folder,
 )
 
@@ -42,11 +43,6 @@ exec 2>&1
 umask 022
 stage() {{ printf '%s' "$1" > {BUILD}/{_STAGE}; printf -- '-- %s\\n' "$1"; }}
 cd {SRC}/c
-if [ -f prebuild.sh ]; then
-    stage prebuild.sh
-    sh -eu prebuild.sh
-    cd {SRC}/c
-fi
 stage configure
 cmake -S {SRC}/c -B {BUILD}/cmake -G 'Unix Makefiles' --no-warn-unused-cli \
     -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/ -DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY \
@@ -95,18 +91,6 @@ def recipe(arch: Arch, compiler: str) -> str:
     return hashlib.sha256(f"{_PROGRAM}\0{toolchain_file(arch, compiler)}".encode()).hexdigest()
 
 
-def script_variables(names: ScriptEnv) -> dict[str, str]:
-    """The variables that a case's scripts find; paths in the container."""
-    return {
-        names.staging_root: STAGING,
-        names.case_dir: SRC,
-        names.case_c_dir: f"{SRC}/c",
-        names.case_work_dir: BUILD,
-        names.case_build_dir: f"{BUILD}/cmake",
-        names.case_overlay_dir: OVERLAY,
-    }
-
-
 def build(source: Path, overlay: Path, workshop: Workshop) -> None:
     """Build `source/c`, a copy that is ours to write in, into `overlay`. Raises `BuildError` with what the compiler said."""
     require_folder(source / "c", workshop.case)
@@ -115,6 +99,8 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
     out = workshop.scratch / "build"
     out.mkdir()
     (out / "toolchain.cmake").write_text(toolchain_file(workshop.arch, workshop.config.toolchain.c.compiler), encoding="ascii")
+    root = prebuild.staging_root(workshop, source / "c")
+    prebuild.run(source, "c", IMAGE, root, out, overlay, workshop)
     workshop.say("compiling")
     step = Step(
         image=workshop.image(IMAGE),
@@ -123,11 +109,11 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
             Mount(source, SRC, False),
             Mount(out, BUILD, False),
             Mount(overlay, OVERLAY, False),
-            Mount(workshop.staging(), STAGING, True),
+            Mount(root, STAGING, True),
         ),
         env={
             **workshop.environment,
-            **script_variables(workshop.config.script_env),
+            **prebuild.script_variables(workshop.config.script_env, "c"),
             "STAGING_VARIABLE": workshop.config.script_env.staging_root,
             "MUSL": f"/opt/qcase/musl/{workshop.arch}/lib/libc.so",
         },
@@ -149,7 +135,7 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
             where=workshop.case,
             hint="add install(TARGETS … DESTINATION usr/bin) to CMakeLists.txt",
         )
-    libraries.complete(overlay, workshop.base, workshop.arch, workshop.case, musl=out / _MUSL)
+    libraries.complete(overlay, workshop.base, workshop.arch, workshop.case, musl=out / _MUSL, staging=root)
 
 
 def _said_in(stage: str, output: str) -> str:
@@ -168,4 +154,4 @@ def _settings(arch: Arch, config: WorkspaceConfig) -> Mapping[str, JSON]:
     }
 
 
-CRAFT = Craft(recipe=1, image=IMAGE, reads_staging=True, settings=_settings, build=build)
+CRAFT = Craft(recipe=1, image=IMAGE, reads_staging=True, prebuild="c", settings=_settings, build=build)

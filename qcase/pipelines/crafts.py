@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qcase.model import Pipeline
-from qcase.pipelines import Craft, c, sh
+from qcase.pipelines import Craft, c, python, sh
 
 CRAFTS: Mapping[Pipeline, Craft] = {
     Pipeline.C: c.CRAFT,
+    Pipeline.PYTHON: python.CRAFT,
     Pipeline.SH: sh.CRAFT,
 }

@@ -1,11 +1,14 @@
 """The shared libraries that an overlay's programs need.
 
-axbuild copies them from the staging root. Here the guest usually has them already; musl itself is taken from the toolchain where
-it does not. What the overlay and the base image together do not have is an error now, instead of "not found" in the guest.
+axbuild copies them all from the staging root. Here the guest usually has them already, so what comes along is what packages have
+added to the staging root or changed there; musl itself is taken from the toolchain where the guest has none. What is missing then
+is an error now, instead of "not found" in the guest.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import shutil
 import stat
@@ -42,13 +45,17 @@ class Elf:
     search: tuple[str, ...]
 
 
-def complete(overlay: Path, base: Path, arch: Arch, case: str, musl: Path | None = None) -> None:
+def complete(overlay: Path, base: Path, arch: Arch, case: str, musl: Path | None = None, staging: Path | None = None) -> None:
     """Check that each ELF file of the overlay finds its loader and its libraries in the guest.
 
-    `musl`: the toolchain's C library, which goes into the overlay if a program needs it and the guest has none. Also writes
-    `etc/ld-musl-<arch>.path` when the overlay brings a loader, as axbuild does. Raises `BuildError` that names each library
-    that is missing, who needs it, and each file that is for another architecture.
+    Those that the staging root has and the guest has not, or not the same, are copied into the overlay first, with what they
+    need themselves. `musl`: the toolchain's C library, which goes into the overlay if a program needs it and the guest has none.
+    Also writes `etc/ld-musl-<arch>.path` when the overlay brings a loader, as axbuild does. Raises `BuildError` that names each
+    library that is missing, who needs it, and each file that is for another architecture.
     """
+    if staging is not None:
+        with Ext4Image.open(base) as image:
+            bring(overlay, staging, image)
     files = list(elf_files(overlay))
     wrong = [f"{elf.path} is for {elf.machine.removeprefix('EM_')}" for elf in files if elf.machine != _MACHINES[arch]]
     if wrong:
@@ -121,15 +128,87 @@ def elf_files(overlay: Path) -> Iterator[Elf]:
                     raise BuildError(f"{shown} begins like an ELF file and is none: {error}") from None
 
 
+def bring(overlay: Path, staging: Path, base: Ext4Image) -> None:
+    """Copy into the overlay what its ELF files need and packages brought into the staging root, until nothing is missing."""
+    done: set[tuple[str, ...]] = set()
+    while True:
+        wanted = {library for elf in elf_files(overlay) for library in _wanted(elf)} - done
+        if not wanted:
+            return
+        for paths in sorted(wanted):
+            if any(os.path.lexists(overlay / path) for path in paths):
+                continue
+            for path in paths:
+                found = inside(staging, path)
+                if found is None:
+                    continue
+                if not _same(found, base, path):
+                    target = make_folders(overlay, str(PurePosixPath(path).parent)) / PurePosixPath(path).name
+                    shutil.copyfile(found, target)
+                    target.chmod(0o755)
+                break
+        done |= wanted
+
+
+def _wanted(elf: Elf) -> Iterator[tuple[str, ...]]:
+    """Where a file's loader and its libraries may be, each as paths in the order in which they are looked at."""
+    if elf.interpreter is not None:
+        yield (os.path.normpath(elf.interpreter).lstrip("/"),)
+    for library in elf.needed:
+        if not (library.startswith(_LIBC) and (elf.interpreter is None or "ld-musl" in elf.interpreter)):
+            yield tuple(os.path.normpath(f"/{folder}/{library}").lstrip("/") for folder in _folders(elf))
+
+
+def _folders(elf: Elf) -> list[str]:
+    origin = str(PurePosixPath("/", elf.path).parent)
+    return [part.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for part in elf.search if part] + list(FOLDERS)
+
+
+def _same(file: Path, base: Ext4Image, path: str) -> bool:
+    """Whether the guest has this very file at a path."""
+    node = base.lookup("/" + path)
+    if node is None or node.size != file.stat().st_size:
+        return False
+    content = io.BytesIO()
+    base.copy_out(node, content)
+    with file.open("rb") as source:
+        return hashlib.sha256(content.getbuffer()).digest() == hashlib.file_digest(source, "sha256").digest()
+
+
+def inside(root: Path, path: str) -> Path | None:
+    """The regular file that a path leads to in a root of its own, as after chroot: links never lead out of it. None: nothing."""
+    pending = path.split("/")
+    here: list[str] = []
+    links = 0
+    while pending:
+        name = pending.pop(0)
+        if name in ("", "."):
+            continue
+        if name == "..":
+            del here[-1:]
+            continue
+        full = root.joinpath(*here, name)
+        if full.is_symlink():
+            links += 1
+            if links > 40:  # as Linux has it
+                return None
+            target = str(full.readlink())
+            if target.startswith("/"):
+                here = []
+            pending = target.split("/") + pending
+        else:
+            here.append(name)
+    found = root.joinpath(*here)
+    return found if found.is_file() and not found.is_symlink() else None
+
+
 def _missing(elf: Elf, overlay: Path, base: Ext4Image) -> Iterator[str]:
     if elf.interpreter is not None and not _there(elf.interpreter, overlay, base):
         yield f"{elf.path} needs the loader {elf.interpreter}, which the guest does not have"
-    origin = str(PurePosixPath("/", elf.path).parent)
-    folders = [part.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for part in elf.search if part] + list(FOLDERS)
     for library in elf.needed:
         if library.startswith(_LIBC) and (elf.interpreter is None or "ld-musl" in elf.interpreter):
             continue
-        if not any(_there(f"{folder}/{library}", overlay, base) for folder in folders):
+        if not any(_there(f"{folder}/{library}", overlay, base) for folder in _folders(elf)):
             yield f"{elf.path} needs {library}, which neither its overlay nor the guest has"
 
 

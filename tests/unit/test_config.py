@@ -224,12 +224,12 @@ kernel = { build = "make" }
         ("[grouped]\nprefx = 'A'", "grouped.prefx", "did you mean 'prefix'?"),
         ("[script_env]\ncase_dirr = 'A'", "script_env.case_dirr", "did you mean 'case_dir'?"),
         ("[toolchain.c]\nCompiler = 'gcc'", "toolchain.c.Compiler", "did you mean 'compiler'?"),
-        ("[toolchain.tcl]", "toolchain.tcl", "known here: c, rust"),
+        ("[toolchain.tcl]", "toolchain.tcl", "known here: c, rust, alpine"),
         ("[guest.x86]", "guest.x86", "did you mean 'x86_64'?"),
         ("[guest.x86_64]\nkernal = 'k'", "guest.x86_64.kernal", "did you mean 'kernel'?"),
         ("[cache]\nzzz = 1", "cache.zzz", "known here: env, write, keep_images, max_size, min_free"),
-        ("[hooks]", "hooks", "known here: suite, grouped, script_env, cache, toolchain, run, guest"),
-        ("['a.b']", '"a.b"', "known here: suite, grouped, script_env, cache, toolchain, run, guest"),
+        ("[zebra]", "zebra", "known here: suite, grouped, script_env, cache, toolchain, packages, hooks, run, guest"),
+        ("['a.b']", '"a.b"', "known here: suite, grouped, script_env, cache, toolchain, packages, hooks, run, guest"),
     ],
 )
 def test_unknown_key_names_the_nearest_one(workspace: Callable[[str], WorkspaceConfig], text: str, key: str, hint: str) -> None:

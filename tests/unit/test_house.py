@@ -28,11 +28,12 @@ ROOMS = [
     "suite",
     "cache",
     "gc",
+    "packages",
+    "images",  # above the guests: one of the images is made from a guest
     "guests",
     "debian",
     "initramfs",
     "kernels",
-    "images",
     "containers",
     "outside",
     "rootfs",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from qcase import guests, initramfs
+from qcase import guests, images, initramfs
 from qcase.errors import InfraError
 from qcase.events import Event, Warned
 from qcase.ext4 import Ext4Image
@@ -50,7 +50,7 @@ def guest(request: pytest.FixtureRequest, cache: Path) -> Guest:
 
 def debian(arch: Arch, request: pytest.FixtureRequest) -> Guest:
     cache, engine = request.getfixturevalue("test_cache"), request.getfixturevalue("shared_engine")
-    tools = guests.Tools(lambda: engine, lambda: request.getfixturevalue("toolchain_c").id)
+    tools = guests.Tools(lambda: engine, lambda: images.base(engine, cache), lambda: request.getfixturevalue("toolchain_c").id)
     return guests.built_in(guests.DEBIAN, arch, cache, tools=tools, emit=ignore)
 
 
