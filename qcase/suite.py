@@ -22,18 +22,20 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import gc
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from qcase import parsed
 from qcase.config import (
     CaseConfig,
     Placeholders,
     WorkspaceConfig,
     find_workspace,
-    load_case_config,
     load_workspace_config,
     printable,
 )
@@ -160,17 +162,17 @@ def discover(workspace: Workspace, arch: Arch, target: str, group: str | None = 
     """
     group = _known_group(workspace, group)
     scan = _scan(workspace, group, arch, target)
-    placeholders = _placeholders(workspace)
     cases: list[Case | BrokenCase] = list(scan.broken)
     others: list[OtherCase] = []
     warnings: list[Problem] = []
-    for found in scan.found:
-        strays = _strays(workspace, found)
-        if arch in found.configs and not found.foreign_targets:
-            cases.append(_load(workspace, found, arch, placeholders, strays))
-        else:
-            others.append(OtherCase(found.name, found.display_name, tuple(found.configs), found.foreign_targets))
-            warnings += strays
+    with _reader(workspace) as reader:
+        for found in scan.found:
+            strays = _strays(workspace, found)
+            if arch in found.configs and not found.foreign_targets:
+                cases.append(_load(workspace, found, arch, reader, strays))
+            else:
+                others.append(OtherCase(found.name, found.display_name, tuple(found.configs), found.foreign_targets))
+                warnings += strays
     return Discovery(
         group,
         arch,
@@ -307,14 +309,18 @@ class Catalogue:
 
 def catalogue(workspace: Workspace, group: str | None = None) -> Catalogue:
     """All cases of `group` (None: of all groups). A folder with any `build-*.toml` counts as a build group."""
-    placeholders = _placeholders(workspace)
+    with _reader(workspace) as reader:
+        return _catalogue(workspace, group, reader)
+
+
+def _catalogue(workspace: Workspace, group: str | None, reader: parsed.Reader) -> Catalogue:
     groups: dict[str, tuple[CatalogueEntry, ...]] = {}
     warnings: list[Problem] = []
     for name in [_known_group(workspace, group)] if group is not None else _groups(workspace):
         scan = _scan(workspace, name, None, None)
         entries = [CatalogueEntry(b.name, b.display_name, b.build_group, {}, {"": b.error}, b.path) for b in scan.broken]
         for found in scan.found:
-            loaded = {arch: _load(workspace, found, arch, placeholders, ()) for arch in found.configs}
+            loaded = {arch: _load(workspace, found, arch, reader, ()) for arch in found.configs}
             entries.append(
                 CatalogueEntry(
                     found.name,
@@ -640,11 +646,11 @@ def _broken(group: str, folder: _Folder, error: QcaseError, *, whole_tree: bool 
 
 
 def _load(
-    workspace: Workspace, found: _Found, arch: Arch, placeholders: Placeholders, warnings: Sequence[Problem]
+    workspace: Workspace, found: _Found, arch: Arch, reader: parsed.Reader, warnings: Sequence[Problem]
 ) -> Case | BrokenCase:
     config_path = found.path / found.configs[arch]
     try:
-        config = load_case_config(config_path, placeholders=placeholders)
+        config = reader.load(config_path)
         pipeline = resolve_pipeline(found.display_name, config, found.folders, path=config_path, workspace=workspace)
         subcases = _subcases(workspace, found) if pipeline is Pipeline.GROUPED else ()
     except QcaseError as e:
@@ -718,8 +724,17 @@ def _strays(workspace: Workspace, found: _Found) -> tuple[Problem, ...]:
     return tuple(warnings)
 
 
-def _placeholders(workspace: Workspace) -> Placeholders:
-    return Placeholders(workspace.root, environment=os.environ)
+@contextmanager
+def _reader(workspace: Workspace) -> Iterator[parsed.Reader]:
+    """Reads case files. Meanwhile the garbage collector rests: of what ten thousand files become, nothing is garbage."""
+    resting = gc.isenabled()
+    gc.disable()
+    try:
+        with parsed.reader(workspace.root, Placeholders(workspace.root, environment=os.environ)) as reader:
+            yield reader
+    finally:
+        if resting:
+            gc.enable()
 
 
 # ---- groups

@@ -48,6 +48,7 @@ ROOMS = [
     "locks",
     "keys",
     "schema",
+    "parsed",
     "config",
     "history",
     "version",
