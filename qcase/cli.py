@@ -40,6 +40,7 @@ _COMPLETE = "_QCASE_COMPLETE"
 app = typer.Typer(
     name="qcase",
     help="Run the test cases of an operating system in QEMU, hermetically.",
+    epilog="\b\nExamples:\n  qcase init\n  qcase doctor\n  qcase run\n  qcase run --help",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,7 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cache_app = typer.Typer(
-    name="cache", help="The store: what it keeps, how big it is, and what goes.", no_args_is_help=True, rich_markup_mode=None
+    name="cache", help="The store: what it keeps, and what goes.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(cache_app)
 images_app = typer.Typer(name="images", help="The toolchain images.", no_args_is_help=True, rich_markup_mode=None)
@@ -509,9 +510,13 @@ def doctor_command(
             lines.append(line)
             if as_json:
                 continue
-            print(f"{_coloured(f'{line.state:<8}', _SEVERITIES[line.state.value])} {line.what:<{width}}  {line.says}")
+            narrow = _columns() is not None and (_columns() or 0) < 80
+            head = f"{line.state:<8} {line.what}: " if narrow else f"{line.state:<8} {line.what:<{width}}  "
+            indent = " " * (9 if narrow else len(head))
+            shown = _wrapped(f"{head}{line.says}", indent)
+            print(shown.replace(line.state, _coloured(line.state, _SEVERITIES[line.state.value]), 1))
             if line.hint:
-                print(f"{'':<8} {'':<{width}}  hint: {line.hint}")
+                print(_wrapped(f"{indent}hint: {line.hint}", f"{indent}      "))
             sys.stdout.flush()
         works = doctor.works(lines)
         if as_json:
@@ -545,7 +550,8 @@ def lint_command(
             print(json.dumps(said, indent=1))
         else:
             for one in found:
-                print(f"{_coloured(one.severity.value, _SEVERITIES[one.severity.value])}: {one.problem}")
+                shown = _wrapped(str(one), "  ")
+                print(shown.replace(one.severity, _coloured(one.severity, _SEVERITIES[one.severity.value]), 1))
             print(f"{_count(said['errors'], 'error')}, {_count(said['warnings'], 'warning')}")
         raise typer.Exit(2 if said["errors"] else int(strict and bool(said["warnings"])))
 
@@ -611,8 +617,31 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 
 
+# What stands beside each command in the list of all; an uncut line even on a narrow terminal.
+SUMMARIES: dict[str, str] = {
+    "run": "Build, boot and judge cases.",
+    "list": "Show the suite as a tree.",
+    "explain": "What a case's keys are made of.",
+    "argv": "A case's QEMU command, to be pasted.",
+    "init": "Make a workspace.",
+    "new": "Make a case.",
+    "doctor": "Would `qcase run` work here?",
+    "lint": "Check all files of the suite.",
+    "schema": "JSON Schemas of the configuration.",
+    "completion": "Scripts that make shells complete.",
+    "cache path": "The folder of the store.",
+    "cache list": "What is stored.",
+    "cache size": "How much of the disk it takes.",
+    "cache gc": "Sweep, and keep to the limits.",
+    "cache verify": "Read everything in full.",
+    "cache clear": "Take away all that is not in use.",
+    "images build": "Build a toolchain image.",
+}
+
+
 def _add_examples(commands: typer.Typer, above: str = "") -> None:
     for command in commands.registered_commands:
+        command.short_help = SUMMARIES.get(f"{above}{command.name}")
         if lines := EXAMPLES.get(f"{above}{command.name}"):
             command.epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
     for group in commands.registered_groups:
@@ -785,8 +814,12 @@ def _arch(name: str) -> Arch:
     try:
         return Arch(name)
     except ValueError:
-        known = ", ".join(Arch)
-        raise UsageError(f"unknown architecture {name!r}", where="--arch", hint=f"known are {known}") from None
+        import difflib
+
+        known = f"known are {', '.join(Arch)}"
+        close = difflib.get_close_matches(name, list(Arch), n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'? {known}" if close else known
+        raise UsageError(f"unknown architecture {name!r}", where="--arch", hint=hint) from None
 
 
 def _arches(names: Sequence[str] | None) -> list[Arch]:
@@ -899,6 +932,25 @@ def _coloured(text: str, code: str) -> str:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
         return text
     return f"\x1b[{code}m{text}\x1b[0m"
+
+
+def _columns() -> int | None:
+    """The columns of the terminal; None where there is none: then no line is broken."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _wrapped(line: str, indent: str) -> str:
+    """A line, broken between words where the terminal is too narrow for it; what follows begins with `indent`."""
+    import textwrap
+
+    columns = _columns()
+    if columns is None or len(line) <= columns:
+        return line
+    return textwrap.fill(
+        line, max(columns, 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
 
 
 def _count(number: object, what: str) -> str:

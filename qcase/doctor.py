@@ -166,7 +166,8 @@ def _workspace(start: Path, patient: Patient) -> Iterator[tuple[Line, Patient]]:
     entries = [entry for group in everything.groups.values() for entry in group]
     others = [arch for arch in Arch if arch is not patient.arch and any(arch in entry.cases for entry in entries)]
     patient = replace(patient, cases=cases, others=tuple(others))
-    said = f"{opened.root}: {len(cases)} cases on {patient.arch} in the group {found.group}"
+    count = f"{len(cases)} case{'' if len(cases) == 1 else 's'}"
+    said = f"{opened.root}: {count} on {patient.arch} in the group {found.group}"
     if broken:
         line = Line("workspace", State.WARNING, f"{said}, and {broken} that are broken", "`qcase lint` says what is wrong")
     elif not cases:
@@ -389,7 +390,8 @@ def _guest(patient: Patient, arch: Arch) -> Iterator[Line]:
     if missing:
         yield Line(what, State.BAD, f"there is no file {missing[0]}", f"[guest.{arch}] in qcase.toml names it")
     else:
-        yield Line(what, State.GOOD, f"{guest.name}, {guest.rootfs}")
+        ours = guest.rootfs.is_relative_to(patient.store)
+        yield Line(what, State.GOOD, guest.name if ours else f"{workspace.relative(guest.rootfs)}, {guest.name}")
 
 
 def _fetchable(what: str, patient: Patient, arch: Arch) -> Iterator[Line]:

@@ -13,7 +13,7 @@ import tomli
 import typer
 
 from qcase import config, process, schema
-from qcase.cli import EXAMPLES, app, arguments
+from qcase.cli import EXAMPLES, SUMMARIES, app, arguments
 from qcase.model import Arch
 from tests import docs_site, reference
 from tests.conftest import ROOT
@@ -100,7 +100,8 @@ def test_a_command_is_one(line: str) -> None:
 def test_every_command_has_examples_that_parse() -> None:
     found = {name.removeprefix("qcase "): text for name, text in docs_site.helps()}
     groups = {name for name in found if any(other.startswith(f"{name} ") for other in found)} | {"qcase"}
-    assert set(found) - groups == set(EXAMPLES)
+    assert set(found) - groups == set(EXAMPLES) == set(SUMMARIES)
+    assert all(len(summary) <= 45 for summary in SUMMARIES.values())
     for name, lines in EXAMPLES.items():
         assert all(f"\n    {line}\n" in f"{found[name]}\n" for line in lines), found[name]
         for line in lines:
