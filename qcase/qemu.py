@@ -153,10 +153,14 @@ def _point_drive(args: Sequence[str], image: Path) -> list[str]:
 
 
 def _options_behind_file(value: str) -> str:
-    """What follows the file in a drive's value, with its comma: a comma of the file's name is doubled."""
-    rest = value[len(_DRIVE_PREFIX) :]
-    behind = re.search(r"(?<!,),(?:,,)*(?!,)", rest)
-    return rest[behind.start() :] if behind else ""
+    """What follows the file in a drive's value, with its comma: a comma of the file's name is doubled.
+
+    A drive's own `snapshot=off` would win over `-snapshot`, and the guest would write into the store, or into the base image. And
+    a second `file=` would win over ours.
+    """
+    options = value[len(_DRIVE_PREFIX) :].replace(",,", "\0").split(",")[1:]
+    kept = [option for option in options if option.partition("=")[0] not in ("snapshot", "file")]
+    return "".join(f",{option}" for option in kept).replace("\0", ",,")
 
 
 def _limit_network(args: Sequence[str], network: Network) -> list[str]:

@@ -64,6 +64,22 @@ def test_the_drive_is_pointed_at_the_image_whatever_it_named() -> None:
     assert pairs(line, "-device").count("virtio-blk-pci,drive=disk0") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (",snapshot=off", ""),
+        (",snapshot=off,cache=unsafe,snapshot=no", ",cache=unsafe"),
+        (",,,serial=a,,snapshot=b,snapshot=off", ",serial=a,,snapshot=b"),
+        (",file=/another.img", ""),
+    ],
+)
+def test_a_drive_cannot_undo_the_snapshot_nor_name_another_file(options: str, kept: str) -> None:
+    """QEMU lets a drive's own word win over `-snapshot`; the guest would write into the store."""
+    line = argv("-drive", f"id=disk0,if=none,format=raw,file=/old{options}")
+    assert pairs(line, "-drive") == [f"id=disk0,if=none,format=raw,file=/store/image.img{kept}"]
+    assert "-snapshot" in line
+
+
 def test_a_comma_in_a_path_is_doubled() -> None:
     assert pairs(argv(image=Path("/a,b/i.img")), "-drive") == ["id=disk0,if=none,format=raw,file=/a,,b/i.img"]
 

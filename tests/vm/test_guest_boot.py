@@ -28,7 +28,7 @@ from qcase.process import Deadline, spawn
 pytestmark = pytest.mark.vm
 
 ARCHES = (Arch.X86_64, Arch.AARCH64)
-PATIENCE = 120.0  # seconds for anything that a guest does; only a failing test waits that long
+PATIENCE = 400.0  # seconds for anything that a guest does; only a failing test waits that long
 ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1bc")
 
 

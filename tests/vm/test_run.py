@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qcase.model import Arch
 from tests.vm import workspaces
 from tests.vm.workspaces import Outcome, Workspace, c_program, plain, run, run_on_terminal, says
 
@@ -22,7 +23,14 @@ MULTILINE = "x=4\ntest $x = 4 &&\necho lines"
 def fill(workspace: Workspace) -> None:
     """One case of each pipeline, and those whose sources are wrong."""
     workspace.case("plain", shell_init_cmd="echo hel''lo", success_regex=["^hello$"])
-    workspace.case("script", {"sh/hello": "#!/bin/sh\necho hello\n"}, shell_init_cmd="hello", success_regex=["^hello$"])
+    workspace.case(
+        "script",
+        {"sh/hello": "#!/bin/sh\necho hello\n"},
+        shell_init_cmd="echo x >/root/x; sync; hello",
+        success_regex=["^hello$"],
+        # Which would have the guest write into the stored image, were it not taken away.
+        args=[*workspaces.ARGS[Arch.AARCH64], "-drive", "id=disk0,if=none,format=raw,file=x,snapshot=off"],
+    )
     workspace.case("program", c_program(says("hello")), shell_init_cmd="prog", success_regex=["^hello$"])
     workspace.case(
         "broken",

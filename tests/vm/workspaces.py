@@ -34,9 +34,9 @@ from qcase.model import Arch
 from qcase.process import Deadline
 
 QCASE = Path(sys.executable).with_name("qcase")
-PATIENCE = 120.0  # seconds; only a test that fails waits that long
+PATIENCE = 400.0  # seconds; only a test that fails waits that long
 PROMPT = "root@qcase:"
-_ARGS = {
+ARGS = {
     Arch.X86_64: ["-nographic", "-m", "256M"],
     Arch.AARCH64: ["-nographic", "-cpu", "cortex-a72", "-m", "256M"],
 }
@@ -64,7 +64,7 @@ class Workspace:
         """A case with the keys of its `qemu-<arch>.toml`; what is not named here is what most cases have."""
         if "test_commands" not in keys:
             keys = {"shell_init_cmd": "true", **keys}
-        whole = {"args": _ARGS.get(arch, ["-nographic", "-m", "256M"]), "shell_prefix": PROMPT, "timeout": 120, **keys}
+        whole = {"args": ARGS.get(arch, ["-nographic", "-m", "256M"]), "shell_prefix": PROMPT, "timeout": 120, **keys}
         table = whole.pop("qcase", {})
         folder = self.path(name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,12 @@ class Running:
         return self.child.pid
 
     def outcome(self, timeout: float = PATIENCE) -> Outcome:
-        stdout, stderr = self.child.communicate(timeout=timeout)
+        try:
+            stdout, stderr = self.child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.child.terminate()
+            self.child.communicate()
+            raise
         report = json.loads(self.json_file.read_text(encoding="utf-8")) if self.json_file.is_file() else None
         return Outcome(self.child.returncode, "".join(self._said) + stdout, stderr, report)
 
