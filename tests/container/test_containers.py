@@ -378,6 +378,7 @@ Engine.connect().run(Step(image=image, argv=argv, mounts=mounts, timeout=600, na
 """
 
 
+@pytest.mark.alone  # five seconds are what was promised
 def test_kill_9_leaves_no_container(engine: Engine, image: str, tmp_path: Path) -> None:
     argv = [sys.executable, "-c", KILLED, image, str(tmp_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:

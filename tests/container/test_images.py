@@ -188,6 +188,7 @@ images.ensure(name, Engine.connect(), Path(cache), lambda event: print(event, fl
 """
 
 
+@pytest.mark.alone  # five seconds are what was promised
 def test_kill_9_during_a_build_leaves_no_container(engine: Engine, name: str, recipes: Path, tmp_path: Path) -> None:
     mark = f"sleep 600; : {name}"
     (recipes / name / "Containerfile").write_text(f"ARG BASE\nFROM ${{BASE}}\nRUN {mark}\n")

@@ -78,6 +78,7 @@ def nothing_left(run: Running, run_id: str, workspace: Workspace) -> None:
     )
 
 
+@pytest.mark.alone  # five seconds are what was promised
 def test_kill_during_a_build(workspace: Workspace, store: Path) -> None:
     with running(workspace, "builds", store=store) as run:
         run_id = building(run)
@@ -135,6 +136,7 @@ def test_many_interrupts_are_one(workspace: Workspace, store: Path) -> None:
     interrupted(outcome, [])
 
 
+@pytest.mark.alone  # five seconds are what was promised
 def test_kill_while_a_guest_runs(workspace: Workspace, store: Path) -> None:
     with running(workspace, "runs", store=store) as run:
         run_id = booted(run, workspace)
