@@ -316,16 +316,25 @@ class _Case:
                 yield _warning("unread", self.problem("success_regex", index, what, hint))
 
     def _timeout(self) -> Iterator[Finding]:
-        limit = self.config.timeout
-        if limit is None:
+        config, known = self.config, self.known
+        if config.timeout is None and config.boot_timeout is None and config.idle_timeout is None:
             what = "no timeout: a guest that hangs is waited for until somebody notices"
             yield _warning("timeout", Problem(what, self.file, key="timeout", hint="set it to some times what the case takes"))
+        if known is None or known.in_guest is None:
             return
-        limit *= self.workspace.config.run.timeout_scale
-        took = None if self.known is None else self.known.in_guest
-        if took is not None and limit < took:
-            what = f"{limit:g} s are less than the {took:.1f} s that the case took when it last ran"
-            yield _warning("timeout", self.problem("timeout", None, what, "set it to some times that"))
+        scale = self.workspace.config.run.timeout_scale
+        command = known.command if not config.is_grouped else None  # of a group it is the limit of each command
+        limits = (
+            ("timeout", config.timeout, known.in_guest, "the case took"),
+            ("boot_timeout", config.boot_timeout, known.boot, "its boot took"),
+            ("command_timeout", config.command_timeout, command, "its command took"),
+        )
+        for key, limit, took, what in limits:
+            if limit is not None and took is not None and limit * scale < took:
+                said = f"{limit * scale:g} s are less than the {took:.1f} s that {what} when it last ran"
+                loc = (key,) if key == "timeout" else ("qcase", key)
+                problem = Problem(said, self.file, self.lines.get(loc, 0), ".".join(loc), "set it to some times that")
+                yield _warning("timeout", problem)
 
     def _unreached(self) -> Iterator[Finding]:
         """Programs that nothing starts, as far as their names can be seen in the sources."""

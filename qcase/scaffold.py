@@ -33,7 +33,7 @@ _MOST_FILES = 200_000  # of a tree that is looked through; a kernel's has a tent
 _ARGS: Mapping[Arch, str] = {
     Arch.X86_64: '["-nographic", "-m", "256M"]',
     Arch.AARCH64: '["-nographic", "-cpu", "cortex-a72", "-m", "256M"]',
-    Arch.RISCV64: '["-nographic", "-m", "512M"]',
+    Arch.RISCV64: '["-nographic", "-m", "256M"]',
     Arch.LOONGARCH64: '["-nographic", "-m", "1G"]',
 }
 

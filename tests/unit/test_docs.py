@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import tomli
 import typer
@@ -77,6 +79,26 @@ def test_the_keys_with_their_defaults_are_what_an_empty_file_means(name: str, tm
     else:
         data = tomli.loads(schema.toml(name))
         assert schema.MODELS[name].model_validate(data) == schema.MODELS[name]()
+
+
+@pytest.mark.parametrize("name", list(schema.MODELS))
+def test_the_schemas_take_the_examples_and_refuse_what_is_wrong(name: str) -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(schema.json_schema(name)))
+    validator.check_schema(validator.schema)
+    files = sorted((ROOT / "examples").rglob("qcase.toml" if name == "qcase" else "qemu-*.toml"))
+    assert files
+    for path in files:
+        validator.validate(tomli.loads(path.read_text(encoding="utf-8")))
+    validator.validate(tomli.loads(schema.toml(name)))
+    for wrong in ("unknown = 1", "[qcase]\nmatch = 3", "[run]\nnetwork = 'all'", "args = 'x'"):
+        assert not validator.is_valid(tomli.loads(wrong))
+
+
+def test_an_option_that_may_go_without_its_value() -> None:
+    assert arguments(["run", "--changed"]) == ["run", "--changed=HEAD"]
+    assert arguments(["run", "--changed", "--failed"]) == ["run", "--changed=HEAD", "--failed"]
+    assert arguments(["run", "--changed", "main", "x"]) == ["run", "--changed", "main", "x"]
+    assert arguments(["run", "x", "--", "--changed"]) == ["run", "x", "--", "--changed"]
 
 
 @pytest.mark.parametrize("line", [c for _, c in commands()], ids=[n for n, _ in commands()])

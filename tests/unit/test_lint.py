@@ -253,6 +253,17 @@ def test_a_timeout_below_what_the_case_took(tree: Suite) -> None:
     assert tree.said() == []
 
 
+def test_timeouts_of_boot_and_command(tree: Suite) -> None:
+    table = "[qcase]\nboot_timeout = 5\ncommand_timeout = 1\n"
+    tree.case(f'{PROMPT}shell_init_cmd = "x"\nsuccess_regex = ["^ok"]\n{table}', timeout="")
+    assert tree.said() == []
+    result = CaseResult("normal/a", Arch.X86_64, Verdict.PASS, Fault.NONE, boot=6.0, command=2.0)
+    history.Memory(tree.root, Arch.X86_64.default_target, pytest.fail)(events.RunFinished((result,), 1.0))
+    said = tree.said()
+    assert "5: qcase.boot_timeout: 5 s are less than the 6.0 s that its boot took" in said[0]
+    assert "6: qcase.command_timeout: 1 s are less than the 2.0 s that its command took" in said[1]
+
+
 def test_no_timeout(tree: Suite) -> None:
     tree.case('success_regex = ["^ok"]\n', timeout="")
     assert "no timeout" in tree.only()
