@@ -317,6 +317,38 @@ def argv_command(
                     )
 
 
+@app.command("shell")
+def shell_command(
+    case: Annotated[str, typer.Argument(metavar="CASE", autocompletion=_offer_cases, help="A name, or a glob that fits one.")],
+    arch: ArchOption = Arch.X86_64.value,
+    target: TargetOption = "",
+    group: GroupOption = "",
+    workspace: WorkspaceOption = None,
+    cache_dir: CacheOption = "",
+    kernel: KernelOption = None,
+    gdb: Annotated[bool, typer.Option("--gdb", help="Wait for a debugger; the line to attach it with is printed.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave what was made for this run, and a command that boots it.")] = False,
+) -> None:
+    """Boot a case's image with its console on this terminal; nothing is typed, and nothing judged. Ctrl-A X ends it."""
+    with _reported():
+        from qcase import shell, suite
+        from qcase.prepare import Session
+        from qcase.report.terminal import TerminalReport
+
+        opened = suite.Workspace.open(workspace or Path.cwd())
+        known = _arch(arch)
+        triple = target or known.default_target
+        chosen = suite.select(suite.discover(opened, known, triple, group or None), [case])
+        if len(chosen) > 1:
+            names = ", ".join(one.display_name for one in chosen[:4])
+            raise UsageError(f"{len(chosen)} cases fit: {names}", where=case, hint="name one")
+        emit = TerminalReport(sys.stderr, lambda _: "")
+        store = _store(opened, _store_root(cache_dir))
+        with Session(opened, known, triple, store, emit, kernel_file=_kernel(kernel)) as session:
+            code = shell.shell(chosen[0], session, shell.Wishes(gdb, keep))
+        raise typer.Exit(code)
+
+
 @cache_app.command("path")
 def cache_path(cache_dir: CacheOption = "") -> None:
     """Print the folder of the store."""
@@ -601,6 +633,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "list": ("qcase list", "qcase list --arch aarch64 --tag fs", "qcase list --pipeline c --json"),
     "explain": ("qcase explain futex", "qcase explain 'fs/*' --arch aarch64 --json"),
     "argv": ("qcase argv futex",),
+    "shell": ("qcase shell futex", "qcase shell futex --arch riscv64 --gdb"),
     "init": ("qcase init", "qcase init --pipeline sh --case first", "qcase init ../kernel --dry-run"),
     "new": ("qcase new futex --pipeline c", "qcase new fs/rename --pipeline grouped --arch x86_64 --arch riscv64"),
     "doctor": ("qcase doctor", "qcase doctor --arch aarch64 --json"),

@@ -6,6 +6,8 @@ input, whose other end only qcase holds. The end of that input without a line `d
     engine SOCKET     containers with the label `qcase.run=RUN_ID` on the engine behind this unix socket are to be removed
     dir PATH          a folder to be removed
     drop PATH         … that has been removed already
+    terminal TTY A    a terminal that was made raw, and the attributes that it had
+    terminal-restored it has them again
     done              nothing is left to do
 
 Then it kills each process whose environment says `QCASE_RUN_ID=RUN_ID`, until there is none, and removes containers and folders.
@@ -24,6 +26,7 @@ import sys
 import time
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 LABEL = "qcase.run"
 PATIENCE = 20.0  # seconds; a container that was being created when qcase died appears a moment later
@@ -92,6 +95,25 @@ def remove_containers(engine: str, run_id: str) -> int:
     return len(listing)
 
 
+def restore_terminal(terminal: str) -> None:
+    """Give a terminal back the attributes that it had: six numbers, then the codes of its special characters."""
+    path, _, packed = terminal.rpartition(" ")
+    if not path:
+        return
+    import termios
+
+    numbers = [int(number) for number in packed.split(",")]
+    codes: Any = [bytes([code]) for code in numbers[6:]]
+    if not numbers[3] & termios.ICANON:
+        codes[termios.VMIN], codes[termios.VTIME] = numbers[6 + termios.VMIN], numbers[6 + termios.VTIME]
+    with contextlib.suppress(OSError, termios.error):
+        fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            termios.tcsetattr(fd, termios.TCSANOW, [*numbers[:6], codes])
+        finally:
+            os.close(fd)
+
+
 def main() -> None:
     run_id = sys.argv[1]
     # Ctrl-C on the terminal is for qcase; we are told by the end of our input.
@@ -99,6 +121,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     engines: set[str] = set()
     folders: set[str] = set()
+    terminal = ""
     for raw in sys.stdin.buffer:
         word, _, rest = raw.decode(errors="surrogateescape").rstrip("\n").partition(" ")
         if word == "done":
@@ -109,7 +132,12 @@ def main() -> None:
             folders.add(rest)
         elif word == "drop":
             folders.discard(rest)
+        elif word == "terminal":
+            terminal = rest
+        elif word == "terminal-restored":
+            terminal = ""
     kill_processes(run_id)
+    restore_terminal(terminal)
     quiet = 0
     deadline = time.monotonic() + PATIENCE
     # A create that was under way when qcase died is carried out by the engine all the same: look until it is quiet.

@@ -225,7 +225,9 @@ class Machine:
     guest reset its machine, and why QEMU ended. `log` is where QEMU writes of a triple fault.
     """
 
-    def __init__(self, child: subprocess.Popen[bytes], stderr: IO[bytes], monitor: socket.socket, log: IO[bytes]) -> None:
+    def __init__(
+        self, child: subprocess.Popen[bytes], stderr: IO[bytes], monitor: socket.socket, log: IO[bytes], *, muxed: bool
+    ) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         self._child = child
@@ -233,6 +235,7 @@ class Machine:
         self._out = child.stdout
         self._stderr = stderr
         self._log = log
+        self._muxed = muxed
         self._monitor = monitor
         self._heard = bytearray()
         self._selector = selectors.DefaultSelector()
@@ -253,8 +256,21 @@ class Machine:
         self._selector.close()
 
     def type(self, data: bytes) -> None:
-        """Queue keys for the guest. QEMU's multiplexer takes Ctrl-A as its own; twice is one for the guest."""
-        self._unsent += data.replace(b"\x01", b"\x01\x01")
+        """Queue keys for the guest. QEMU's multiplexer, if there is one, takes Ctrl-A as its own; twice is one for the guest."""
+        self._unsent += data.replace(b"\x01", b"\x01\x01") if self._muxed else data
+
+    def send(self, data: bytes) -> None:
+        """Queue keys as a person types them: QEMU's multiplexer takes its own."""
+        self._unsent += data
+
+    def listen_to(self, selector: selectors.BaseSelector) -> None:
+        """Have a selector wake up when the console has something."""
+        selector.register(self._out, selectors.EVENT_READ)
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which what is still to be sent should be tried again; None: there is nothing."""
+        return 0.02 if self._unsent else None
 
     def exchange(self, timeout: float | None) -> bytes | None:
         """Send what is queued and read what comes, for at most `timeout` seconds. None: the console is closed."""
@@ -342,6 +358,16 @@ class Machine:
         return self._stderr.read(65536).decode(errors="replace").strip()
 
 
+def _default_console(argv: Sequence[str]) -> bool:
+    """Whether console and monitor share QEMU's standard streams by default; a monitor of ours would take that away."""
+    return "-nographic" in argv and not any(a in ("-serial", "-monitor", "-mon", "-qmp", "-qmp-pretty") for a in argv)
+
+
+def _is_muxed(argv: Sequence[str]) -> bool:
+    named = any(o == "-serial" and v.startswith("mon:") for o, v in _pairs(argv))
+    return named or _default_console(argv) or any(o == "-chardev" and "mux=on" in v.split(",") for o, v in _pairs(argv))
+
+
 @contextmanager
 def start(arch: Arch, argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> Iterator[Machine]:
     """Start QEMU. Nothing of it is left at the end of the `with`. `keep_open`: locks that live as long as QEMU does."""
@@ -351,7 +377,8 @@ def start(arch: Arch, argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> 
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
         with theirs:
-            extra = ["-chardev", f"socket,id={_MONITOR},fd={theirs.fileno()}", "-mon", f"chardev={_MONITOR},mode=control"]
+            extra = ["-serial", "mon:stdio"] if _default_console(argv) else []
+            extra += ["-chardev", f"socket,id={_MONITOR},fd={theirs.fileno()}", "-mon", f"chardev={_MONITOR},mode=control"]
             if arch is Arch.X86_64 and not any(a in ("-d", "-D") for a in argv):
                 extra += ["-d", "cpu_reset", "-D", f"/dev/fd/{log.fileno()}"]
             child = stack.enter_context(
@@ -364,7 +391,7 @@ def start(arch: Arch, argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> 
                     hint=INSTALL_HINT[arch],
                 )
             )
-        machine = Machine(child, errors, ours, log)
+        machine = Machine(child, errors, ours, log, muxed=_is_muxed(argv))
         stack.callback(machine.close)
         yield machine
 

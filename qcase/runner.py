@@ -87,7 +87,7 @@ def run_case(case: Case | BrokenCase, session: Session) -> CaseResult:
 
 
 @dataclass(frozen=True)
-class _Logs:
+class Logs:
     """Where a case's logs are kept from run to run: `target/qcase/logs/<arch>/<display name>/`."""
 
     folder: Path
@@ -112,9 +112,16 @@ class _Logs:
                 raise InfraError(f"cannot be written: {error.strerror}", where=f"{self.shown}/{name}") from None
 
 
-def _logs(session: Session, case: str) -> _Logs:
+def logs_of(case: Case, session: Session) -> Logs:
+    """The place of a case's logs, which is there from now on."""
+    logs = _logs(session, case.display_name)
+    logs.folder.mkdir(parents=True, exist_ok=True)
+    return logs
+
+
+def _logs(session: Session, case: str) -> Logs:
     folder = session.workspace.root / "target" / "qcase" / "logs" / session.arch / case
-    return _Logs(folder, session.workspace.relative(folder))
+    return Logs(folder, session.workspace.relative(folder))
 
 
 def rules(case: Case, session: Session) -> Rules:
@@ -176,7 +183,7 @@ def command_of(case: Case, session: Session) -> tuple[list[str], Path]:
         return qemu.arguments(machine_spec(case, prepared, session)), prepared.image
 
 
-def _run(case: Case, session: Session, logs: _Logs) -> CaseResult:
+def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
     emit = session.emit
     name = case.display_name
     logs.folder.mkdir(parents=True, exist_ok=True)
@@ -233,7 +240,7 @@ def _run(case: Case, session: Session, logs: _Logs) -> CaseResult:
     return _with_broken_builds(result, prepared.broken) if prepared.broken else result
 
 
-def _boot(case: Case, prepared: PreparedCase, session: Session, logs: _Logs) -> tuple[Judge, str]:
+def _boot(case: Case, prepared: PreparedCase, session: Session, logs: Logs) -> tuple[Judge, str]:
     """Boot the image and judge what comes of it; and what QEMU itself said when it ended."""
     argv = qemu.arguments(machine_spec(case, prepared, session))
     with logs.fresh("qemu.sh") as file:

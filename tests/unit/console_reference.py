@@ -163,16 +163,16 @@ class Reference:
                 return
             self.heard.append(part)
             self.look(part.at)
-        self.pass_time(until, last=True)
+        self.pass_time(until)
 
-    def pass_time(self, until: float, *, last: bool = False) -> None:
-        """Look whenever something is due before `until`."""
+    def pass_time(self, until: float) -> None:
+        """Look whenever something is due by `until`."""
         looked = -1.0
         while self.verdict is None:
             due = [self.last + QUIET, *(at for at, _ in self.deadlines()[:1])]
             if self.pending is not None:
                 due.append(self.drained_at)
-            due = [at for at in due if at > looked and (at < until or (last and at <= until))]
+            due = [at for at in due if looked < at <= until]
             if not due:
                 return
             looked = min(due)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qcase import qemu
 from qcase.model import Arch
 from qcase.qemu import Network, Spec, arguments
 
@@ -23,6 +24,22 @@ def argv(
 
 def pairs(line: list[str], option: str) -> list[str]:
     return [value for name, value in itertools.pairwise(line) if name == option]
+
+
+@pytest.mark.parametrize(
+    ("args", "muxed"),
+    [
+        (("-nographic",), True),
+        (("-nographic", "-monitor", "none"), False),
+        (("-nographic", "-serial", "stdio"), False),
+        (("-nographic", "-serial", "mon:stdio"), True),
+        (("-display", "none", "-serial", "mon:stdio"), True),
+        (("-chardev", "stdio,id=c,mux=on", "-serial", "chardev:c"), True),
+        (("-chardev", "stdio,id=c", "-serial", "chardev:c"), False),
+    ],
+)
+def test_ctrl_a_is_doubled_only_where_qemu_takes_it(args: tuple[str, ...], muxed: bool) -> None:
+    assert qemu._is_muxed(args) is muxed
 
 
 def test_the_order_is_file_rootfs_snapshot_machine_kernel() -> None:
