@@ -656,6 +656,7 @@ SUMMARIES: dict[str, str] = {
     "list": "Show the suite as a tree.",
     "explain": "What a case's keys are made of.",
     "argv": "A case's QEMU command, to be pasted.",
+    "shell": "A case's image by hand.",
     "init": "Make a workspace.",
     "new": "Make a case.",
     "doctor": "Would `qcase run` work here?",

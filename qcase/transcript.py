@@ -79,7 +79,7 @@ class Terminal:
         self._held = ""
         if not final and (begun := self._UNFINISHED.search(text)) and len(text) - begun.start() <= self._HELD_MAX:
             self._held = text[begun.start() :]
-            text = text[: begun.start()]
+            text = text[: begun.start()] + "\x1b"  # what stands before is over where this one begins
         if "\x1b" in text or "\x07" in text or "\x00" in text or "\x08" in text or "\x7f" in text:
             text = self._ESCAPE.sub("", text)
         if self._returned:

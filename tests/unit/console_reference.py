@@ -59,8 +59,9 @@ def clean(heard: Sequence[Heard], *, final: bool = False) -> tuple[str, str]:
                     escape = ""
                 else:  # it was none, or ends before this character
                     gone = char == "\x1b" or escape[1:2] in ("]", "P", "X", "^", "_")
+                    again = ["\x1b"] if len(escape) > 2 and escape.endswith("\x1b") else []
                     text, escape = ("" if gone else escape[1:]), ""
-                    chars = [*text, char, *chars]
+                    chars = [*text, *again, char, *chars]
                 continue
             if char in "\0\a\b\x7f":
                 continue

@@ -15,7 +15,25 @@ from tests.unit.test_console import PROMPT, Guest
 
 steady = settings(derandomize=True, deadline=None, max_examples=150, database=None)
 
-TOKENS = ["PASS", "FAIL", "ED", "x", "xx", " ", "\n", "\r\n", "\r", "é", "\x1b[1m", "\x1b[K", "\x1b]0;PASS\x07", "\x00", "\x08"]
+TOKENS = [
+    "PASS",
+    "FAIL",
+    "ED",
+    "x",
+    "xx",
+    " ",
+    "\n",
+    "\r\n",
+    "\r",
+    "é",
+    "\x1b[1m",
+    "\x1b[K",
+    "\x1b]0;PASS\x07",
+    "\x00",
+    "\x08",
+    "\x1b",
+    "\x1b[",
+]
 streams = st.lists(st.sampled_from(TOKENS), max_size=25).map(lambda tokens: "".join(tokens).encode())
 cuts = st.lists(st.integers(0, 120), max_size=12)
 PATTERNS = ["^PASS$", r"PASS\b", r"x\s*PASS", "PASS\nx", "(?s:x.*é)", "^x+$", r"^\s*é", "[^x]PASS", "PASSED", r"^PASS\s*$"]
@@ -30,6 +48,8 @@ def pieces(data: bytes, at: list[int]) -> list[bytes]:
 @given(streams, cuts)
 @example(b"a\r\x1b[0m\nb", [2, 5])
 @example(b"\x1b]0;\r\nx", [4, 5])
+@example(b"\x1bPASS\x1b]0;x\x07y", [9])
+@example(b"\x1b[12\x1b[0mPASS", [6])
 def test_clean_text_does_not_depend_on_how_bytes_are_split(data: bytes, at: list[int]) -> None:
     whole = Terminal().feed(data, final=True)
     terminal = Terminal()
