@@ -29,6 +29,7 @@ uid 0 of the container is the caller), one with user namespaces (which are switc
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -78,6 +79,9 @@ DEFAULT_PIDS = 1024
 OPEN_FILES = (1024, 4096)
 LOG_LIMIT = 16 << 20  # bytes of a step's output that its log file keeps
 TAIL_LIMIT = 64 << 10  # bytes of it that a result carries
+
+FREE_FLOOR = 256 << 20  # bytes that a step has to leave free on each disk that it writes to; never more than a twentieth of it
+DISK_LOOK = 0.5  # seconds between two looks
 
 CALL_TIMEOUT = 120.0  # seconds for one answer of the engine; creating a container on a busy disk can take long
 CROWD_INTERVAL = 2.0  # seconds between two looks at how many processes a step has
@@ -134,6 +138,7 @@ class StepResult:
     oom: bool
     seconds: float
     crowded: bool = False
+    filled: Path | None = None  # on whose disk it left too little: it was stopped, or failed of it
 
     @property
     def out_of_processes(self) -> bool:
@@ -266,6 +271,7 @@ class Engine:
             stack.callback(self._end, life)
             self._begin(life, step, facts)
             crowd = stack.enter_context(self._crowd(life.name, step, facts))
+            disks = stack.enter_context(DiskWatch(step.mounts, lambda: self._kill(life.name)))
             timed_out = not (_follow(life.stream, output, deadline) and self._ended(life.name, deadline))
             if timed_out:
                 # Closed first: the engine answers a kill when the container has ended, which a step that still has something to
@@ -279,12 +285,14 @@ class Engine:
                 state = _persistently(lambda: self.api.inspect_container(life.name))["State"]
         status = int(state["ExitCode"])
         crowded = crowd.is_set() and status == KILLED
+        filled = disks.look() if status != 0 else None  # it may have found the disk full before we did
         return StepResult(
             exit_status=status,
             output=output.tail(),
             log=step.log,
             timed_out=timed_out,
-            oom=bool(state.get("OOMKilled")) or (status == KILLED and not timed_out and not crowded),
+            oom=bool(state.get("OOMKilled")) or (status == KILLED and not timed_out and not crowded and filled is None),
+            filled=filled,
             seconds=time.monotonic() - began,
             crowded=crowded,
         )
@@ -677,6 +685,11 @@ def verdict_of(step: Step, result: StepResult) -> tuple[str, str]:
             f"{step.name} kept busy all {step.pids} processes that it may have, as a fork bomb does, and was stopped",
             "",
         )
+    if result.filled is not None:
+        return (
+            f"{step.name} filled the disk (status {result.exit_status})",
+            f"the disk is that of {result.filled}; a step is stopped when less than {_size(FREE_FLOOR)}, or a twentieth, is left",
+        )
     if result.oom and result.exit_status == KILLED:
         return (
             f"{step.name} was killed, most likely because it needs more than the {_size(step.memory)} of memory that it may use",
@@ -713,6 +726,61 @@ def hint_for(text: str, facts: Facts | None = None) -> str:
     if "docker-init" in text:
         return "the engine's init is missing: install docker-init (on Debian: tini)"
     return ""
+
+
+# --- the disk -----------------------------------------------------------------------------------------------------------
+
+
+class DiskWatch:
+    """Stops a step that fills a disk: there is no limit on what it writes into its mounts but the disk itself.
+
+    In a thread of its own, so that a step which closed its output is watched too. On a disk that was nearly full before, a step
+    may use half of what was free.
+    """
+
+    def __init__(self, mounts: tuple[Mount, ...], stop: Callable[[], None]) -> None:
+        self.full: Path | None = None
+        self._stop = stop
+        self._over = threading.Event()
+        self._floors: dict[int, tuple[Path, int]] = {}
+        for mount in mounts:
+            if not mount.read_only and (free := self._free(mount.source)) is not None:
+                self._floors[mount.source.stat().st_dev] = (mount.source, min(FREE_FLOOR, free[1] // 20, free[0] // 2))
+        self._thread = threading.Thread(target=self._watch, name="disks", daemon=True)
+
+    def __enter__(self) -> DiskWatch:
+        if self._floors:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def look(self) -> Path | None:
+        """On whose disk too little is left, if on any."""
+        for path, floor in self._floors.values():
+            free = self._free(path)
+            if free is not None and free[0] < floor:
+                self.full = path
+        return self.full
+
+    def _watch(self) -> None:
+        while not self._over.wait(DISK_LOOK):
+            if self.look() is not None:
+                with contextlib.suppress(InfraError):  # the engine went away: the step's own thread says so
+                    self._stop()
+                return
+
+    @staticmethod
+    def _free(path: Path) -> tuple[int, int] | None:
+        """Bytes that are free for us on the disk of a folder, and its size."""
+        try:
+            disk = os.statvfs(path)
+        except OSError:
+            return None
+        return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
 
 
 # --- the stream ---------------------------------------------------------------------------------------------------------
