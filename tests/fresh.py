@@ -1,0 +1,243 @@
+"""Fresh machines: an empty Debian 12 and an empty Debian 13, the project cloned there, and the README's two commands run.
+
+    make test-fresh                                         both, `make demo` and `make test`
+    make test-fresh FRESH_ARGS="bookworm --only demo"       one of them, one command
+
+A machine is a container: made with mmdebstrap, privileged, with git, make and Python and nothing else; its engine is installed
+and started by the project itself, and keeps its images on a volume. Like a machine that somebody administers, it has this one's
+package mirror, pip configuration and certificates. What is done there:
+
+    as an ordinary user   the commands say what is missing, and the line to paste as root
+    as root               the two commands, as the README has them
+    again                 with the downloads there, the store emptied, and no network
+    as an ordinary user   in the group docker, after root has set the machine up
+
+Each step's output goes to target/fresh/<suite>/; the table at the end has seconds and what came over the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qcase import images, process
+from qcase.images import BaseDefinition
+from tests.conftest import ROOT
+
+SUITES = ("bookworm", "trixie")
+PACKAGES = "git,make,python3,ca-certificates"
+HOURS = 3600
+
+
+def two_commands() -> list[str]:
+    """Those that the README promises."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^## Two commands\n\n```console\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    return [line.removeprefix("$ ") for line in block.splitlines()]
+
+
+def docker(*arguments: str, check: bool = True, stdin: bytes | None = None) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, input=stdin, check=False)
+    if check and done.returncode != 0:
+        raise SystemExit(f"docker {shlex.join(arguments)}: {done.stderr.decode()}")
+    return done.stdout.decode().strip()
+
+
+def empty_machine(suite: str) -> str:
+    """The image of an empty Debian, made once."""
+    name = f"qcase/fresh:{suite}"
+    if docker("image", "inspect", "-f", "{{.Id}}", name, check=False):
+        return name
+    print(f"{suite}: making an empty Debian", flush=True)
+    mirrors = images.host_mirrors(Path("/etc/apt"), os.environ)
+    with tempfile.TemporaryDirectory(prefix="qcase-fresh-") as folder:
+        archive = Path(folder) / "machine.tar"
+        argv = images.mmdebstrap_arguments(BaseDefinition(suite, "minbase"), mirrors, archive)
+        argv.insert(1, f"--include={PACKAGES}")
+        subprocess.run(argv, check=True, capture_output=True)
+        docker("import", "--change", "LABEL qcase=1 qcase.fresh=1", str(archive), name)
+    return name
+
+
+@dataclass
+class Row:
+    machine: str
+    what: str
+    network: str
+    seconds: float
+    megabytes: float
+    good: bool
+
+
+@dataclass
+class Machine:
+    """A running machine. `run` executes as root, or as `user`, and notes what it took."""
+
+    suite: str
+    name: str
+    logs: Path
+    rows: list[Row] = field(default_factory=list)
+    network: bool = True
+
+    def run(self, what: str, script: str, *, user: str = "root", status: int = 0, timeout: float = HOURS) -> str:
+        print(f"{self.suite}: {what} …", flush=True)
+        log = self.logs / f"{len(self.rows) + 1}-{re.sub(r'[^a-z0-9]+', '-', what.lower()).strip('-')}.log"
+        before, began = self.received(), time.monotonic()
+        # A login shell's environment, and not docker's.
+        argv = ["docker", "exec", self.name, "su", "-l", user, "-c", f"cd /home/qcase/project && {{ {script}; }}"]
+        with log.open("wb") as out:
+            done = subprocess.run(argv, stdout=out, stderr=subprocess.STDOUT, check=False, timeout=timeout)
+        said = log.read_text(errors="replace")
+        good = done.returncode == status
+        seconds = time.monotonic() - began
+        row = Row(self.suite, what, "on" if self.network else "off", seconds, (self.received() - before) / 1e6, good)
+        self.rows.append(row)
+        print(f"{self.suite}: {what}: {'good' if good else 'BAD'}, {row.seconds:.0f} s, {row.megabytes:.0f} MB", flush=True)
+        if not good:
+            print(f"  ended with status {done.returncode}, not {status}; {log}:")
+            print("".join(f"  | {line}\n" for line in said.splitlines()[-15:]), flush=True)
+        return said
+
+    def expect(self, what: str, said: str, *patterns: str) -> None:
+        """Note it as bad if a pattern is not in what was said."""
+        for pattern in patterns:
+            if not re.search(pattern, said, re.MULTILINE):
+                print(f"{self.suite}: {what}: BAD, it does not say {pattern!r}", flush=True)
+                self.rows[-1].good = False
+
+    def received(self) -> int:
+        said = docker("exec", self.name, "cat", "/sys/class/net/eth0/statistics/rx_bytes", check=False)
+        return int(said or 0)
+
+    def unplug(self) -> None:
+        docker("network", "disconnect", "bridge", self.name)
+        self.network = False
+
+
+PRIVILEGED = ["--privileged"]
+# What an engine can give that has not got every capability itself. The control groups are made writable below.
+NEARLY = ["--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--device-cgroup-rule", "a *:* rwm"]
+NEARLY += [part for option in ("seccomp", "apparmor", "systempaths") for part in ("--security-opt", f"{option}=unconfined")]
+
+
+def may_be_privileged(image: str) -> bool:
+    return (
+        subprocess.run(["docker", "run", "--rm", "--privileged", image, "true"], capture_output=True, check=False).returncode == 0
+    )
+
+
+def certificates() -> str:
+    """The authorities that this machine trusts, in one file."""
+    bundle = Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
+    return bundle.read_text() if bundle.is_file() else ""
+
+
+# The administrator's part: certificates and pip's configuration of this machine, a user, the project.
+ADMINISTRATE = r"""
+set -eu
+grep -o ' /sys/fs/cgroup[^ ]* ' /proc/mounts | while read -r folder; do mount -o remount,bind,rw "$folder"; done
+mkdir -p /usr/local/share/ca-certificates /etc/docker
+python3 - <<'EOF'
+import re
+from pathlib import Path
+pattern = r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----"
+ours = re.findall(pattern, Path("/etc/ssl/certs/ca-certificates.crt").read_text(), re.DOTALL)
+theirs = re.findall(pattern, Path("/tmp/authorities").read_text(), re.DOTALL)
+for number, one in enumerate(one for one in theirs if one not in ours):
+    Path(f"/usr/local/share/ca-certificates/{number}.crt").write_text(one + "\n")
+EOF
+update-ca-certificates >/dev/null 2>&1
+printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' >/etc/pip.conf
+printf '{"mtu": %s}' "$MTU" >/etc/docker/daemon.json
+useradd --create-home --shell /bin/bash qcase
+git config --system --add safe.directory '*'
+git clone -q /tmp/project.git /home/qcase/project
+chown -R qcase: /home/qcase/project
+"""
+
+
+@contextmanager
+def fresh(suite: str) -> Iterator[Machine]:
+    """A machine that nobody has touched yet; nothing is left of it afterwards."""
+    image = empty_machine(suite)
+    name = f"qcase-fresh-{suite}-{uuid.uuid4().hex[:6]}"
+    logs = ROOT / "target" / "fresh" / suite
+    logs.mkdir(parents=True, exist_ok=True)
+    for old in logs.glob("*.log"):
+        old.unlink()
+    docker("volume", "create", "--label", "qcase=1", name)
+    try:
+        arguments = ["--init", "-v", f"{name}:/var/lib/docker", "--hostname", suite, "--label", "qcase=1"]
+        arguments += PRIVILEGED if may_be_privileged(image) else NEARLY
+        docker("run", "-d", "--name", name, *arguments, image, "sleep", "infinity")
+        with tempfile.TemporaryDirectory(prefix="qcase-fresh-") as folder:
+            bare = Path(folder) / "project.git"
+            subprocess.run(["git", "clone", "-q", "--bare", "--no-hardlinks", str(ROOT), str(bare)], check=True)
+            docker("cp", str(bare), f"{name}:/tmp/project.git")
+            (Path(folder) / "authorities").write_text(certificates())
+            docker("cp", str(Path(folder) / "authorities"), f"{name}:/tmp/authorities")
+        mtu = docker("network", "inspect", "bridge", "-f", '{{index .Options "com.docker.network.driver.mtu"}}') or "1500"
+        docker("exec", "-i", "--env", f"MTU={mtu}", name, "sh", stdin=ADMINISTRATE.encode())
+        yield Machine(suite, name, logs)
+    finally:
+        docker("rm", "-f", "-v", name, check=False)
+        docker("volume", "rm", "-f", name, check=False)
+
+
+def go(suite: str, commands: list[str], *, ordinary: bool, again: bool) -> list[Row]:
+    with fresh(suite) as machine:
+        if ordinary:
+            what = "ordinary user, nothing installed"
+            said = machine.run(what, "make demo", user="qcase", status=2)
+            machine.expect(what, said, r"^setup: missing:.* docker\.io", r"^setup: on Debian or Ubuntu: +sudo apt-get install")
+        for command in commands:
+            said = machine.run(command, command)
+            if command == "make demo":
+                machine.expect(command, said, r"^\d+ cases in .*: \d+ passed$")
+        if again:
+            machine.unplug()
+            machine.run("make demo, again", "make demo")
+            machine.run("make demo, store emptied", ".venv/bin/qcase cache clear && make demo")
+        if ordinary:
+            what = "ordinary user, not in the group docker"
+            machine.run("giving the project back", "chown -R qcase: .")
+            said = machine.run(what, "make demo", user="qcase", status=2)
+            machine.expect(what, said, r"sudo usermod -aG docker qcase")
+            # The guests are the machine's, as if they had been fetched by this user: there is no network any more.
+            copied = "mkdir -p ~qcase/.cache && cp -r ~/.cache/qcase ~qcase/.cache/ && chown -R qcase: ~qcase/.cache"
+            machine.run("root lets them use the engine", f"usermod -aG docker qcase && {copied}")
+            machine.run("make demo, ordinary user", "make demo", user="qcase")
+        return machine.rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make test-fresh")
+    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="default: both")
+    parser.add_argument("--only", choices=["demo", "test"], help="one of the two commands")
+    parser.add_argument("--quick", action="store_true", help="the first way alone: as root, with a network")
+    options = parser.parse_args()
+    commands = [command for command in two_commands() if options.only is None or command == f"make {options.only}"]
+    rows: list[Row] = []
+    for suite in options.suites or SUITES:
+        rows += go(suite, commands, ordinary=not options.quick, again=not options.quick and "make demo" in commands)
+    process.dismiss_guardian()
+    print("\n| machine | what | network | seconds | received | |\n| --- | --- | --- | ---: | ---: | --- |")
+    for row in rows:
+        end = "good" if row.good else "BAD"
+        print(f"| {row.machine} | {row.what} | {row.network} | {row.seconds:.0f} | {row.megabytes:.0f} MB | {end} |")
+    sys.exit(0 if all(row.good for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
