@@ -30,8 +30,9 @@ mkdir -p "$report"
 could() { echo "$1" >>"$report/could"; }
 try() { what=$1; shift; if "$@" 2>/dev/null; then could "$what"; fi; }
 
-# Writes outside. (/dev is the container's own, in memory, and gone with it.)
-for place in / /etc /usr/bin /opt/qcase /root /home /var /qcase /qcase/staging /qcase/staging/etc /proc/sys/kernel /sys; do
+# Writes outside. (/dev is the container's own, in memory; the staging root is a copy for this build.)
+touch /qcase/staging/tampered /qcase/staging/etc/tampered 2>/dev/null
+for place in / /etc /usr/bin /opt/qcase /root /home /var /qcase /proc/sys/kernel /sys; do
     try "write $place" touch "$place/planted"
 done
 try "write over the toolchain" sh -c 'echo >>/usr/local/bin/x86_64-linux-musl-gcc'
@@ -164,7 +165,8 @@ def test_hostile_cases(tmp_path: Path, test_cache: Path, shared_engine: Engine) 
     assert "processes that it may have" in reason(outcome, "forks")
     assert "pipe" in reason(outcome, "devices")
 
-    # Gone.
+    # Gone; and what is stored for all is as it was.
+    assert not list(store.rglob("tampered"))
     assert workspace.run_folders == []
     found = shared_engine.api.containers(all=True, filters={"label": "qcase.run"})
     assert [one["Id"] for one in found if one["Labels"]["qcase.run"].startswith(f"{running.pid}-")] == []
