@@ -19,7 +19,8 @@ from qcase import process, rootfs
 from qcase.errors import BuildError, InfraError
 from qcase.ext4 import Ext4Image, Kind
 from qcase.rootfs import Action, InjectionPlan, Operation
-from tests.unit.test_ext4 import mkfs, pattern
+from tests.unit.test_ext4 import SBIN, mkfs, pattern
+from tests.unit.test_store import finish, in_namespace
 
 # --- digest ---
 
@@ -182,6 +183,34 @@ def test_a_copy_has_the_content_and_the_holes(way: Way, tmp_path: Path, monkeypa
     assert stat.S_IMODE((tmp_path / "copy").stat().st_mode) & 0o600 == 0o600
     rootfs.copy_file_fast(sparse(tmp_path / "empty", size=0), tmp_path / "empty copy")
     assert (tmp_path / "empty copy").stat().st_size == 0
+
+
+def test_a_copy_shares_its_blocks_where_the_file_system_can(tmp_path: Path) -> None:
+    """On a real XFS. Only root may mount one: without, the copy has to be one like any other."""
+    if os.geteuid() == 0:
+        with (tmp_path / "xfs.img").open("wb") as file:
+            file.truncate(320 << 20)
+        process.run(["mkfs.xfs", "-q", str(tmp_path / "xfs.img")], env=SBIN)
+    mount = f'mount -o loop "{tmp_path}/xfs.img" "{tmp_path}"' if os.geteuid() == 0 else f'mount -t tmpfs none "{tmp_path}"'
+    script = """
+    from qcase import rootfs
+    def used():
+        os.sync()
+        about = os.statvfs(root)
+        return (about.f_blocks - about.f_bfree) * about.f_frsize
+    with (root / "source").open("wb") as file:
+        file.truncate(1 << 30)
+        for place in range(1, 1 << 28, 64 << 20):
+            file.seek(place)
+            file.write(os.urandom(1 << 20))
+    before = used()
+    rootfs.copy_file_fast(root / "source", root / "copy")
+    print((used() - before) >> 20, (root / "copy").stat().st_size >> 20)
+    print((root / "copy").read_bytes() == (root / "source").read_bytes())
+    """
+    taken, size, same = finish(in_namespace(mount, script, tmp_path, tmp_path)).split()
+    assert (size, same) == ("256", "True")
+    assert int(taken) <= (1 if os.geteuid() == 0 else 5)
 
 
 def test_a_copy_replaces_nothing(tmp_path: Path) -> None:

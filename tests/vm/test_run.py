@@ -198,6 +198,8 @@ def test_entries_and_guests_stay_as_they_were(twice: Twice) -> None:
         status = path.stat()
         assert (status.st_size, status.st_mtime_ns) == twice.between[path]
         assert not status.st_mode & 0o222
+        assert status.st_size == 1 << 30
+        assert status.st_blocks * 512 < 256 << 20  # what it holds, not what it could
 
 
 # --- two at once ----------------------------------------------------------------------------------------------------------
