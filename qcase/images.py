@@ -42,7 +42,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from qcase import guests, process
+from qcase import guests, locks, process
 from qcase.containers import LABELS, PROXIES, Engine, Step, hint_for
 from qcase.errors import InfraError, UsageError
 from qcase.events import Emit, Event, Progress
@@ -736,7 +736,7 @@ def _alone(cache: Path, what: str, emit: Emit | None) -> Iterator[None]:
         except Timeout:
             pid = owner.read_text().strip() if owner.exists() else ""
             _say(emit, f"waiting for {f'pid {pid}' if pid else 'another qcase'}, which builds the image {what}")
-            lock.acquire()
+            locks.wait(lock)
         owner.write_text(f"{os.getpid()}\n")
     except OSError as error:
         raise InfraError(f"cannot be locked: {error.strerror}", where=str(folder / f"{what}.lock")) from None

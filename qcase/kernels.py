@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from qcase import containers, process
+from qcase import containers, locks, process
 from qcase.config import KernelBuild, Placeholders
 from qcase.containers import Mount, Step
 from qcase.errors import InfraError, KernelError, UsageError
@@ -245,7 +245,7 @@ def _alone(folder: Path, say: Say) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         say("waiting for another qcase, which builds a kernel here")
-        lock.acquire()
+        locks.wait(lock)
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qcase import process
 from qcase.errors import InfraError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 CACHE_DIR_VARIABLE = "QCASE_CACHE_DIR"
 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+_POLL = 0.05  # seconds between two looks of who waits
 _PATIENCE = 5.0  # seconds; nobody holds an entry exclusively for longer than a rename takes
 
 
@@ -131,6 +133,12 @@ def try_lock(lock: FileLock) -> bool:
     except Timeout:
         return False
     return True
+
+
+def wait(lock: FileLock) -> None:
+    """Acquire, however long that takes. Raises `StoppedError` as soon as the run is stopped."""
+    while not try_lock(lock):
+        process.pause(_POLL)
 
 
 def close(fd: int | None) -> None:

@@ -139,6 +139,9 @@ class CaseResult:
 
     `prepare`: from the start to an image that QEMU can boot. `boot`: from QEMU's start to the prompt (to the end, for a
     case without a command). `command`: from the prompt to the verdict.
+
+    `earlier`: the attempts before this one, which did not pass, first to last; `total` is the time of all. `repetition` counts
+    from 1 where each case was asked for several times, else it is 0. `path`: the case's folder, relative to the workspace.
     """
 
     case: str
@@ -163,7 +166,20 @@ class CaseResult:
     warnings: tuple[str, ...] = ()
     limits: tuple[LimitUse, ...] = ()
     booted: Booted | None = None  # None where it did not come to that
+    earlier: tuple[CaseResult, ...] = ()
+    repetition: int = 0
+    path: str = ""
 
     @property
     def passed(self) -> bool:
         return self.verdict is Verdict.PASS
+
+    @property
+    def flaky(self) -> bool:
+        """It passed, and not at the first attempt."""
+        return self.passed and bool(self.earlier)
+
+    @property
+    def label(self) -> str:
+        """What the case is called while it runs: two repetitions of one case are told apart."""
+        return f"{self.case}#{self.repetition}" if self.repetition else self.case

@@ -23,14 +23,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from qcase import accel, events, gc, guests, images, kernels, keys, packages, process, qemu, rootfs, runs
 from qcase.config import KernelBuild, parse_size
 from qcase.content import Kind
-from qcase.errors import BuildError, InfraError, UsageError
+from qcase.errors import BuildError, InfraError, QcaseError, UsageError
 from qcase.events import Emit
 from qcase.ext4 import Ext4Image
 from qcase.guests import Guest
@@ -43,6 +42,8 @@ from qcase.suite import Case, Workspace
 
 if TYPE_CHECKING:
     from qcase.containers import Engine
+
+T = TypeVar("T")
 
 SNAPSHOT = "-snapshot"
 ATTEMPTS = 5  # at preparing a case whose sources somebody edits meanwhile
@@ -108,11 +109,40 @@ class PreparedCase:
 
 
 @dataclass
+class _Cell:
+    """A value that is made at most once. `error`: what making it failed by."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    done: bool = False
+    value: Any = None
+    error: Exception | None = None
+
+
+class shared(Generic[T]):  # noqa: N801 - it is used as `property` is
+    """A property of a session that is made once, see `Session.once`."""
+
+    def __init__(self, make: Callable[[Session], T]) -> None:
+        self._make = make
+        self._name = make.__name__
+        self.__doc__ = make.__doc__
+
+    @overload
+    def __get__(self, session: None, owner: type) -> shared[T]: ...
+    @overload
+    def __get__(self, session: Session, owner: type) -> T: ...
+    def __get__(self, session: Session | None, owner: type) -> shared[T] | T:
+        return self if session is None else session.once(self._name, lambda: self._make(session))
+
+
+@dataclass
 class Session:
     """What the cases of one run share. The guest, the engine and the toolchains are looked for when they are first needed.
 
     At its start it clears away what dead runs left, at its end, if something was added to the store, what has become too much
     there. `looking`: nothing is fetched, built or cleared away. `offline`: nothing is fetched. `recorded`: see `packages.Supply`.
+
+    Any number of threads may use it. It can be pickled, for a process that runs cases: what it found is found anew there, and
+    nobody hears that process's events.
     """
 
     workspace: Workspace
@@ -126,15 +156,21 @@ class Session:
     offline: bool = False
     recorded: dict[tuple[Arch, str], tuple[packages.Package, ...]] | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
-    _has_containers: Callable[[], None] = lambda: None
-    _identities: dict[str, str] = field(default_factory=dict)
-    _images: dict[str, images.Image] = field(default_factory=dict)
+    _cells: dict[str, _Cell] = field(default_factory=dict)
+    _has_containers: Callable[[], None] = events.unheard
     moves: int = 0  # toolchains that turned out to be others than those whose identity was known
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-    _base: tuple[dict[str, int], str] | None = None
     _proofs: dict[str, accel.Proof] = field(default_factory=dict)
     _accel_lock: threading.Lock = field(default_factory=threading.Lock)
-    _file_kernel: tuple[dict[str, int], Kernel] | None = None
+
+    def __post_init__(self) -> None:
+        self.emit = events.one_at_a_time(self.emit)
+
+    def __getstate__(self) -> dict[str, Any]:
+        unshared = {"_cells": {}, "emit": events.unheard, "_stack": None, "_accel_lock": None, "_has_containers": events.unheard}
+        return {**self.__dict__, **unshared}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _stack=ExitStack(), _proofs={}, _accel_lock=threading.Lock())
 
     def __enter__(self) -> Session:
         if not self.looking:
@@ -169,6 +205,25 @@ class Session:
             count, freed = len(collected.gone), collected.freed / 2**20
             self.emit(events.Progress(f"{count} of the store's entries are gone, {freed:.0f} MiB: {collected.gone[0].why}"))
 
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives. The first thread that asks for `name` makes it, the others wait.
+
+        A fault is remembered like a value: what failed for one case would fail for all, after a download of 70 MB each. There
+        is a lock for each name, so that a case which needs no engine does not wait until a toolchain is built.
+        """
+        cell = self._cells.setdefault(name, _Cell())
+        with cell.lock:
+            if not cell.done:
+                try:
+                    cell.value = make()
+                except (QcaseError, OSError) as error:
+                    cell.error = error
+                cell.done = True
+        if cell.error is not None:
+            raise cell.error.with_traceback(None)
+        value: T = cell.value
+        return value
+
     @property
     def memory(self) -> Path:
         """Where digests of base images are remembered."""
@@ -176,13 +231,13 @@ class Session:
             return self.workspace.root / "target" / "qcase" / "memory"
         return self.store.root / "memory"
 
-    @cached_property
+    @shared
     def keep_open(self) -> tuple[int, ...]:
         """Descriptors that keep the guests in the store; for QEMU, too."""
         fd = self._stack.enter_context(self.store.guests_in_use())
         return () if fd is None else (fd,)
 
-    @cached_property
+    @shared
     def guest(self) -> Guest:
         """The guest of this run's architecture, fetched if need be."""
         config = self.workspace.config.guest[self.arch]
@@ -221,13 +276,15 @@ class Session:
         kernel = self._kernel(case)
         if not case.config.to_bin:
             return kernel
-        with self._lock:
-            folder = kernels.folder(self.workspace.root)
-            made = kernels.raw_name(kernel, folder, self.toolchain_identity(INJECTOR))
+        made = kernels.raw_name(kernel, kernels.folder(self.workspace.root), self.toolchain_identity(INJECTOR))
+
+        def make() -> Kernel:
             if not made.is_file():
                 self.emit(events.PhaseStarted(case.display_name, Phase.PREPARE, "making a raw binary of the kernel"))
                 kernels.to_raw(kernel, made, self.engine, self.toolchain(INJECTOR).id, case.display_name)
             return kernels.of_file(made, self.arch, "to_bin")
+
+        return self.once(f"raw kernel {made}", make)
 
     def _kernel(self, case: Case) -> Kernel:
         chosen = self.workspace.config.guest[self.arch].kernel
@@ -253,10 +310,7 @@ class Session:
             looks = rootfs.identity(path)
         except InfraError as error:
             raise UsageError(error.what, where=f"{where} {path}") from None
-        with self._lock:
-            if self._file_kernel is None or self._file_kernel[0] != looks:
-                self._file_kernel = (looks, kernels.of_file(path, self.arch, where))
-            return self._file_kernel[1]
+        return self.once(f"kernel {path} {sorted(looks.items())}", lambda: kernels.of_file(path, self.arch, where))
 
     def _kernel_group(self, case: Case) -> kernels.Group:
         """What a kernel is built for: the build group of a case, and the nearest build-<target>.toml above it."""
@@ -264,7 +318,7 @@ class Session:
         configs = (folder / f"build-{self.target}.toml" for folder in folders)
         return kernels.Group(case.build_group, next((path for path in configs if path.is_file()), None), self.arch, self.target)
 
-    @cached_property
+    @shared
     def _builder(self) -> kernels.Builder | None:
         recipe = self.workspace.config.guest[self.arch].kernel
         if not isinstance(recipe, KernelBuild):
@@ -326,12 +380,10 @@ class Session:
     @property
     def base_digest(self) -> str:
         """The digest of the base image as it is now: a run may take hours, and somebody may write it meanwhile."""
-        looks = rootfs.identity(self.guest.rootfs)
-        if self._base is None or self._base[0] != looks:
-            self._base = (looks, rootfs.remembered_digest(self.guest.rootfs, self.memory))
-        return self._base[1]
+        looks = sorted(rootfs.identity(self.guest.rootfs).items())
+        return self.once(f"base {looks}", lambda: rootfs.remembered_digest(self.guest.rootfs, self.memory))
 
-    @cached_property
+    @shared
     def supply(self) -> packages.Supply:
         """What gets packages."""
         config, root = self.workspace.config, self.workspace.root
@@ -349,7 +401,7 @@ class Session:
             recorded=self.recorded,
         )
 
-    @cached_property
+    @shared
     def staging_part(self) -> dict[str, keys.JSON]:
         """What the staging root is made of besides the base image: enters the keys of whatever looks into it."""
         hooks = self.workspace.config.hooks
@@ -377,7 +429,7 @@ class Session:
         if self.base_digest != digest:
             raise _InputsMovedError("the base image")
 
-    @cached_property
+    @shared
     def engine(self) -> Engine:
         from qcase.containers import Engine
 
@@ -390,36 +442,46 @@ class Session:
 
     def toolchain_identity(self, name: str) -> str:
         """The identity of a toolchain image; the engine is asked only if it has not been built from this recipe."""
-        with self._lock:
-            if name not in self._identities:
-                foreign = self.workspace.config.toolchain.image(name)
-                if foreign is not None:
-                    known: str | None = images.foreign_identity(foreign)
-                else:
-                    known = images.known_identity(name, self.store.root)
-                if known is None and self.looking:
-                    raise InfraError(
-                        f"the toolchain image {name} has not been built from this recipe, and its packages are part of the key",
-                        hint=f"qcase images build {name}",
-                    )
-                self._identities[name] = known if known is not None else self.toolchain(name).identity
-            return self._identities[name]
+
+        def make() -> str:
+            foreign = self.workspace.config.toolchain.image(name)
+            if foreign is not None:
+                known: str | None = images.foreign_identity(foreign)
+            else:
+                known = images.known_identity(name, self.store.root)
+            if known is None and self.looking:
+                raise InfraError(
+                    f"the toolchain image {name} has not been built from this recipe, and its packages are part of the key",
+                    hint=f"qcase images build {name}",
+                )
+            return known if known is not None else self.toolchain(name).identity
+
+        return self.once(f"identity of {name}", make)
 
     def toolchain(self, name: str) -> images.Image:
         """A toolchain image, built if need be; a foreign one where the workspace's configuration names one."""
-        with self._lock:
-            if name not in self._images:
-                foreign = self.workspace.config.toolchain.image(name)
-                if foreign is not None:
-                    image = images.foreign(foreign, self.engine)
-                else:
-                    image = images.ensure(name, self.engine, self.store.root, self.emit)
-                self._images[name] = image
-                if self._identities.setdefault(name, image.identity) != image.identity:
-                    # It was known, had been removed from the engine, and what was built in its place has other packages.
-                    self._identities[name] = image.identity
-                    self.moves += 1
-            return self._images[name]
+
+        def make() -> images.Image:
+            foreign = self.workspace.config.toolchain.image(name)
+            if foreign is not None:
+                image = images.foreign(foreign, self.engine)
+            else:
+                image = images.ensure(name, self.engine, self.store.root, self.emit)
+            known = self._cells.get(f"identity of {name}")
+            if known is not None and known.value not in (None, image.identity):
+                # It was known, had been removed from the engine, and what was built in its place has other packages.
+                self._cells[f"identity of {name}"] = _Cell(done=True, value=image.identity)
+                self.moves += 1  # last: whoever sees the new number sees the new identity
+            return image
+
+        return self.once(f"toolchain {name}", make)
+
+    def stop(self) -> None:
+        """Let nothing go on that a case has begun. For an interrupt; the cases see errors, which nobody is to hear of."""
+        process.stop()
+        if (cell := self._cells.get("engine")) is not None and cell.value is not None:
+            with contextlib.suppress(QcaseError, OSError):  # the guardian comes behind us
+                cell.value.cancel()
 
 
 class _InputsMovedError(Exception):
@@ -568,7 +630,7 @@ def _works(case: Case, session: Session) -> list[_Work]:
     if case.pipeline is Pipeline.PLAIN:
         return works
     if case.pipeline is not Pipeline.GROUPED:
-        return [*works, _pipeline_work(case.display_name, case.pipeline, case.path, asked, session)]
+        return [*works, _pipeline_work(case.plain_name, case.pipeline, case.path, asked, session)]
     return [*works, _script_work(case, session), *_subcase_works(case, session)]
 
 
@@ -616,7 +678,7 @@ def _script_work(case: Case, session: Session) -> _Work:
         workshop.say("writing the group's script")
         grouped.write_runner_script(overlay, case.config.test_commands, runner)
 
-    return _Work(f"{case.display_name}: the group's script", key, build)
+    return _Work(f"{case.plain_name}: the group's script", key, build)
 
 
 def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Work:
@@ -631,7 +693,7 @@ def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Wor
         toolchain_identity=session.toolchain_identity(packages.IMAGE),
         base_digest=base,
         extra={
-            "packages": {"asked": list(asked), **session.supply.part(case.display_name)},
+            "packages": {"asked": list(asked), **session.supply.part(case.plain_name)},
             "staging": session.staging_part,
         },
     )
@@ -640,7 +702,7 @@ def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Wor
         brought.build(overlay, workshop)
         session.check_base(base)
 
-    return _Work(f"{case.display_name}: packages", key, build, asked)
+    return _Work(f"{case.plain_name}: packages", key, build, asked)
 
 
 def _packages_part(craft: Craft, name: str, source: Path, asked: tuple[str, ...], session: Session) -> dict[str, keys.JSON]:
@@ -792,7 +854,7 @@ class _Bench:
             self._inject(path, merged)
             self._session.check_base(base)
 
-        return self._fetch(Kind.IMAGE, key, build, self._case.display_name)
+        return self._fetch(Kind.IMAGE, key, build, self._case.plain_name)
 
     def _fetch(self, kind: Kind, key: keys.Key, build: Callable[[Path], None], name: str) -> Entry:
         store, made_for = self._session.store, _made_for(name, self._session)

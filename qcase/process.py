@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from qcase.errors import InfraError
+from qcase.errors import InfraError, StoppedError
 
 RUN_ID_VARIABLE = "QCASE_RUN_ID"
 
@@ -122,7 +122,11 @@ def spawn(
     pass_fds: Sequence[int] = (),
     hint: str = "",
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a child in a session of its own; at the end of the `with`, nothing of its process group is left."""
+    """Start a child in a session of its own; at the end of the `with`, nothing of its process group is left.
+
+    Raises `InfraError` if it cannot be started, `StoppedError` after `stop`.
+    """
+    check_stopped()
     guard()
     full = {**environment(env, allow), RUN_ID_VARIABLE: run_id()}
     try:
@@ -140,10 +144,15 @@ def spawn(
         raise InfraError(f"{argv[0]} is not installed", where=shlex.join(argv[:1]), hint=hint) from None
     except OSError as error:
         raise InfraError(f"cannot start: {error.strerror}", where=shlex.join(argv[:1]), hint=hint) from None
+    with _lock:
+        _children.add(child)
     try:
+        check_stopped()  # `stop` may have looked for children a moment ago
         yield child
     finally:
         end(child)
+        with _lock:
+            _children.discard(child)
 
 
 def end(child: subprocess.Popen[bytes], grace: float = TERM_GRACE) -> None:
@@ -173,6 +182,48 @@ def _signal_group(group: int, number: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+# --- the end of a run, from another thread -------------------------------------------------------------------------------
+
+_stopped = threading.Event()
+_children: set[subprocess.Popen[bytes]] = set()
+
+
+def stop() -> None:
+    """End every child, and let none begin: whoever waits for one, or in `pause`, goes on at once. For an interrupt."""
+    with _lock:
+        _stopped.set()
+        for child in _children:
+            _signal_group(child.pid, signal.SIGTERM)
+
+
+def go_on() -> None:
+    """Take `stop` back, once everybody has heard it."""
+    _stopped.clear()
+
+
+def leave_at_once() -> None:
+    """End this process without another word: an impatient person's second interrupt. The guardian clears away behind us."""
+    if os.isatty(1):
+        os.write(1, b"\x1b[?25h\n")  # the cursor, which live lines hide
+    os._exit(130)
+
+
+def stopped() -> bool:
+    return _stopped.is_set()
+
+
+def check_stopped() -> None:
+    """Raises `StoppedError` after `stop`."""
+    if _stopped.is_set():
+        raise StoppedError("stopped, because the run ends")
+
+
+def pause(seconds: float) -> None:
+    """Wait. Raises `StoppedError` as soon as the run is stopped."""
+    _stopped.wait(seconds)
+    check_stopped()
 
 
 # --- the run's identity and its guardian --------------------------------------------------------------------------------

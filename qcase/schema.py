@@ -106,6 +106,7 @@ MEANING: Mapping[str, str] = {
     "qcase.reset": "true: the guest may reset its machine, which otherwise ends QEMU",
     "qcase.packages": "packages of the guest's distribution, as apk names them",
     "qcase.tags": "words to choose cases by, with --tag",
+    "qcase.retries": "attempts that follow one that did not pass; what passes then is flaky",
 }
 
 

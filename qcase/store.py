@@ -52,7 +52,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcase import keys, locks
+from qcase import keys, locks, process
 from qcase.content import (
     Kind,
     digest_of,
@@ -630,7 +630,7 @@ class Store:
             if holder not in ("", told):
                 told = holder
                 on_wait(f"waiting for {holder}")
-            time.sleep(POLL)
+            process.pause(POLL)
 
     def _put(self, kind: Kind, key: keys.Key, build: Build, made_for: str, warn: Say) -> Entry:
         """Stage, build, seal, flush, digest, write the manifest, rename."""

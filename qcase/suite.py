@@ -108,10 +108,17 @@ class Case:
     warnings: tuple[Problem, ...] = ()
     only: str = ""  # the name of the one subcase whose commands are run, where it was chosen as `<group>/<subcase>`
 
+    repetition: int = 0  # counts from 1 where a case runs several times in one run; then `#<n>` ends its display name
+
+    @property
+    def plain_name(self) -> str:
+        """The display name, whichever repetition this is."""
+        return self.display_name.removesuffix(f"#{self.repetition}") if self.repetition else self.display_name
+
     @property
     def whole(self) -> str:
         """The display name of the case that this is a part of; its own for a whole case."""
-        return self.display_name.removesuffix(f"/{self.only}") if self.only else self.display_name
+        return self.plain_name.removesuffix(f"/{self.only}") if self.only else self.plain_name
 
     def part(self, subcase: Subcase) -> Case:
         """This grouped case with the commands of one subcase alone."""

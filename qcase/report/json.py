@@ -72,10 +72,13 @@ class JsonReport:
 def case_document(result: CaseResult) -> dict[str, Any]:
     return {
         "case": result.case,
+        "repetition": result.repetition,
         "arch": result.arch,
+        "path": result.path,
         "pipeline": result.pipeline,
         "cache": result.cache,
         "verdict": result.verdict,
+        "flaky": result.flaky,
         "fault": result.fault,
         "phase": result.phase,
         "reason": result.reason,
@@ -107,6 +110,7 @@ def case_document(result: CaseResult) -> dict[str, Any]:
         "booted": None if result.booted is None else asdict(result.booted),
         "console_log": result.console_log,
         "console_tail": list(result.console_tail),
+        "earlier": [case_document(attempt) for attempt in result.earlier],
     }
 
 

@@ -68,6 +68,7 @@ class TerminalReport:
         self._repeat = repeat
         self._running: dict[str, _Running] = {}
         self._progress = ""
+        self._faults: dict[str, str] = {}  # the first case that each fault of the machine was told of
         self._name_width = 0
         self._live: Live | None = None
         self._tty = stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -100,7 +101,7 @@ class TerminalReport:
             case events.Warned(message, case):
                 self._print(f"{'warning':<{_WORD}} {case + ': ' if case else ''}{message}", "yellow")
             case events.CaseFinished(result):
-                self._running.pop(result.case, None)
+                self._running.pop(result.label, None)
                 self._progress = ""
                 self._finish(result)
             case events.RunFinished():
@@ -164,21 +165,32 @@ class TerminalReport:
             for name, value in (("prepare", result.prepare), ("boot", result.boot), ("command", result.command))
             if value is not None
         )
-        verdict = (f"{result.verdict:<{_WORD}}", _STYLES[result.verdict])
+        if result.verdict is Verdict.SKIPPED and not self._verbose:
+            return
+        verdict = (
+            ("flaky".ljust(_WORD), "bold yellow") if result.flaky else (f"{result.verdict:<{_WORD}}", _STYLES[result.verdict])
+        )
         made = _made(result)
         if self._width is not None and _WORD + 1 + self._name_width + 20 + 45 > self._width:
-            self._print_parts(verdict, (f" {result.case}", ""))
+            self._print_parts(verdict, (f" {result.label}", ""))
             if made or times:
                 self._print(_INDENT + "  ".join(part for part in (made, times) if part), "dim")
         else:
-            facts = " " * (self._name_width - len(result.case)) + f"  {made:<15}  {times}"
-            self._print_parts(verdict, (f" {result.case}", ""), (facts.rstrip(), "dim"))
+            facts = " " * (self._name_width - len(result.label)) + f"  {made:<15}  {times}"
+            self._print_parts(verdict, (f" {result.label}", ""), (facts.rstrip(), "dim"))
         for warning in result.warnings:
             self._print(f"{_INDENT}warning: {warning}", "yellow")
+        for number, attempt in enumerate(result.earlier, 1):
+            self._print(f"{_INDENT}attempt {number} of {len(result.earlier) + 1} ended with {attempt.verdict}:", "yellow")
+            self._explain(attempt)
         if not result.passed:
             self._explain(result)
 
     def _explain(self, result: CaseResult) -> None:
+        known = self._faults.setdefault(result.reason, result.label) if result.fault is Fault.INFRA else result.label
+        if known != result.label:  # what is wrong with the machine is wrong for every case
+            self._print(f"{_INDENT}the same as {known}", "dim")
+            return
         for line in result.reason.splitlines():
             self._print(f"{_INDENT}{printable(line)}")
         if result.verdict is Verdict.TIMEOUT and len(result.limits) > 1:
@@ -207,6 +219,9 @@ class TerminalReport:
         counts = Counter(result.verdict for result in event.results)
         parts = [f"{counts[verdict]} {_SUMMARY_WORDS[verdict]}" for verdict in Verdict if counts[verdict]]
         count = len(event.results)
+        if flaky := sum(result.flaky for result in event.results):
+            parts[0] += f", {flaky} of them flaky"
+        self._repetitions(event.results)
         if event.interrupted:
             self._print("interrupted; this had finished by then:", "bold yellow")
         good = not event.interrupted and all(result.passed for result in event.results)
@@ -215,10 +230,21 @@ class TerminalReport:
             f"{count} case{'' if count == 1 else 's'} in {_seconds(event.seconds)}: {said}",
             "bold green" if good else "bold red",
         )
-        again = [r.case for r in event.results if not r.passed and r.verdict is not Verdict.SKIPPED]
+        again = list(dict.fromkeys(r.case for r in event.results if not r.passed and r.verdict is not Verdict.SKIPPED))
         if again:
             whose = "failures" if any(r.fault is Fault.CASE for r in event.results) else "cases"
             self._print_whole(f"repeat just the {whose}: {self._repeat(again)}")
+
+    def _repetitions(self, results: Sequence[CaseResult]) -> None:
+        """How often each case that ran several times did not pass at its first attempt."""
+        rows = events.flake_rates(results)
+        if not rows:
+            return
+        width = max(len(row.case) for row in rows)
+        self._print(f"{'':<{width}}  {'runs':>5}  {'failed':>6}  {'rate':>7}", "bold")
+        for row in rows:
+            style = "green" if row.failed == 0 else "bold red"
+            self._print(f"{row.case:<{width}}  {row.runs:>5}  {row.failed:>6}  {row.rate:>7.1%}".replace("%", " %"), style)
 
     # --- output --------------------------------------------------------------------------------------------------------
 

@@ -481,7 +481,7 @@ def test_test_commands_are_trimmed(case: Callable[..., CaseConfig]) -> None:
         ("success_regex = 'x'", "success_regex", 'must be an array of strings, not "x"'),
         (OK + "[qcase]\nmatch = 'one'", "qcase.match", 'must be "any" or "all", not "one"'),
         (OK + "[qcase]\ntags = ['a b']", "qcase.tags[0]", "must be a word without blanks"),
-        (OK + "[qcase]\nretries = 2", "qcase.retries", "unknown key"),
+        (OK + "[qcase]\nretry = 2", "qcase.retry", "unknown key"),
         (OK + "qcase = 2", "qcase", "must be a table, not 2"),
     ],
 )

@@ -329,7 +329,7 @@ def test_no_index_is_one_message_with_what_pip_said(tmp_path: Path, monkeypatch:
 
 
 def test_a_download_that_breaks_off_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    monkeypatch.setattr("qcase.process.pause", lambda _: None)
     log = fake_pip(tmp_path, monkeypatch, "echo 'ERROR: IncompleteRead(17 bytes read)' >&2; exit 2")
     events: list[Event] = []
     with pytest.raises(InfraError, match="IncompleteRead"):

@@ -24,6 +24,7 @@ ROOMS = [
     "prepare",
     "selection",
     "scaffold",
+    "schedule",
     "runs",
     "pipelines",
     "suite",

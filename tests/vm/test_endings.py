@@ -1,7 +1,7 @@
 """A run that is ended from outside: by KILL, TERM, Ctrl-C, during a build and while a guest runs. Nothing of it stays.
 
 the case `builds`    its prebuild.sh sleeps until the test is over
-the case `runs`      its command sleeps
+the case `runs`      its command sleeps, and so does that of `runs-too`
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     program = c_program(says("hello"), prebuild_sh="#!/bin/sh\nsleep 1000\n")
     made.case("builds", program, shell_init_cmd="prog", success_regex=["^hello$"])
     made.case("runs", shell_init_cmd="echo be''gun; sleep 1000", success_regex=["^never$"])
+    made.case("runs-too", shell_init_cmd="echo be''gun; sleep 1000", success_regex=["^never$"])
     made.case("first", shell_init_cmd="echo hel''lo", success_regex=["^hello$"])
     return made
 
@@ -102,7 +103,9 @@ def test_an_interrupt_during_a_build(number: signal.Signals, workspace: Workspac
 
 @pytest.mark.parametrize("number", GRACEFUL)
 def test_an_interrupt_while_a_guest_runs(number: signal.Signals, workspace: Workspace, store: Path) -> None:
-    with running(workspace, "first", "runs", store=store) as run:
+    with running(workspace, "first", "runs", "runs-too", "-j3", store=store) as run:
+        run.until("pass ")
+        booted(run, workspace, "runs-too")
         run_id = booted(run, workspace)
         workspaces.kill(run, number)
         outcome = run.outcome()
@@ -125,21 +128,36 @@ def interrupted(outcome: Outcome, finished: list[str]) -> None:
     assert len(outcome.report["cases"]) == len(finished)
 
 
-def test_many_interrupts_are_one(workspace: Workspace, store: Path) -> None:
+def test_a_key_that_bounces_is_one_interrupt(workspace: Workspace, store: Path) -> None:
     with running(workspace, "runs", store=store) as run:
         run_id = booted(run, workspace)
-        while run.child.poll() is None:
+        for _ in range(3):
             workspaces.kill(run, signal.SIGINT)
-            time.sleep(0.01)
         outcome = run.outcome()
         nothing_left(run, run_id, workspace)
     interrupted(outcome, [])
 
 
 @pytest.mark.alone  # five seconds are what was promised
-def test_kill_while_a_guest_runs(workspace: Workspace, store: Path) -> None:
-    with running(workspace, "runs", store=store) as run:
+def test_impatience_ends_it_at_once(workspace: Workspace, store: Path) -> None:
+    """A second interrupt does not wait for what the first one began to clear away. All of it goes all the same."""
+    with running(workspace, "builds", store=store) as run:
+        run_id = building(run)
+        while run.child.poll() is None:
+            workspaces.kill(run, signal.SIGINT)
+            time.sleep(0.01)
+        outcome = run.outcome()
+        assert outcome.exit_code == 130
+        assert "Traceback" not in outcome.said
+        nothing_left(run, run_id, workspace)
+
+
+@pytest.mark.alone  # five seconds are what was promised
+def test_kill_while_two_guests_run(workspace: Workspace, store: Path) -> None:
+    with running(workspace, "runs", "runs-too", "-j2", store=store) as run:
+        booted(run, workspace, "runs-too")
         run_id = booted(run, workspace)
+        assert len(workspaces.qemu_of(run_id)) == 2
         workspaces.kill(run, signal.SIGKILL)
         run.child.wait()
         nothing_left(run, run_id, workspace)

@@ -1,0 +1,191 @@
+"""What cases share while many of them run at once."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qcase import events, process, runner, suite
+from qcase.errors import ConfigError, InfraError, Problem, StoppedError
+from qcase.model import Arch, Verdict
+from qcase.prepare import Session
+from qcase.runner import Plan
+from qcase.store import Policy, Store
+from qcase.suite import BrokenCase
+
+TARGET = Arch.AARCH64.default_target
+
+
+def session(root: Path, emit: events.Emit = events.unheard) -> Session:
+    (root / "qcase.toml").write_text("")
+    store = Store(root / "store", writes=Policy(images=False, overlays=False))
+    return Session(suite.Workspace.open(root), Arch.AARCH64, TARGET, store, emit)
+
+
+def at_once(count: int, call: Callable[[int], object]) -> list[object]:
+    """What calls from so many threads gave, all begun at the same moment."""
+    gate = threading.Barrier(count)
+
+    def one(number: int) -> object:
+        gate.wait()
+        try:
+            return call(number)
+        except InfraError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def test_what_is_shared_is_made_once(tmp_path: Path) -> None:
+    shared = session(tmp_path)
+    made: list[int] = []
+    waiting = threading.Event()
+
+    def make() -> int:
+        waiting.wait(0.2)  # long enough for the others to come
+        made.append(1)
+        return 7
+
+    assert at_once(8, lambda _: shared.once("thing", make)) == [7] * 8
+    assert made == [1]
+
+
+def test_a_fault_of_something_shared_is_met_once_and_told_to_all(tmp_path: Path) -> None:
+    shared = session(tmp_path)
+    tries: list[int] = []
+
+    def make() -> int:
+        tries.append(1)
+        raise InfraError("qemu-img is not installed", hint="install it")
+
+    told = at_once(6, lambda _: shared.once("thing", make))
+    assert [str(error) for error in told] == ["qemu-img is not installed"] * 6
+    assert tries == [1]
+
+
+def test_who_needs_one_thing_does_not_wait_for_another(tmp_path: Path) -> None:
+    shared = session(tmp_path)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        assert go_on.wait(60)
+        return "slow"
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(shared.once, "slow", slow)
+        assert begun.wait(60)
+        assert shared.once("fast", lambda: "fast") == "fast"
+        go_on.set()
+        assert future.result(60) == "slow"
+
+
+def test_listeners_hear_one_event_at_a_time(tmp_path: Path) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def emit(_: events.Event) -> None:
+        inside.append(1)
+        most.append(len(inside))
+        inside.pop()
+
+    shared = session(tmp_path, emit)
+
+    def speak(number: int) -> None:
+        for _ in range(200):
+            shared.emit(events.Progress(f"{number}"))
+
+    at_once(8, speak)
+    assert len(most) == 1600
+    assert max(most) == 1
+
+
+def test_a_wait_ends_when_the_run_is_stopped() -> None:
+    def sleep() -> None:
+        process.pause(600)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(sleep)
+        process.stop()
+        try:
+            with pytest.raises(StoppedError):
+                waiting.result(60)
+            with pytest.raises(StoppedError):
+                process.run(["true"])
+        finally:
+            process.go_on()
+    assert process.run(["true"]).returncode == 0
+
+
+# --- many cases, none of which comes to boot --------------------------------------------------------------------------------
+
+
+def broken(name: str) -> BrokenCase:
+    error = ConfigError([Problem("is not TOML", f"suite/normal/{name}/qemu-aarch64.toml", 3)])
+    return BrokenCase(name, f"normal/{name}", "normal", "", Path("/w") / name, error)
+
+
+def test_results_are_in_the_order_of_the_cases(tmp_path: Path) -> None:
+    said: list[events.Event] = []
+    cases = [broken(f"case{number:02}") for number in range(40)]
+    finished = runner.run_cases(cases, session(tmp_path, said.append), Plan(jobs=8))
+    assert [result.case for result in finished.results] == [case.display_name for case in cases]
+    assert {result.verdict for result in finished.results} == {Verdict.ERROR}
+    assert finished.exit_code == 2
+    assert isinstance(said[0], events.RunStarted)
+    assert isinstance(said[-1], events.RunFinished)
+    assert said[0].jobs == 8
+    assert sum(isinstance(event, events.CaseFinished) for event in said) == 40
+
+
+@pytest.mark.parametrize(("limit", "ran"), [(1, 1), (3, 3), (0, 6)])
+def test_after_enough_failures_nothing_new_is_started(limit: int, ran: int, tmp_path: Path) -> None:
+    cases = [broken(f"case{number}") for number in range(6)]
+    finished = runner.run_cases(cases, session(tmp_path), Plan(jobs=1, max_failures=limit))
+    verdicts = [result.verdict for result in finished.results]
+    assert verdicts == [Verdict.ERROR] * ran + [Verdict.SKIPPED] * (6 - ran)
+    if ran < 6:
+        plural = "case has" if ran == 1 else "cases have"
+        assert finished.results[-1].reason == f"not run, because {ran} {plural} failed"
+    assert finished.exit_code == 2
+
+
+def test_every_repetition_is_a_result_of_its_own(tmp_path: Path) -> None:
+    said: list[events.Event] = []
+    finished = runner.run_cases([broken("a"), broken("b")], session(tmp_path, said.append), Plan(repeat=3))
+    assert [(result.case, result.repetition) for result in finished.results] == [
+        ("normal/a", 1),
+        ("normal/a", 2),
+        ("normal/a", 3),
+        ("normal/b", 1),
+        ("normal/b", 2),
+        ("normal/b", 3),
+    ]
+    assert [event.case for event in said if isinstance(event, events.CaseStarted)][-1] == "normal/b#3"
+    assert finished.results[-1].label == "normal/b#3"
+
+
+def test_a_listener_that_fails_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
+    def emit(event: events.Event) -> None:
+        if isinstance(event, events.CaseFinished):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        runner.run_cases([broken("a"), broken("b")], session(tmp_path, emit))
+
+
+def test_a_case_and_what_it_needs_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    original = session(tmp_path, lambda _: None)
+    original.once("thing", lambda: 7)
+    case, copied = pickle.loads(pickle.dumps((broken("a"), original)))
+    result = runner.run_case(case, copied)
+    assert replace(result, total=0.0) == replace(runner.run_case(broken("a"), original), total=0.0)
+    assert "is not TOML" in result.reason
+    assert copied.once("thing", lambda: 8) == 8

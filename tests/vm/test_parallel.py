@@ -1,0 +1,147 @@
+"""Many cases at once: what they share, how they wait, and what another attempt is.
+
+A case that is flaky for certain: QEMU is started by a script that gives the guest less memory from the second start on, and
+the case fails where there is much.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from qcase import events, prepare, process, runner, suite
+from qcase.content import Kind
+from qcase.model import Arch, Verdict
+from qcase.prepare import Session
+from qcase.runner import Plan
+from qcase.store import Store
+from tests.vm import workspaces
+from tests.vm.workspaces import Workspace, run
+
+pytestmark = pytest.mark.vm
+
+TARGET = Arch.AARCH64.default_target
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace.make(tmp_path_factory.mktemp("parallel") / "w")
+    made.case("script", {"sh/hello": "#!/bin/sh\necho hello\n"}, shell_init_cmd="hello", success_regex=["^hello$"])
+    made.case("plain", shell_init_cmd="echo hel''lo", success_regex=["^hello$"])
+    made.case(
+        "flaky",
+        shell_init_cmd='awk \'/^MemTotal/ { print $2 < 200000 ? "sma" "ll" : "la" "rge" }\' /proc/meminfo',
+        success_regex=["^small$"],
+        fail_regex=["^large$"],
+        qcase={"retries": 1},
+    )
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path, test_cache: Path) -> Path:
+    return workspaces.fresh_store(tmp_path / "store", test_cache)
+
+
+@pytest.fixture
+def stingy(tmp_path: Path) -> Mapping[str, str]:
+    """An environment in which QEMU gives a guest less memory from its second start on."""
+    real = shutil.which("qemu-system-aarch64")
+    script = tmp_path / "bin" / "qemu-system-aarch64"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\n[ ! -e {tmp_path}/began ] || set -- "$@" -m 160M\n: >{tmp_path}/began\nexec {real} "$@"\n')
+    script.chmod(0o755)
+    return {"PATH": f"{script.parent}:{os.environ['PATH']}"}
+
+
+def test_a_case_that_passes_at_the_second_attempt_is_flaky(workspace: Workspace, store: Path, stingy: Mapping[str, str]) -> None:
+    outcome = run(workspace, "flaky", store=store, env=stingy)
+    assert outcome.exit_code == 0, outcome.said
+    case = outcome.case("flaky")
+    assert (case["verdict"], case["flaky"]) == ("pass", True)
+    (first,) = case["earlier"]
+    assert (first["verdict"], first["excerpt"]) == ("fail", "large")
+    logs = workspace.root / "target/qcase/logs/aarch64/normal/flaky"
+    assert b"\nlarge" in (logs / "console.log.attempt-1").read_bytes()
+    assert b"\nsmall" in (logs / "console.log").read_bytes()
+    assert first["console_log"].endswith("flaky/console.log.attempt-1")
+    assert re.search(r"(?m)^flaky +normal/flaky ", outcome.stdout), outcome.stdout
+    assert outcome.stdout.splitlines()[-1].endswith("1 passed, 1 of them flaky")
+
+
+def test_without_retries_it_fails_and_its_old_logs_are_gone(workspace: Workspace, store: Path, stingy: Mapping[str, str]) -> None:
+    logs = workspace.root / "target/qcase/logs/aarch64/normal/flaky"
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / "console.log.attempt-1").write_text("of an earlier run")
+    outcome = run(workspace, "flaky", "--retries", "0", store=store, env=stingy)
+    assert outcome.exit_code == 1
+    assert outcome.verdicts == {"flaky": "fail"}
+    assert sorted(path.name for path in logs.iterdir()) == ["console.log", "qemu.sh"]
+
+
+def test_repetitions_have_logs_of_their_own_and_a_table(workspace: Workspace, store: Path, stingy: Mapping[str, str]) -> None:
+    outcome = run(workspace, "flaky", "--repeat", "3", "--retries", "0", "-j1", store=store, env=stingy)
+    assert outcome.exit_code == 1
+    assert outcome.report is not None
+    rows = [(case["case"], case["repetition"], case["verdict"]) for case in outcome.report["cases"]]
+    assert rows == [("normal/flaky", 1, "fail"), ("normal/flaky", 2, "pass"), ("normal/flaky", 3, "pass")]
+    assert b"\nsmall" in (workspace.root / "target/qcase/logs/aarch64/normal/flaky#3/console.log").read_bytes()
+    assert re.search(r"(?m)^normal/flaky +3 +1 +33\.3 %", outcome.stdout), outcome.stdout
+    assert re.search(r"(?m)^repeat just the failures: .* normal/flaky$", outcome.stdout), outcome.stdout
+
+
+def test_a_case_that_waits_for_another_process_holds_up_no_other(workspace: Workspace, store: Path) -> None:
+    opened = suite.Workspace.open(workspace.root)
+    found = suite.discover(opened, Arch.AARCH64, TARGET)
+    (script,) = suite.select(found, ["script"])
+    assert isinstance(script, suite.Case)
+    with Session(opened, Arch.AARCH64, TARGET, Store(store), events.unheard, looking=True) as session:
+        (wanted,) = prepare.wanted(script, session)
+    lock = Store(store)._builders_lock(Kind.OVERLAY, wanted.key.digest)
+    (store / "v1" / "locks").mkdir(parents=True, exist_ok=True)
+    with lock:
+        running = workspaces.start(workspace, "script", "plain", "-j2", store=store)
+        running.until("waiting for another process")
+        running.until("pass ")  # the plain one, while the other waits
+    outcome = running.outcome()
+    assert outcome.verdicts == {"plain": "pass", "script": "pass"}, outcome.said
+    assert re.findall(r"(?m)^pass +(\S+)", outcome.stdout) == ["normal/plain", "normal/script"]
+
+
+def test_cases_run_in_another_process(workspace: Workspace, test_cache: Path) -> None:
+    """A case is a function of arguments that can be pickled: any executor will do."""
+    workspaces.provide(test_cache)
+    opened = suite.Workspace.open(workspace.root)
+    cases = suite.select(suite.discover(opened, Arch.AARCH64, TARGET), ["plain"])
+    with (
+        Session(opened, Arch.AARCH64, TARGET, Store(test_cache), events.unheard) as session,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+    ):
+        finished = runner.run_cases(cases, session, Plan(jobs=1), pool)
+        pool.submit(process.dismiss_guardian).result()
+    assert [result.verdict for result in finished.results] == [Verdict.PASS], finished.results
+
+
+def test_a_missing_program_is_met_once_and_before_anything_is_fetched(tmp_path: Path) -> None:
+    workspace = Workspace.make(tmp_path / "w")
+    for number in range(5):
+        workspace.case(f"case{number}", shell_init_cmd="true", success_regex=["x"])
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("qemu-system-aarch64", "pip", "pip3", "python3"):
+        if path := shutil.which(name):
+            (programs / name).symlink_to(path)
+    outcome = run(workspace, "-j3", store=tmp_path / "store", env={"PATH": str(programs)})
+    assert outcome.exit_code == 3
+    assert set(outcome.verdicts.values()) == {"error"}
+    assert outcome.stdout.count("qemu-img is not installed") == 1, outcome.stdout
+    assert outcome.stdout.count("Debian: apt-get install qemu-utils") == 1
+    assert "fetching" not in outcome.said
+    assert not list((tmp_path / "store").rglob("*.whl"))
