@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcase import __version__, accel, gc, guests, images, locks, process, qemu, suite
+from qcase import __version__, accel, gc, guests, images, locks, packages, process, qemu, suite
 from qcase.cache import size
 from qcase.config import GuestConfig, KernelBuild, WorkspaceConfig, parse_size
 from qcase.errors import InfraError, QcaseError, UsageError
@@ -84,8 +84,17 @@ class Patient:
     def needs_engine(self) -> bool:
         kernel = self.guest.kernel
         in_container = isinstance(kernel, KernelBuild) and kernel.where != "host"
-        raw = any(case.config.to_bin for case in self.cases)
-        return bool(self.kinds - {Pipeline.PLAIN}) or guests.DEBIAN in (self.guest.rootfs, kernel) or in_container or raw
+        made = any(case.config.to_bin or case.config.packages for case in self.cases)
+        return bool(self.kinds - {Pipeline.PLAIN}) or guests.DEBIAN in (self.guest.rootfs, kernel) or in_container or made
+
+    @property
+    def images(self) -> list[str]:
+        """The toolchain images that a run would use."""
+        crafts = [craft for kind, craft in CRAFTS.items() if kind in self.kinds]
+        wanted = {craft.image for craft in crafts if craft.image} | {INJECTOR}
+        if any(craft.packages for craft in crafts) or any(case.config.packages for case in self.cases):
+            wanted.add(packages.IMAGE)
+        return sorted(wanted)
 
     @property
     def guest(self) -> GuestConfig:
@@ -251,10 +260,9 @@ def _engine_lines(patient: Patient) -> Iterator[Line]:
         for folder in (patient.workspace.root if patient.workspace else None, patient.store):
             if folder is not None:
                 engine.places.seen(folder)
-        wanted = {craft.image for kind, craft in CRAFTS.items() if kind in patient.kinds and craft.image} | {INJECTOR}
         step: images.Image | None = None
         missing_images = []
-        for name in sorted(wanted):
+        for name in patient.images:
             found = _image(name, engine, patient)
             if isinstance(found, Line):
                 missing_images.append(name)
