@@ -34,6 +34,7 @@ python3Packages.buildPythonApplication {
     fileset = lib.fileset.unions [
       ../qcase
       ../images
+      ../share
       ../hatch_build.py
       ../pyproject.toml
       ../README.md

@@ -22,12 +22,12 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
-def helps() -> list[tuple[str, str]]:
-    """The help of the program and of each command, at a width of 100 columns."""
+def helps(width: int = 100) -> list[tuple[str, str]]:
+    """The help of the program and of each command, at a width of so many columns."""
     found: list[tuple[str, str]] = []
 
     def visit(name: str, one: Any, parent: Any) -> None:
-        context = one.make_context(name, [], parent=parent, resilient_parsing=True, terminal_width=100)
+        context = one.make_context(name, [], parent=parent, resilient_parsing=True, terminal_width=width)
         found.append((context.command_path, one.get_help(context)))
         for child in one.list_commands(context) if hasattr(one, "list_commands") else []:
             visit(child, one.get_command(context, child), context)

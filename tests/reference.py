@@ -2,6 +2,7 @@
 
 docs/configuration.md      each block of TOML below a line `<!-- qcase schema NAME --toml -->`
 docs/schemas/NAME.json     what `qcase schema NAME` prints
+share/                     the man page and the completions, which a wheel brings along
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from pathlib import Path
 
 from qcase import schema
+from tests import manpage
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
@@ -20,12 +22,14 @@ _BLOCK = re.compile(r"(<!-- qcase schema (\w+) --toml -->\n```toml\n).*?(^```$)"
 def files() -> dict[Path, str]:
     """What is to stand in each file."""
     page = _BLOCK.sub(lambda block: block[1] + schema.toml(block[2]) + block[3], PAGE.read_text(encoding="utf-8"))
-    return {PAGE: page} | {ROOT / "docs" / "schemas" / f"{name}.json": schema.json_schema(name) for name in schema.MODELS}
+    schemas = {ROOT / "docs" / "schemas" / f"{name}.json": schema.json_schema(name) for name in schema.MODELS}
+    completions = {ROOT / "share" / path: manpage.completion(shell) for shell, path in manpage.COMPLETIONS.items()}
+    return {PAGE: page, ROOT / "share" / "man" / "man1" / "qcase.1": manpage.man_page()} | schemas | completions
 
 
 def main() -> None:
     for path, text in files().items():
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
             print(f"{path.relative_to(ROOT)}: written")

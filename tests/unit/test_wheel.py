@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from qcase import __version__, images, version
+from tests import manpage
 from tests.conftest import ROOT
 
 COMMIT = "0123456789ab"
-SOURCES = ("qcase", "images", "hatch_build.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore")
+SOURCES = ("qcase", "images", "share", "hatch_build.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore")
 
 
 def build(sources: Path, out: Path, target: str = "wheel", commit: str = COMMIT, umask: int = 0o022) -> Path:
@@ -88,6 +89,8 @@ def test_what_is_inside(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts:
             assert str(path.relative_to(ROOT)) in names
     assert {"qcase/py.typed", "qcase/_commit"} <= names
+    shared = {"share/man/man1/qcase.1", *(f"share/{path}" for path in manpage.COMPLETIONS.values())}
+    assert {name.partition(".data/data/")[2] for name in names if ".data/data/" in name} == shared
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "examples/")) or "__pycache__" in name]
 
@@ -102,6 +105,14 @@ def test_an_installed_qcase_says_its_commit_and_has_the_same_toolchain_images(in
     place, *digests = said.stdout.split()
     assert Path(place).is_relative_to(installed)
     assert digests == [f"{name}={images.recipe_digest(name)}" for name in images.names()]
+
+
+def test_an_installed_qcase_brings_schemas_a_man_page_and_completions(installed: Path) -> None:
+    for name in ("qcase", "qemu"):
+        assert run(installed, "schema", name) == (ROOT / "docs" / "schemas" / f"{name}.json").read_text(encoding="utf-8")
+    for shell, path in manpage.COMPLETIONS.items():
+        assert (installed / "share" / path).read_text() == run(installed, "completion", shell)
+    assert '.SS "qcase run"' in (installed / "share" / "man" / "man1" / "qcase.1").read_text()
 
 
 def test_an_installed_qcase_reads_a_suite(installed: Path) -> None:

@@ -1,0 +1,1 @@
+complete --command qcase --no-files --arguments "(env _QCASE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) qcase)" --condition "env _QCASE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) qcase"
