@@ -39,6 +39,7 @@ def sizes(store: Store) -> Iterator[str]:
     for what, many in (
         (Kind.IMAGE, "images"),
         (Kind.OVERLAY, "overlays"),
+        (Kind.DOWNLOAD, "downloads"),
         (gc.GUEST, "guests"),
         (gc.INITRAMFS, "initramfs"),
     ):

@@ -1,6 +1,6 @@
 """What an entry of the store holds: its digest, how its files look, and how they get to the disk and away again.
 
-An image is one file, `image.img`; an overlay is a folder, `content/`, with the guest's modes in it.
+An image is one file, `image.img`; an overlay is a folder, `content/`, with the guest's modes in it, and so is a download.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ Facts = list[list[keys.JSON]]
 class Kind(StrEnum):
     OVERLAY = "overlay"
     IMAGE = "image"
+    DOWNLOAD = "download"
 
     @property
     def content(self) -> str:
         """The name of what an entry holds."""
-        return "content" if self is Kind.OVERLAY else "image.img"
+        return "image.img" if self is Kind.IMAGE else "content"
+
+    @property
+    def is_folder(self) -> bool:
+        return self is not Kind.IMAGE
 
 
 def digest_of(kind: Kind, content: Path) -> tuple[str, list[list[str]]]:

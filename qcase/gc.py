@@ -1,12 +1,12 @@
 """What the store keeps, how much of the disk it takes, and what of it goes when there is too much.
 
-    item          what is kept and goes as a whole: an image, an overlay, a guest, a guest's initramfs
+    item          what is kept and goes as a whole: an image, an overlay, a download, a guest, a guest's initramfs
     leftover      what is of no use to anybody: half-made things of killed processes, records of what is gone
 
-Items go by age, by the size of the store and by what is free on its disk, least recently used first; a guest that has to be
-fetched goes after all that can be made again without a network. What is in use never goes: an entry's readers hold its own lock
-(see `qcase.store`), whoever boots a guest holds `guests.lock`, and QEMU holds both. A leftover goes only when its owner is gone,
-and that is told by the lock which it held, never by a process id: ids are used again, and containers have ids of their own.
+Items go by age, by the size of the store and by what is free on its disk, least recently used first; downloads, and guests that
+have to be fetched, go after all that can be made again without a network. What is in use never goes: an entry's readers hold its
+own lock (see `qcase.store`), whoever boots a guest holds `guests.lock`, and QEMU holds both. A leftover goes only when its owner
+is gone, and that is told by the lock which it held, never by a process id: ids are used again, and containers have their own.
 
 A folder below the root that is a symbolic link is somebody else's and left alone.
 """
@@ -39,8 +39,8 @@ INITRAMFS = "initramfs"
 
 @dataclass(frozen=True)
 class Item:
-    """`what` is "image", "overlay", "guest" or "initramfs", `name` its key or its folder's name. `size` in bytes as the disk sees
-    them, so holes do not count; `used` in seconds since 1970."""
+    """`what` is "image", "overlay", "download", "guest" or "initramfs", `name` its key or its folder's name. `size` in bytes as
+    the disk sees them, so holes do not count; `used` in seconds since 1970."""
 
     what: str
     name: str
@@ -51,7 +51,17 @@ class Item:
 
     @property
     def short(self) -> str:
-        return self.name[:12] if self.what in (Kind.IMAGE, Kind.OVERLAY) else self.name
+        return self.name[:12] if self.is_entry else self.name
+
+    @property
+    def is_entry(self) -> bool:
+        """Whether it is an entry of the store, and no guest."""
+        return self.what in tuple(Kind)
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether a network is needed to have it again."""
+        return self.what in (Kind.DOWNLOAD, GUEST)
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ class Broken:
 def items(store: Store) -> list[Item]:
     """All that the store keeps, in the order in which it would go."""
     found = [*_entries(store), *_guests(store)]
-    return sorted(found, key=lambda item: (item.what == GUEST, item.used, item.name))
+    return sorted(found, key=lambda item: (item.is_fetched, item.used, item.name))
 
 
 def disk_size(path: Path) -> int:
@@ -148,14 +158,17 @@ def collect(store: Store, limits: Limits, *, dry_run: bool = False, now: float |
 
 
 def clear(store: Store, *, everything: bool = False, dry_run: bool = False) -> Collected:
-    """Take all entries away, with `everything` the guests and the records of toolchain images too; nothing that is in use."""
+    """Take overlays and images away, with `everything` what was downloaded, the guests and the records of toolchain images too.
+
+    Nothing goes that is in use.
+    """
     leftovers = 0 if dry_run else sweep(store)
     gone: list[Gone] = []
     busy: list[Item] = []
     with ExitStack() as stack:
         taker = _Taker(store, dry_run, stack)
         for item in items(store):
-            if item.what in (Kind.IMAGE, Kind.OVERLAY) or everything:
+            if (item.is_entry and not item.is_fetched) or everything:
                 if taker.take(item):
                     gone.append(Gone(item, "all of it"))
                 else:
@@ -168,7 +181,7 @@ def clear(store: Store, *, everything: bool = False, dry_run: bool = False) -> C
 def verify(store: Store, *, repair: bool = False) -> Iterator[tuple[Item, Broken | None]]:
     """Read everything in full, one item after the other, and throw what is broken away if it is to be repaired."""
     for item in items(store):
-        if item.what in (Kind.IMAGE, Kind.OVERLAY):
+        if item.is_entry:
             why = store.verify(Kind(item.what), item.name)
             if why and not item.path.exists():
                 continue  # somebody took it away meanwhile
@@ -178,7 +191,7 @@ def verify(store: Store, *, repair: bool = False) -> Iterator[tuple[Item, Broken
             yield item, None
         elif not repair:
             yield item, Broken(item, why)
-        elif item.what in (Kind.IMAGE, Kind.OVERLAY):
+        elif item.is_entry:
             yield item, Broken(item, why, store.remove(Kind(item.what), item.name, even_if_used=True))
         else:  # a guest is made anew by its next user, who finds out by itself once it may not trust its facts
             with store.take_guests() as free:
@@ -347,7 +360,7 @@ class _Taker:
         self._guests_free: bool | None = None
 
     def take(self, item: Item) -> bool:
-        if item.what in (Kind.IMAGE, Kind.OVERLAY):
+        if item.is_entry:
             kind = Kind(item.what)
             if self._dry_run:
                 return not self._store.in_use(kind, item.name)

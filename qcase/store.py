@@ -638,7 +638,7 @@ class Store:
             with _full_is_no_failure(self.root, kind, key), _guarded(self.root):
                 staged, lock_fd = self._stage(kind, key.digest, cleanup)
                 content = staged / kind.content
-                if kind is Kind.OVERLAY:
+                if kind.is_folder:
                     content.mkdir()
                 self._trace("staged")
             began = time.monotonic()
@@ -759,7 +759,7 @@ class Store:
     def _open(self) -> None:
         """Make the folders, once: a store that is there costs two system calls."""
         if not (self._last.is_dir() and self._staging.is_dir()):  # `last` is made last; archives may have lost the empty ones
-            for folder in (self.base / "overlays", self.base / "images", self._staging, self._locks, self._checked, self._last):
+            for folder in (*(self.base / f"{kind}s" for kind in Kind), self._staging, self._locks, self._checked, self._last):
                 folder.mkdir(parents=True, exist_ok=True)
             tag = self.root / "CACHEDIR.TAG"
             if not tag.exists():
@@ -825,15 +825,15 @@ def _unstored(kind: Kind, key: keys.Key, build: Build, scratch: Path, made_for: 
     content = folder / kind.content
     try:
         try:
-            _make_folder(content if kind is Kind.OVERLAY else folder)
+            _make_folder(content if kind.is_folder else folder)
             build(content)
-            listing = keys.overlay_listing(content) if kind is Kind.OVERLAY else []
+            listing = keys.overlay_listing(content) if kind.is_folder else []
             facts_of(content)  # it is there, and what it should be
         except OSError as error:
             if not _is_full(error):
                 raise
             raise _full_disk(f"the {kind} for {made_for or key.short} does not fit", scratch) from error
-        digest = keys.digest(listing) if kind is Kind.OVERLAY else ""
+        digest = keys.digest(listing) if kind.is_folder else ""
         yield Entry(
             kind, key.digest, content, Manifest(kind, key.digest, key.parts, digest, listing, made_for=made_for), False, None
         )

@@ -64,7 +64,7 @@ def build_overlay(path: Path) -> None:
     (path / "secret").mkdir(mode=0o700)
 
 
-BUILDS = {Kind.IMAGE: build_image, Kind.OVERLAY: build_overlay}
+BUILDS = {Kind.IMAGE: build_image, Kind.OVERLAY: build_overlay, Kind.DOWNLOAD: build_overlay}
 
 
 @dataclass(frozen=True)

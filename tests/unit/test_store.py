@@ -45,7 +45,7 @@ def build_overlay(path: Path) -> None:
     (path / "tmp").chmod(0o1777)
 
 
-BUILDS = {Kind.IMAGE: build_image, Kind.OVERLAY: build_overlay}
+BUILDS = {Kind.IMAGE: build_image, Kind.OVERLAY: build_overlay, Kind.DOWNLOAD: build_overlay}
 
 
 def must_not_build(path: Path) -> None:
@@ -397,6 +397,7 @@ def test_an_entry_that_was_moved_by_other_means_is_read_once(
 def test_a_hit_reads_no_content(root: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root, scratch)
     put(root, scratch, Kind.OVERLAY)
+    put(root, scratch, Kind.DOWNLOAD)
     monkeypatch.setattr(keys, "file_digest", must_not_build)
     monkeypatch.setattr(keys, "overlay_listing", must_not_build)
     for kind in Kind:
