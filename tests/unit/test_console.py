@@ -344,6 +344,15 @@ def test_a_line_of_200_kib_is_one_line() -> None:
     assert guest.waits(1).verdict() is Verdict.PASS
 
 
+def test_a_line_of_10_mib_is_one_line_of_which_the_end_is_seen() -> None:
+    chunk = b"x" * 65_536
+    for wanted, passes in (("^PASS", False), ("xPASS$", True), ("^x", True)):
+        guest = booted(shell(wanted)).prints(*[chunk] * 160, after=0.001).prints("PASS\r\n").waits(1)
+        assert guest.verdict() is (Verdict.PASS if passes else None)
+    guest = booted(shell()).prints(*[chunk] * 160, after=0.001).prints("\r\nPASS\r\n").waits(1)
+    assert guest.verdict() is Verdict.PASS
+
+
 def test_a_multi_line_pattern_sees_the_last_mebibyte() -> None:
     filler = "y" * 99 + "\n"
     guest = booted(shell("(?s)^BEGIN$.*^END$")).prints("BEGIN\n")

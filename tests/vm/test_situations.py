@@ -131,12 +131,11 @@ SITUATIONS = {
     "a prompt that never comes": S("pass", TIMEOUT, prompt="other>", limits=Limits(whole=60, boot=SHORT)),
     "a prompt at the end of a long line": S("pass", PASS, boot="line 64"),
     # Much of it.
-    "a flood": S("flood 2048 ; pass", PASS),
-    "a flood, and a failure": S("flood 2048 ; fail", FAIL),
+    "a flood": S("flood 1024 ; pass", PASS),
+    "a flood, and a failure": S("flood 1024 ; fail", FAIL),
     "a flood that never ends": S("flood", TIMEOUT, limits=LATE),
     "a line of 512 KiB": S("line 512 ; say PASS", PASS, success=("^x+PASS$",)),
-    "a line of 10 MiB": S("line 10240 ; nl ; pass", PASS),
-    "the end of a line of 3 MiB": S("line 3072 ; say PASS ; off", EXITED, success=("^xPASS$", "^PASS")),
+    "the end of a line of 2.5 MiB": S("line 2560 ; say PASS ; off", EXITED, success=("^xPASS$", "^PASS")),
     "a block of 900 KiB": S("say BEGIN ; flood 900 ; say END", PASS, success=("(?s)^BEGIN$.*^END$",)),
     "a block larger than what is kept": S("say BEGIN ; flood 2600 ; say END ; off", EXITED, success=("(?s)^BEGIN$.*^END$",)),
     # Ends.
