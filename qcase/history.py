@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,8 @@ class Memory:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self._path.with_suffix(".lock"), timeout=_PATIENCE):
             runs = _read(self._path)
-            for result in results:
-                if result.verdict is not Verdict.SKIPPED:
-                    runs.setdefault(_run(result.arch, self._target), {})[result.case] = _facts(result)
+            for name, result in _by_case(results).items():
+                runs.setdefault(_run(result.arch, self._target), {})[name] = _facts(result)
             staged = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
             try:
                 staged.write_text(json.dumps({"format": FORMAT, "runs": runs}, separators=(",", ":")), encoding="utf-8")
@@ -99,6 +98,16 @@ class Memory:
             except OSError:
                 staged.unlink(missing_ok=True)
                 raise
+
+
+def _by_case(results: Sequence[CaseResult]) -> dict[str, CaseResult]:
+    """What became of each case; of its repetitions the first that did not pass, where there is one."""
+    found: dict[str, CaseResult] = {}
+    for result in results:
+        name = result.case.removesuffix(f"#{result.repetition}") if result.repetition else result.case
+        if result.verdict is not Verdict.SKIPPED and (name not in found or found[name].passed):
+            found[name] = result
+    return found
 
 
 def _run(arch: Arch, target: str) -> str:

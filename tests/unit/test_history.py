@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def test_a_run_replaces_what_was_known_of_its_own_cases(tmp_path: Path) -> None:
     assert {name: one.verdict for name, one in known.items()} == {"normal/a": Verdict.FAIL, "normal/b": Verdict.PANIC}
     assert known["normal/a"].in_guest == 3.5
     assert known["normal/b"].at >= known["normal/a"].at > 0
+
+
+def test_of_repetitions_one_that_did_not_pass_counts(tmp_path: Path) -> None:
+    verdicts = [Verdict.PASS, Verdict.FAIL, Verdict.PASS]
+    repeated = [replace(result(f"normal/a#{n}", verdict), repetition=n) for n, verdict in enumerate(verdicts, 1)]
+    run(tmp_path, *repeated, result("normal/b#1"))
+    known = history.recall(tmp_path, Arch.X86_64, TARGET)
+    assert {name: one.verdict for name, one in known.items()} == {"normal/a": Verdict.FAIL, "normal/b#1": Verdict.PASS}
 
 
 def test_arches_and_targets_are_told_apart(tmp_path: Path) -> None:
