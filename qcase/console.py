@@ -167,6 +167,7 @@ class _Unconfirmed:
     verdict: Verdict
     start: int
     line: int  # where the line began
+    sure: bool  # no continuation could undo it
 
 
 @dataclass
@@ -470,7 +471,7 @@ class Judge:
             if found is None:
                 continue
             if self.rules.group is None:
-                self._doubt(pattern, Verdict.FAIL, found)
+                self._doubt(pattern, Verdict.FAIL, found, sure=not quiet)
                 self._rule(Verdict.FAIL, pattern, found, now)
                 return
             # A group runs to its end; what failed here is not forgotten.
@@ -484,7 +485,7 @@ class Judge:
             found = self._find(pattern, armed, whole=whole, line=line, quiet=quiet)
             if found is None:
                 continue
-            self._doubt(pattern, Verdict.PASS, found)
+            self._doubt(pattern, Verdict.PASS, found, sure=not quiet)
             if self.rules.match_all or self.rules.group is not None:
                 self._success.remove(pattern)
                 if self._success or self.rules.group is not None:
@@ -524,11 +525,11 @@ class Judge:
         found = pattern.search_unfinished(part, before) if unfinished else pattern.search(part, before)
         return None if found is None else (start - before + found[0], start - before + found[1])
 
-    def _doubt(self, pattern: Pattern, verdict: Verdict, found: tuple[int, int]) -> None:
+    def _doubt(self, pattern: Pattern, verdict: Verdict, found: tuple[int, int], *, sure: bool) -> None:
         """Remember a match that the rest of its line could undo."""
         line = self._text.line_start
         if found[1] > line:
-            self._unconfirmed.append(_Unconfirmed(pattern, verdict, found[0], line))
+            self._unconfirmed.append(_Unconfirmed(pattern, verdict, found[0], line, sure))
 
     def _confirm(self, *, at_end: bool) -> None:
         """Look again at matches on lines that have gone on: at those that are complete now, or at the end at all."""
@@ -536,6 +537,8 @@ class Judge:
         undone = []
         for match in [m for m in self._unconfirmed if at_end or m.line < text.line_start]:
             self._unconfirmed.remove(match)
+            if match.start < text.base and (match.sure or match.verdict is Verdict.FAIL):
+                continue  # so much of its line has come since that where it began is not kept any more
             start = max(match.start, text.base + 1 if text.base else 0)
             end = text.line_start if match.line < text.line_start else text.end
             if start < end and self._search(match.pattern, start, end) is None:

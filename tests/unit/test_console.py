@@ -353,6 +353,11 @@ def test_a_line_of_10_mib_is_one_line_of_which_the_end_is_seen() -> None:
     assert guest.verdict() is Verdict.PASS
 
 
+def test_a_failure_at_the_beginning_of_a_line_that_outgrows_the_window_is_not_forgotten() -> None:
+    guest = booted(shell()).prints("FAIL: ", *[b"x" * 65_536] * 60, "\r\nPASS\r\n", after=0.001).waits(2)
+    assert guest.verdict() is Verdict.FAIL
+
+
 def test_a_multi_line_pattern_sees_the_last_mebibyte() -> None:
     filler = "y" * 99 + "\n"
     guest = booted(shell("(?s)^BEGIN$.*^END$")).prints("BEGIN\n")
