@@ -428,7 +428,7 @@ class GuestConfig(_Model):
 
     `kernel` is that of a rootfs that is built in, else that of the architecture's built-in guest. `initrd`: a path or an address;
     None with a built-in kernel means qcase's own initramfs, with another kernel none at all. `append` is added to the kernel's
-    command line.
+    command line. `firmware`: of cases with `uefi`, a path; None for what this machine has.
     """
 
     rootfs: RootfsSource = "alpine"
@@ -436,6 +436,8 @@ class GuestConfig(_Model):
     initrd: InitrdSource = None
     hostname: Hostname = "qcase"
     append: Annotated[str, AfterValidator(_check_append)] = ""
+    firmware: PathString | None = None
+    firmware_vars: PathString | None = None
 
 
 class _DebianConfig(GuestConfig):
@@ -598,8 +600,6 @@ def _resolve_case(
     command = placeholders.replace(file.shell_init_cmd).strip() or None
     test_commands = tuple(text.strip() for text in file.test_commands)
 
-    if file.uefi:
-        wrong(("uefi",), "uefi is not supported: qcase boots the guest's kernel as it is", "set it to false or remove it")
     for key, value in (("shell_prefix", prefix), ("shell_init_cmd", command)):
         if value and "\0" in value:
             wrong((key,), "must not contain a NUL character")

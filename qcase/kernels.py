@@ -270,6 +270,21 @@ def _take(output: Path, folder: Path) -> Kernel:
     return Kernel(kept, sha256)
 
 
+def keep(target: Path, make: Callable[[], bytes]) -> None:
+    """A file beside a kernel's copy, made of it if it is not there."""
+    if target.is_file():
+        os.utime(target.parent)
+        return
+    staged = target.parent / f".{uuid.uuid4().hex}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.write_bytes(make())
+        staged.replace(target)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise InfraError(f"cannot be written: {error.strerror}", where=str(target)) from None
+
+
 def _sweep(folder: Path) -> None:
     """Copies that nobody used for a day. QEMU has read its kernel when it has started."""
     for kept in folder.iterdir():

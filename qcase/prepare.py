@@ -26,12 +26,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from qcase import accel, events, gc, guests, images, kernels, keys, packages, process, qemu, rootfs, runs
+from qcase import accel, events, fat, firmware, gc, guests, images, kernels, keys, packages, process, qemu, rootfs, runs
 from qcase.config import KernelBuild, parse_size
 from qcase.content import Kind
 from qcase.errors import BuildError, InfraError, QcaseError, UsageError
 from qcase.events import Emit
 from qcase.ext4 import Ext4Image
+from qcase.firmware import Firmware
 from qcase.guests import Guest
 from qcase.kernels import Kernel
 from qcase.model import Arch, Cache, Phase, Pipeline
@@ -89,6 +90,14 @@ class BrokenBuild:
 
 
 @dataclass(frozen=True)
+class Uefi:
+    """How firmware starts a kernel. `partition`: an image to boot from; None where the firmware gets the kernel from QEMU."""
+
+    firmware: Firmware
+    partition: Path | None
+
+
+@dataclass(frozen=True)
 class PreparedCase:
     """What QEMU needs of a case. Valid, and the image held in the store, as long as the `with` lasts that gave it.
 
@@ -106,6 +115,7 @@ class PreparedCase:
     broken: tuple[BrokenBuild, ...] = ()
     commands: tuple[str, ...] | None = None
     extra_args: tuple[str, ...] = (SNAPSHOT,)
+    uefi: Uefi | None = None
 
 
 @dataclass
@@ -285,6 +295,35 @@ class Session:
             return kernels.of_file(made, self.arch, "to_bin")
 
         return self.once(f"raw kernel {made}", make)
+
+    def uefi(self, case: Case, kernel: Kernel) -> Uefi | None:
+        """What a case with `uefi` boots by. Raises `InfraError` without firmware, `KernelError` for what is no EFI application.
+
+        Firmware starts `EFI/BOOT/BOOT<arch>.EFI` of a disk without telling it anything. A kernel that is to have an initrd or a
+        command line gets them from QEMU, and so does the firmware: it asks QEMU for all three, and starts the kernel likewise.
+        """
+        if not case.config.uefi:
+            return None
+        firmware.check_program(kernel.path, self.arch, case.display_name)
+        guest = self.guest
+        if guest.initrd is not None or guest.append or "-append" in case.config.args:
+            return Uefi(self._firmware, None)
+        made = kernels.folder(self.workspace.root) / kernel.sha256 / f"esp-{self.arch}.img"
+
+        def make() -> Uefi:
+            kernels.keep(made, lambda: fat.image({firmware.DEFAULT_PROGRAM[self.arch]: kernel.path.read_bytes()}))
+            return Uefi(self._firmware, made)
+
+        return self.once(f"system partition {made}", make)
+
+    @shared
+    def _firmware(self) -> Firmware:
+        config = self.workspace.config.guest[self.arch]
+        firmware.check_qemu(self.arch, qemu.version(self.arch))
+        if config.firmware is None:
+            return firmware.find(self.arch, self.environ)
+        root = self.workspace.root
+        return firmware.named(root / config.firmware, root / config.firmware_vars if config.firmware_vars else None, self.arch)
 
     def _kernel(self, case: Case) -> Kernel:
         chosen = self.workspace.config.guest[self.arch].kernel
@@ -498,13 +537,15 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
     began = time.monotonic()
     guest = session.guest
     kernel = session.kernel(case)
+    uefi = session.uefi(case, kernel)
     with ExitStack() as stack:
         if not _has_overlays(case):
             seconds = time.monotonic() - began
-            yield PreparedCase(guest.rootfs, guest, kernel, case.pipeline, Cache.NONE, seconds, keep_open=session.keep_open)
+            plain = PreparedCase(guest.rootfs, guest, kernel, case.pipeline, Cache.NONE, seconds, keep_open=session.keep_open)
+            yield replace(plain, uefi=uefi)
             return
         prepared = _persistently_prepared(case, layout, session, build_log, stack)
-        yield replace(prepared, seconds=time.monotonic() - began)
+        yield replace(prepared, seconds=time.monotonic() - began, uefi=uefi)
 
 
 def _persistently_prepared(case: Case, layout: CaseLayout, session: Session, build_log: Path, stack: ExitStack) -> PreparedCase:

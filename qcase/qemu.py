@@ -33,6 +33,7 @@ Accel = Literal["tcg", "kvm"]
 
 _DISK = "disk0"
 _NET = "net0"
+_ESP = "qcase-esp"
 _DRIVE_PREFIX = f"id={_DISK},if=none,format=raw,file="
 _MONITOR = "qcase-monitor"
 CONSOLE_LIMIT = 256 << 20  # bytes of a console that are kept, beside its end
@@ -61,6 +62,8 @@ class Spec:
     network: Network = "restricted"
     processors: int = 1
     reset: bool = False  # the guest may reset its machine; else that ends QEMU
+    flash: tuple[Path, ...] = ()  # UEFI firmware: its code, and the template of its variables
+    system_partition: Path | None = None  # what the firmware boots from; it starts the kernel, not QEMU
 
 
 def arguments(spec: Spec) -> list[str]:
@@ -90,7 +93,14 @@ def arguments(spec: Spec) -> list[str]:
         patch += ["-accel", _accelerator(spec)]
     if not spec.reset and not any(a in ("-no-reboot", "-action") for a in args):
         patch += ["-no-reboot"]
+    for unit, path in enumerate(spec.flash):
+        lock = ",readonly=on" if unit == 0 else ""
+        patch += ["-drive", f"if=pflash,unit={unit},format=raw{lock},file={_quoted(path)}"]
     kernel = ["-kernel", str(spec.kernel)]
+    if spec.system_partition is not None:
+        patch += ["-drive", f"id={_ESP},if=none,format=raw,readonly=on,file={_quoted(spec.system_partition)}"]
+        patch += ["-device", f"virtio-blk-pci,drive={_ESP},bootindex=0"]
+        kernel = []
     if spec.initrd is not None:
         kernel += ["-initrd", str(spec.initrd)]
     whole = " ".join(part for part in (spec.append, append) if part)
@@ -208,6 +218,15 @@ def names_accelerator(args: Sequence[str]) -> bool:
     return any(a in ("-accel", "-enable-kvm") for a in args) or any(
         o in ("-machine", "-M") and re.search(r"(?:^|,)accel=", v) for o, v in _pairs(args)
     )
+
+
+def version(arch: Arch) -> tuple[int, int]:
+    """Of the QEMU on this machine. Raises `InfraError` where there is none, or one that does not say."""
+    said = process.run([arch.qemu, "--version"], timeout=30.0, hint=INSTALL_HINT[arch]).output
+    found = re.search(r"version (\d+)\.(\d+)", said)
+    if found is None:
+        raise InfraError("does not say its version", where=f"{arch.qemu} --version")
+    return int(found[1]), int(found[2])
 
 
 def pasteable(argv: Sequence[str]) -> str:

@@ -392,6 +392,10 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> qemu.S
         processors=case.config.smp,
         reset=case.config.reset,
     )
+    if prepared.uefi is not None:
+        firmware = prepared.uefi.firmware
+        flash = (firmware.code,) if firmware.variables is None else (firmware.code, firmware.variables)
+        spec = replace(spec, flash=flash, system_partition=prepared.uefi.partition)
     if qemu.names_accelerator(spec.args):
         return spec
     return replace(spec, accel=session.accelerator(case, prepared.kernel, spec))
@@ -400,7 +404,14 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> qemu.S
 def booted(case: Case, prepared: PreparedCase, session: Session) -> Booted:
     """For reports: what was booted, and by what."""
     used = qemu.accelerator(qemu.arguments(machine_spec(case, prepared, session)))
-    return Booted(str(prepared.kernel.path), prepared.kernel.sha256, used)
+    firmware = prepared.uefi.firmware if prepared.uefi is not None else None
+    return Booted(
+        str(prepared.kernel.path),
+        prepared.kernel.sha256,
+        used,
+        str(firmware.code) if firmware is not None else None,
+        firmware.sha256 if firmware is not None else None,
+    )
 
 
 def command_of(case: Case, session: Session) -> tuple[list[str], Path]:

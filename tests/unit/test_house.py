@@ -35,6 +35,8 @@ ROOMS = [
     "guests",
     "debian",
     "initramfs",
+    "firmware",
+    "fat",
     "kernels",
     "containers",
     "outside",

@@ -164,3 +164,31 @@ def test_several_x86_processors_share_one_thread_of_tcg() -> None:
     assert pairs(arguments(spec), "-accel") == ["tcg,thread=single"]
     assert pairs(arguments(replace(spec, arch=Arch.AARCH64)), "-accel") == ["tcg"]
     assert pairs(arguments(replace(spec, accel="kvm")), "-accel") == ["kvm"]
+
+
+def test_uefi_firmware_is_in_flash_and_boots_from_a_disk_of_its_own(tmp_path: Path) -> None:
+    files = Path("/f,w/code"), Path("/fw/vars")
+    argv = arguments(
+        Spec(Arch.AARCH64, ("-m", "1G"), tmp_path / "i", tmp_path / "k", flash=files, system_partition=tmp_path / "esp")
+    )
+    drives = [argv[at + 1] for at, word in enumerate(argv) if word == "-drive"]
+    assert drives[1:] == [
+        "if=pflash,unit=0,format=raw,readonly=on,file=/f,,w/code",
+        "if=pflash,unit=1,format=raw,file=/fw/vars",
+        f"id=qcase-esp,if=none,format=raw,readonly=on,file={tmp_path}/esp",
+    ]
+    assert "-kernel" not in argv
+    assert "-snapshot" in argv  # so the variables are a copy
+    disks = [argv[at + 1] for at, word in enumerate(argv) if word == "-device" and "blk" in argv[at + 1]]
+    assert disks == ["virtio-blk-pci,drive=disk0", "virtio-blk-pci,drive=qcase-esp,bootindex=0"]
+    handed = arguments(Spec(Arch.AARCH64, (), tmp_path / "i", tmp_path / "k", tmp_path / "rd", append="quiet", flash=files))
+    assert handed[-6:] == ["-kernel", str(tmp_path / "k"), "-initrd", str(tmp_path / "rd"), "-append", "quiet"]
+
+
+def test_loongarch64_has_a_command_line(tmp_path: Path) -> None:
+    """As far as it goes: no QEMU at hand boots it."""
+    argv = arguments(Spec(Arch.LOONGARCH64, ("-nographic", "-m", "1G"), tmp_path / "root.img", tmp_path / "kernel"))
+    assert argv[0] == "qemu-system-loongarch64"
+    assert argv[argv.index("-machine") + 1] == "virt"
+    assert argv[argv.index("-kernel") + 1] == str(tmp_path / "kernel")
+    assert argv[argv.index("-accel") + 1] == "tcg"

@@ -1,0 +1,138 @@
+"""UEFI firmware for a case with `uefi = true`: found as QEMU's own tools find it, or named by path.
+
+Distributions describe their firmware in JSON files (QEMU's docs/interop/firmware.json). They are looked for in, the first of a
+name hides those below,
+
+    $XDG_CONFIG_HOME/qemu/firmware/*.json     a user's
+    /etc/qemu/firmware/*.json                 the administrator's
+    /usr/share/qemu/firmware/*.json           the distribution's
+
+and the first by name that is for the architecture, in flash, without Secure Boot is taken. The code is attached read-only. The
+variables are a template that is never written: `-snapshot` gives each run a copy of its own, gone with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcase import kernels
+from qcase.errors import InfraError, KernelError, UsageError
+from qcase.model import Arch
+
+_UNWANTED = {"secure-boot", "enrolled-keys", "requires-smm"}
+
+PACKAGE = {
+    Arch.X86_64: "ovmf",
+    Arch.AARCH64: "qemu-efi-aarch64",
+    Arch.RISCV64: "qemu-efi-riscv64",
+    Arch.LOONGARCH64: "qemu-efi-loongarch64",
+}
+# What firmware starts from a disk that nobody told it about, and what a PE file calls the architecture.
+DEFAULT_PROGRAM = {
+    Arch.X86_64: "EFI/BOOT/BOOTX64.EFI",
+    Arch.AARCH64: "EFI/BOOT/BOOTAA64.EFI",
+    Arch.RISCV64: "EFI/BOOT/BOOTRISCV64.EFI",
+    Arch.LOONGARCH64: "EFI/BOOT/BOOTLOONGARCH64.EFI",
+}
+_PE_MACHINES = {0x8664: "x86_64", 0xAA64: "aarch64", 0x5064: "riscv64", 0x6264: "loongarch64", 0x014C: "i386", 0x01C0: "arm"}
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """Files for two flash devices; `variables` is None where the code keeps them, or none. `sha256` of the code."""
+
+    code: Path
+    variables: Path | None
+    sha256: str
+
+
+# The first QEMU whose machine `virt` starts UEFI from flash; 7.2 of riscv64 was tried, and says nothing at all.
+_SINCE = {Arch.RISCV64: (8, 1), Arch.LOONGARCH64: (9, 0)}
+
+
+def check_qemu(arch: Arch, version: tuple[int, int]) -> None:
+    """See that a QEMU can start firmware from flash at all. Raises `InfraError` that names the first one that can."""
+    needed = _SINCE.get(arch, version)
+    if version < needed:
+        raise InfraError(
+            f"QEMU {version[0]}.{version[1]} does not start UEFI firmware for {arch}",
+            where="uefi",
+            hint=f"it takes QEMU {needed[0]}.{needed[1]} or newer, or leave out uefi",
+        )
+
+
+def named(code: Path, variables: Path | None, arch: Arch) -> Firmware:
+    """Firmware by path. Raises `UsageError` for a file that is not there."""
+    for path, key in ((code, "firmware"), (variables, "firmware_vars")):
+        if path is not None and not path.is_file():
+            raise UsageError("there is no such file", where=f"[guest.{arch}] {key}: {path}")
+    return Firmware(code, variables, kernels.digest(code))
+
+
+def find(arch: Arch, environ: Mapping[str, str], folders: Sequence[Path] | None = None) -> Firmware:
+    """The firmware of this machine. Raises `InfraError` where there is none for an architecture."""
+    looked = places(environ) if folders is None else folders
+    for path in descriptors(looked):
+        found = _described(path, arch)
+        if found is not None and all(file is None or file.is_file() for file in found):
+            code, variables = found
+            return Firmware(code, variables, kernels.digest(code))
+    raise InfraError(
+        f"there is no UEFI firmware for {arch} on this machine",
+        where="uefi",
+        hint=f"install it (Debian: apt-get install {PACKAGE[arch]}), or name it: [guest.{arch}] firmware",
+    )
+
+
+def places(environ: Mapping[str, str]) -> list[Path]:
+    home = environ.get("XDG_CONFIG_HOME") or (f"{environ['HOME']}/.config" if environ.get("HOME") else "")
+    own = [Path(home, "qemu/firmware")] if home else []
+    return [*own, Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware")]
+
+
+def descriptors(folders: Sequence[Path]) -> list[Path]:
+    """All descriptions, in the order of their names; an empty file hides those of its name further down."""
+    by_name: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.json")):
+            by_name.setdefault(path.name, path)
+    return [path for _, path in sorted(by_name.items())]
+
+
+def _described(path: Path, arch: Arch) -> tuple[Path, Path | None] | None:
+    """Code and variables, if a description is of what we look for. A broken one is passed over, as others do."""
+    try:
+        described: dict[str, Any] = json.loads(path.read_bytes())
+        mapping = described["mapping"]
+        targets = {target["architecture"] for target in described["targets"]}
+        usable = "uefi" in described["interface-types"] and mapping["device"] == "flash" and arch.value in targets
+        if not usable or _UNWANTED & set(described["features"]) or mapping["executable"]["format"] != "raw":
+            return None
+        template = mapping.get("nvram-template")
+        if template is not None and template["format"] != "raw":
+            return None
+        return Path(mapping["executable"]["filename"]), Path(template["filename"]) if template is not None else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def check_program(kernel: Path, arch: Arch, where: str) -> None:
+    """See that a kernel is an EFI application for an architecture. Raises `KernelError` that says what it is instead."""
+    with kernel.open("rb") as file:
+        head = file.read(4096)
+    at = int.from_bytes(head[0x3C:0x40], "little")
+    if head[:2] != b"MZ" or head[at : at + 4] != b"PE\0\0":
+        what = "an ELF file" if head[:4] == b"\x7fELF" else "something else"
+        raise KernelError(
+            f"uefi starts the kernel as an EFI application, and {kernel} is {what}",
+            where=where,
+            hint="build a PE file, or an ELF whose raw binary is one and set to_bin, or leave out uefi",
+        )
+    machine = int.from_bytes(head[at + 4 : at + 6], "little")
+    found = _PE_MACHINES.get(machine, f"machine {machine:#x}")
+    if found != arch.value:
+        raise KernelError(f"{kernel} is an EFI application for {found}, not for {arch}", where=where)

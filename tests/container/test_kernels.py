@@ -1,0 +1,59 @@
+"""Kernels that are built in a toolchain image, and raw binaries of them, for all four architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qcase import kernels
+from qcase.config import KernelBuild
+from qcase.containers import Engine
+from qcase.errors import KernelError
+from qcase.images import Image
+from qcase.kernels import Builder, Group, Tools
+from qcase.model import Arch
+
+pytestmark = pytest.mark.container
+
+BUILD = """
+echo ${workspace} $PWD ${build_config} $GREETING
+mkdir -p out
+printf '.globl _start\\n.section .text\\n_start: .byte 0x71, 0x63, 0x61, 0x73, 0x65\\n' >out/start.s
+clang --target=${arch}-linux-gnu -nostdlib -static -fuse-ld=lld -Wl,-Ttext=0x200000 -o out/kernel-${arch} out/start.s
+"""
+
+
+@pytest.fixture
+def tools(tmp_path: Path, shared_engine: Engine, toolchain_c: Image) -> Tools:
+    (tmp_path / "build-none.toml").touch()
+    return Tools(tmp_path, {"GREETING": "the host's"}, lambda: shared_engine, lambda name: {"c": toolchain_c.id}[name])
+
+
+def quiet(_: str) -> None:
+    """Somebody who does not listen."""
+
+
+@pytest.mark.parametrize("arch", list(Arch))
+def test_a_kernel_is_built_in_a_toolchain_image_and_made_a_raw_binary(arch: Arch, tools: Tools, tmp_path: Path) -> None:
+    recipe = KernelBuild(build=BUILD, output="out/kernel-${arch}", env={"GREETING": "${build_group}"}, where="c")
+    group = Group("g", tmp_path / "build-none.toml", arch, "none")
+    kernel = Builder(recipe, tools).kernel(group, quiet, quiet)
+    said = (tmp_path / f"target/qcase/logs/{arch}/g/kernel.log").read_text()
+    assert said == "/qcase/workspace /qcase/workspace /qcase/workspace/build-none.toml g\n"
+    assert kernels.built_for(kernel.path.read_bytes()[:64]) == (arch.value,)
+    raw = kernels.raw_name(kernel, kernels.folder(tmp_path), "identity")
+    kernels.to_raw(kernel, raw, tools.engine(), tools.image("c"), "normal/one")
+    assert raw.read_bytes()[:5] == b"qcase"
+
+
+def test_a_build_in_an_image_that_fails_and_what_is_no_elf(tools: Tools, tmp_path: Path) -> None:
+    group = Group("g", None, Arch.AARCH64, "none")
+    recipe = KernelBuild(build="echo no such crate >&2; exit 3", output="k", where="c")
+    with pytest.raises(KernelError, match="the kernel of g: its build ended with status 3") as caught:
+        Builder(recipe, tools).kernel(group, quiet, quiet)
+    assert "no such crate" in caught.value.log
+    (tmp_path / "script").write_text("#!/bin/sh\n")
+    kernel = kernels.of_file(tmp_path / "script", Arch.AARCH64, "--kernel")
+    with pytest.raises(KernelError, match=r"to_bin makes a raw binary of an ELF file, and .*script is none"):
+        kernels.to_raw(kernel, tmp_path / "raw", tools.engine(), tools.image("c"), "normal/one")
