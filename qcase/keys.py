@@ -154,6 +154,15 @@ def tree_listing(path: Path, *, ignore: Sequence[str] = ()) -> tuple[TreeEntry, 
     return tuple(TreeEntry(_text(name), type_, content) for name, type_, content in rows)
 
 
+def file_entry(name: str, path: Path) -> TreeEntry:
+    """What `tree_listing` would say of one regular file, under another name. Raises as that does."""
+    try:
+        executable = path.stat().st_mode & stat.S_IXUSR
+    except OSError as error:
+        raise _unreadable(os.fsencode(path), error) from None
+    return TreeEntry(name, "exec" if executable else "file", _sha256(os.fsencode(path)))
+
+
 def listing_digest(listing: Sequence[TreeEntry]) -> str:
     """The digest of what `tree_listing` found."""
     return digest([_row(entry) for entry in listing])

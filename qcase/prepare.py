@@ -36,7 +36,7 @@ from qcase.firmware import Firmware
 from qcase.guests import Guest
 from qcase.kernels import Kernel
 from qcase.model import Arch, Cache, Phase, Pipeline
-from qcase.pipelines import BUILD, OVERLAY, STAGING, Craft, Workshop, brought, copy_sources, grouped, listing, prebuild, staging
+from qcase.pipelines import BUILD, OVERLAY, STAGING, Craft, Workshop, brought, grouped, prebuild, sources, staging
 from qcase.pipelines.crafts import CRAFTS
 from qcase.store import Entry, Store
 from qcase.suite import Case, Workspace
@@ -765,7 +765,11 @@ def _pipeline_work(name: str, pipeline: Pipeline, source: Path, asked: tuple[str
     craft = CRAFTS.get(pipeline)
     if craft is None:
         return _Work(name, keys.key({"unsupported": pipeline.value, "name": name}), _refuse(name, pipeline))
-    sources = listing(source, pipeline.value)
+
+    def find() -> tuple[sources.Source, ...]:
+        return sources.find(source, pipeline.value, session.workspace.root)
+
+    found = find()
     base = session.base_digest if craft.reads_staging else None
     settings = dict(craft.settings(session.arch, session.workspace.config))
     if craft.reads_staging:
@@ -775,7 +779,7 @@ def _pipeline_work(name: str, pipeline: Pipeline, source: Path, asked: tuple[str
         recipe_version=craft.recipe,
         arch=session.arch,
         target=session.target,
-        sources=sources,
+        sources=[one.entry for one in found],
         toolchain_identity=None if craft.image is None else session.toolchain_identity(craft.image),
         env=_cache_env(session),
         base_digest=base,
@@ -783,14 +787,14 @@ def _pipeline_work(name: str, pipeline: Pipeline, source: Path, asked: tuple[str
     )
 
     def build(overlay: Path, workshop: Workshop) -> None:
-        craft.build(_frozen(source, pipeline.value, sources, workshop), overlay, workshop)
+        craft.build(_frozen(found, find, workshop), overlay, workshop)
         if base is not None:
             session.check_base(base)
 
     return _Work(name, key, build, asked if craft.reads_staging else ())
 
 
-def _frozen(source: Path, folder: str, expected: tuple[keys.TreeEntry, ...], workshop: Workshop) -> Path:
+def _frozen(found: tuple[sources.Source, ...], find_again: Callable[[], tuple[sources.Source, ...]], workshop: Workshop) -> Path:
     """A copy of a case's sources, for a build to work in, that is what its key was computed from.
 
     Minutes can lie between the two, while one waits for another builder or for a toolchain image; who edits a file in that time
@@ -798,14 +802,12 @@ def _frozen(source: Path, folder: str, expected: tuple[keys.TreeEntry, ...], wor
     """
     copy = workshop.scratch / "sources"
     try:
-        copy_sources(source, copy, folder)
+        sources.copy(found, copy)
     except OSError as error:
-        if listing(source, folder) != expected:
-            raise _InputsMovedError("its sources") from None
-        first = error.args[0][0] if isinstance(error, shutil.Error) and isinstance(error.args[0], list) else error
-        said = first[-1] if isinstance(first, tuple) else error.strerror or error
-        raise InfraError(f"cannot copy the sources: {said}", where=workshop.case) from error
-    if listing(copy, folder) != expected:
+        if find_again() == found:
+            raise InfraError(f"cannot copy the sources: {error.strerror}", where=workshop.case) from error
+        raise _InputsMovedError("its sources") from None
+    if keys.tree_listing(copy) != tuple(one.entry for one in found):
         raise _InputsMovedError("its sources")
     return copy
 

@@ -2,21 +2,17 @@
 
 Each pipeline has a `CRAFT`: what has to be known of it before it builds (what enters its keys), and its `build(source, overlay,
 workshop)`, which fills an empty overlay folder, laid out as in the guest, or raises `BuildError`. `qcase.pipelines.crafts` is
-the table of them.
-`source` is a copy of the case's folder that nobody edits meanwhile, and in which the build may write.
+the table of them. `source` is a copy of the case's folder (`qcase.pipelines.sources`) that nobody edits meanwhile, and in which
+the build may write.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import shutil
-import stat
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcase import keys
 from qcase.config import WorkspaceConfig
 from qcase.errors import BuildError
 from qcase.keys import JSON
@@ -83,53 +79,6 @@ class Craft:
     prebuild: str | None = None
     packages: tuple[str, ...] = ()
     build: Callable[[Path, Path, Workshop], None]
-
-
-# A case's configuration is no source: timeouts and patterns must not move a key, so no build gets to see them.
-_CONFIGURATION = "qemu-*.toml"
-
-
-def listing(source: Path, folder: str) -> tuple[keys.TreeEntry, ...]:
-    """What a build sees of a case whose sources are in `source/folder`: exactly what `copy_sources` copies.
-
-    `folder` itself may be a symbolic link; another link is what it says, and leads nowhere if it leads out of the case.
-    """
-    rows = list(keys.tree_listing(source, ignore=(f"/{_CONFIGURATION}",)))
-    if (source / folder).is_symlink():
-        inside = keys.tree_listing(source / folder) or (keys.TreeEntry("", "dir", ""),)
-        rows = [row for row in rows if row.path != folder]
-        rows += [replace(row, path=f"{folder}/{row.path}".rstrip("/")) for row in inside]
-        rows.sort(key=lambda row: row.path.encode("utf-8", "surrogateescape"))
-    return tuple(rows)
-
-
-def copy_sources(source: Path, target: Path, folder: str = "") -> None:
-    """A copy of a case's sources in which scripts may write. Links stay links; times are those of the copy.
-
-    Of the modes only the executable bit of files is kept, as in the key: the others differ from checkout to checkout. A case's
-    configuration is left out, as it is in the key. `folder` as with `listing`.
-    """
-
-    def ignored(here: str, names: Sequence[str]) -> list[str]:
-        left_out = fnmatch.filter(names, _CONFIGURATION) if here == str(source) else []
-        return [*left_out, folder] if here == str(source) and linked else left_out
-
-    linked = folder != "" and (source / folder).is_symlink()
-    _copy_tree(source, target, ignored)
-    if linked:
-        _copy_tree((source / folder).resolve(), target / folder, lambda _here, _names: [])
-
-
-def _copy_tree(source: Path, target: Path, ignored: Callable[[str, Sequence[str]], list[str]]) -> None:
-    shutil.copytree(source, target, symlinks=True, ignore=ignored, copy_function=shutil.copyfile)
-    target.chmod(0o755)
-    for path in target.rglob("*"):
-        mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            path.chmod(0o755)
-        elif stat.S_ISREG(mode):
-            executable = (source / path.relative_to(target)).lstat().st_mode & stat.S_IXUSR
-            path.chmod(0o755 if executable else 0o644)
 
 
 def make_folders(overlay: Path, path: str) -> Path:

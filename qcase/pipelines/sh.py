@@ -6,7 +6,6 @@ Nothing is built, so no container is needed.
 from __future__ import annotations
 
 import shutil
-import stat
 from pathlib import Path
 
 from qcase.errors import BuildError
@@ -19,18 +18,18 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
 
 
 def install(folder: Path, overlay: Path, workshop: Workshop) -> None:
-    """Put every regular file directly in `folder` into `/usr/bin`. Folders in it are passed over, as axbuild does."""
+    """Put every regular file directly in `folder` into `/usr/bin`, also through a link. Folders are passed over."""
     require_folder(folder, workshop.case)
     bin_dir = make_folders(overlay, "usr/bin")
+    whole = folder.parent.resolve()
     for path in sorted(folder.iterdir()):
-        mode = path.lstat().st_mode
-        if stat.S_ISLNK(mode):
+        if path.is_symlink() and not (path.exists() and path.resolve().is_relative_to(whole)):
             raise BuildError(
-                f"{folder.name}/{path.name} is a symbolic link",
+                f"{folder.name}/{path.name} is a symbolic link to nothing in the workspace",
                 where=workshop.case,
-                hint="only regular files are installed: what a link points to is not part of the case's sources",
+                hint="only what is in there is part of a case's sources",
             )
-        if stat.S_ISREG(mode):
+        if path.is_file():
             shutil.copyfile(path, bin_dir / path.name)
             (bin_dir / path.name).chmod(0o755)
 

@@ -13,7 +13,7 @@ from qcase import keys, process
 from qcase.config import CaseConfig, GroupedRunner, WorkspaceConfig
 from qcase.errors import BuildError
 from qcase.model import Arch
-from qcase.pipelines import Workshop, c, copy_sources, grouped, libraries, listing, sh, staging
+from qcase.pipelines import Workshop, c, grouped, libraries, sh, sources, staging
 
 
 def workshop(tmp_path: Path, base: Path = Path("/none")) -> Workshop:
@@ -56,12 +56,26 @@ def test_sh_installs_every_regular_file_executable(tmp_path: Path) -> None:
     assert stat.S_IMODE((overlay / "usr/bin/a script").stat().st_mode) == 0o755
 
 
-def test_sh_refuses_a_link_by_name(tmp_path: Path) -> None:
+def test_sh_installs_through_links_that_stay_in_the_case(tmp_path: Path) -> None:
     folder = tmp_path / "case" / "sh"
     folder.mkdir(parents=True)
-    (folder / "passwd").symlink_to("/etc/passwd")
+    (tmp_path / "case/data").write_text("one")
+    (folder / "link").symlink_to("../data")
+    (folder / "folder").symlink_to("..")
     (tmp_path / "overlay").mkdir()
-    with pytest.raises(BuildError, match="sh/passwd is a symbolic link"):
+    sh.build(tmp_path / "case", tmp_path / "overlay", workshop(tmp_path))
+    assert [path.name for path in (tmp_path / "overlay/usr/bin").iterdir()] == ["link"]
+    assert (tmp_path / "overlay/usr/bin/link").read_text() == "one"
+    assert not (tmp_path / "overlay/usr/bin/link").is_symlink()
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "nothing", "passwd"])
+def test_sh_refuses_a_link_to_nothing_of_the_case_by_name(target: str, tmp_path: Path) -> None:
+    folder = tmp_path / "case" / "sh"
+    folder.mkdir(parents=True)
+    (folder / "passwd").symlink_to(target)
+    (tmp_path / "overlay").mkdir()
+    with pytest.raises(BuildError, match="sh/passwd is a symbolic link to nothing"):
         sh.build(tmp_path / "case", tmp_path / "overlay", workshop(tmp_path))
 
 
@@ -72,43 +86,86 @@ def test_c_without_cmakelists_says_so_before_anything_is_started(tmp_path: Path)
         c.build(tmp_path / "case", tmp_path / "overlay", workshop(tmp_path))
 
 
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def listed(case: Path, folder: str, workspace: Path, copy: Path) -> dict[str, tuple[str, str]]:
+    """Path, type and content of what a build sees, which is what a copy has."""
+    found = sources.find(case, folder, workspace)
+    sources.copy(found, copy)
+    assert keys.tree_listing(copy) == tuple(source.entry for source in found)
+    return {source.entry.path: (source.entry.type, source.entry.content) for source in found}
+
+
 def test_a_copy_of_sources_keeps_links_and_executable_bits_and_nothing_else(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir(mode=0o700)
-    (source / "run.sh").write_text("x")
-    (source / "run.sh").chmod(0o700)
-    (source / "data").write_text("y")
-    (source / "data").chmod(0o440)
-    (source / "link").symlink_to("data")
-    copy_sources(source, tmp_path / "copy")
+    case = tmp_path / "case"
+    case.mkdir(mode=0o700)
+    (case / "run.sh").write_text("x")
+    (case / "run.sh").chmod(0o700)
+    (case / "data").write_text("y")
+    (case / "data").chmod(0o440)
+    (case / "link").symlink_to("data")
+    assert listed(case, "c", tmp_path, tmp_path / "copy").keys() == {"run.sh", "data", "link"}
     assert stat.S_IMODE((tmp_path / "copy/run.sh").stat().st_mode) == 0o755
     assert stat.S_IMODE((tmp_path / "copy/data").stat().st_mode) == 0o644
     assert (tmp_path / "copy/link").readlink() == Path("data")
 
 
-def test_a_copy_of_sources_is_what_the_key_lists(tmp_path: Path) -> None:
-    """And no more: what a build can see moves its key."""
-    source, shared = tmp_path / "source", tmp_path / "shared"
+def test_a_build_sees_everything_of_a_case_but_its_configuration(tmp_path: Path) -> None:
+    case = tmp_path / "case"
     for name in ("c/deep/qemu-board.toml", "data", "c/empty/x", "qemu-x86_64.toml", "qemu-aarch64.toml"):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_text(name)
-    (source / "c/empty/x").unlink()
-    (source / "c/dangling").symlink_to("/nowhere")
-    (source / "c/loop").symlink_to(".")
-    (source / os.fsdecode(b"no text \xff")).write_text("")
-    copy_sources(source, tmp_path / "copy", "c")
-    paths = [entry.path for entry in listing(source, "c")]
-    assert paths == ["c/dangling", "c/deep/qemu-board.toml", "c/empty", "c/loop", "data", "no text \udcff"]
-    assert keys.tree_listing(tmp_path / "copy") == listing(source, "c")
-    # The folder of sources may be a link, and is copied and listed as what it leads to.
-    (source / "c").rename(shared)
-    (source / "c").symlink_to("../shared")
-    copy_sources(source, tmp_path / "again", "c")
-    assert [entry.path for entry in listing(source, "c")] == paths
-    assert keys.tree_listing(tmp_path / "again") == listing(source, "c")
-    before = listing(source, "c")
-    (shared / "deep/qemu-board.toml").write_text("edited")
-    assert listing(source, "c") != before
+        (case / name).parent.mkdir(parents=True, exist_ok=True)
+        (case / name).write_text(name)
+    (case / "c/empty/x").unlink()
+    (case / os.fsdecode(b"no text \xff")).write_text("")
+    seen = listed(case, "c", tmp_path, tmp_path / "copy")
+    assert seen.keys() == {"c/deep/qemu-board.toml", "c/empty", "data", "no text \udcff"}
+
+
+def test_a_link_out_of_the_case_is_what_it_leads_to_if_that_is_in_the_workspace(tmp_path: Path) -> None:
+    workspace, case = tmp_path / "workspace", tmp_path / "workspace/suite/case"
+    (case / "c").mkdir(parents=True)
+    (workspace / "common/inner").mkdir(parents=True)
+    (workspace / "common/tool").write_text("tool")
+    (workspace / "common/tool").chmod(0o755)
+    (workspace / "common/inner/back").symlink_to("../tool")
+    (workspace / "common/inner/out").symlink_to("../../else")
+    (workspace / "else").write_text("else")
+    (tmp_path / "secret").write_text("not in the workspace")
+    links = {
+        "tool": "../../../common/tool",
+        "common": "../../../common",
+        "absolute": str(workspace / "else"),
+        "outside": "../../../../secret",
+        "up": "..",
+        "upper": "../..",
+        "self": "self",
+        "dangling": "../../../nothing",
+    }
+    for name, target in links.items():
+        (case / "c" / name).symlink_to(target)
+    seen = listed(case, "c", workspace, tmp_path / "copy")
+    assert {path: kind for path, (kind, _) in seen.items()} == {
+        "c/tool": "exec",
+        "c/common/tool": "exec",
+        "c/common/inner/back": "link",
+        "c/common/inner/out": "file",
+        **{f"c/{name}": "link" for name in ("absolute", "outside", "up", "upper", "self", "dangling")},
+    }
+    assert (tmp_path / "copy/c/common/inner/back").read_text() == "tool"
+    assert (tmp_path / "copy/c/common/inner/out").read_text() == "else"
+    (workspace / "common/tool").write_text("edited")
+    assert sources.find(case, "c", workspace) != sources.find(tmp_path / "copy", "c", workspace)
+    assert listed(case, "c", workspace, tmp_path / "again") != seen
+
+
+def test_the_folder_of_sources_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "case").mkdir()
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "case/c").symlink_to(tmp_path / "shared")  # even an absolute one
+    assert listed(tmp_path / "case", "c", tmp_path / "case", tmp_path / "copy") == {"c": ("dir", "")}
+    (tmp_path / "shared/main.c").write_text("x")
+    assert listed(tmp_path / "case", "c", tmp_path / "case", tmp_path / "again").keys() == {"c/main.c"}
 
 
 # --- grouped ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,88 @@
+"""A case's sources: what enters its key, and the copy that a build works in. The two are the same, file by file.
+
+A build sees its case's folder and nothing else of the host. Of a link that leads out of it, what it leads to is taken in its
+place, so that cases may share files, as long as that is in the workspace. Other links stay what they say: those that stay in the
+case, and absolute ones, which mean a path of the container. The folder that a pipeline is named after may be any link.
+
+A case's configuration is no source: timeouts and patterns must not move a key, so no build gets to see them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from qcase import keys
+
+_CONFIGURATION = "/qemu-*.toml"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing that a build sees, and where it comes from."""
+
+    entry: keys.TreeEntry
+    origin: Path
+
+
+def find(case: Path, folder: str, workspace: Path) -> tuple[Source, ...]:
+    """What a build sees of a case whose sources are in `case/folder`, sorted by the bytes of its path.
+
+    Raises `BuildError` for what can be neither copied nor read.
+    """
+    top = Path(os.path.realpath(case))
+    found = list(_walk(top, "", folder, Path(os.path.realpath(workspace)), (top,)))
+    found.sort(key=lambda source: source.entry.path.encode("utf-8", "surrogateescape"))
+    return tuple(found)
+
+
+def copy(sources: Iterable[Source], target: Path) -> None:
+    """Make the folder `target` of sources. Of the modes only the executable bit of files is kept, as in the key."""
+    _make_folder(target)
+    for source in sources:
+        entry, path = source.entry, target / source.entry.path
+        if not path.parent.is_dir():
+            for missing in reversed([parent for parent in path.parents if not parent.exists()]):
+                _make_folder(missing)
+        if entry.type == "dir":
+            _make_folder(path)
+        elif entry.type == "link":
+            path.symlink_to(entry.content)
+        else:
+            shutil.copyfile(source.origin, path)
+            path.chmod(0o755 if entry.type == "exec" else 0o644)
+
+
+def _make_folder(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o755)  # whatever our umask is
+
+
+def _walk(root: Path, prefix: str, folder: str, workspace: Path, inside: tuple[Path, ...]) -> Iterator[Source]:
+    """`prefix`: where `root` is in the case, with a slash. `inside`: the folders that are being walked, `root` the last one."""
+    for row in keys.tree_listing(root, ignore=() if prefix else (_CONFIGURATION,)):
+        entry, origin = replace(row, path=f"{prefix}{row.path}"), root / row.path
+        real = Path(os.path.realpath(origin)) if row.type == "link" else origin
+        if entry.path != folder and not _is_shared(row, real, workspace, inside):
+            yield Source(entry, origin)
+        elif real.is_dir():
+            below = list(_walk(real, f"{entry.path}/", folder, workspace, (*inside, real)))
+            yield from below or [Source(keys.TreeEntry(entry.path, "dir", ""), real)]
+        elif real.is_file():
+            yield Source(keys.file_entry(entry.path, real), real)
+        else:
+            yield Source(entry, origin)
+
+
+def _is_shared(row: keys.TreeEntry, real: Path, workspace: Path, inside: tuple[Path, ...]) -> bool:
+    """Whether a link leads out of the folder that is copied, but not out of the workspace, nor to a folder around us."""
+    if row.type != "link" or row.content.startswith("/"):
+        return False
+    return (
+        real.is_relative_to(workspace)
+        and not real.is_relative_to(inside[-1])
+        and not any(outer.is_relative_to(real) for outer in inside)
+    )
