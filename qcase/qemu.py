@@ -443,6 +443,19 @@ class ConsoleLog:
         self._end.clear()
 
 
+_HINTS = {
+    "Could not set up host forwarding rule": (
+        "that port of this machine is taken, perhaps by another run of the same case; what runs at once needs ports of its own"
+    ),
+    "CPU model 'host'": "the processor of the host is for KVM alone; name one that QEMU emulates",
+}
+
+
+def _hint(said: str) -> str:
+    """What to do about a QEMU that refuses to run."""
+    return next((hint for sign, hint in _HINTS.items() if sign in said), "")
+
+
 def converse(machine: Machine, judge: Judge, log: ConsoleLog, on_data: Callable[[], None]) -> str:
     """Let guest and judge talk until there is a ruling. Returns what QEMU itself said, if it ended.
 
@@ -462,7 +475,7 @@ def converse(machine: Machine, judge: Judge, log: ConsoleLog, on_data: Callable[
             how = machine.wait()
             said = machine.said()
             if machine.failed and not machine.started:
-                raise InfraError(f"QEMU did not start the guest ({how}): {said or 'it said nothing'}")
+                raise InfraError(f"QEMU did not start the guest ({how}): {said or 'it said nothing'}", hint=_hint(said))
             fault = "triple fault" if machine.shutdown == "guest-reset" and machine.triple_fault else ""
             how = f"{how}; it said: {said.splitlines()[-1]}" if said else how
             judge.ended(time.monotonic(), how, reset=machine.shutdown == "guest-reset", fault=fault)
