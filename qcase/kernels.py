@@ -382,6 +382,13 @@ def built_for(head: bytes) -> tuple[str, ...]:
 # --- unpacking ----------------------------------------------------------------------------------------------------------
 
 
+def is_zboot(path: Path) -> bool:
+    """Is a file an EFI application that unpacks the kernel in it? Without firmware QEMU starts none, but from 8 on arm64's."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    return head[:2] == b"MZ" and head[4:8] == b"zimg"
+
+
 def unpack_zboot(data: bytes, where: str) -> bytes:
     """The kernel in an EFI zboot file (arm64): `zimg` at 4, offset and size of the payload at 8 and 12, its compression at 24.
 

@@ -285,7 +285,7 @@ class Session:
         """
         kernel = self._kernel(case)
         if not case.config.to_bin:
-            return kernel
+            return kernel if case.config.uefi else self._unpacked(kernel)
         made = kernels.raw_name(kernel, kernels.folder(self.workspace.root), self.toolchain_identity(INJECTOR))
 
         def make() -> Kernel:
@@ -295,6 +295,18 @@ class Session:
             return kernels.of_file(made, self.arch, "to_bin")
 
         return self.once(f"raw kernel {made}", make)
+
+    def _unpacked(self, kernel: Kernel) -> Kernel:
+        """A kernel that QEMU starts by itself: of one packed for firmware, what is in it."""
+
+        def make() -> Kernel:
+            if not kernels.is_zboot(kernel.path):
+                return kernel
+            made = kernels.folder(self.workspace.root) / kernel.sha256 / f"{kernel.path.name}.unpacked"
+            kernels.keep(made, lambda: kernels.unpack_zboot(kernel.path.read_bytes(), str(kernel.path)))
+            return kernels.of_file(made, self.arch, str(kernel.path))
+
+        return self.once(f"unpacked kernel {kernel.path} {kernel.sha256}", make)
 
     def uefi(self, case: Case, kernel: Kernel) -> Uefi | None:
         """What a case with `uefi` boots by. Raises `InfraError` without firmware, `KernelError` for what is no EFI application.

@@ -30,6 +30,8 @@ x86_64-linux-musl-gcc -o two two.c -L. -lthere -lgone
 x86_64-linux-musl-gcc -o rpath two.c -L. -lthere -lgone -Wl,-rpath,'$ORIGIN/../own'
 x86_64-linux-musl-gcc -o glibc empty.c -Wl,--dynamic-linker=/lib64/ld-linux-x86-64.so.2
 aarch64-linux-musl-gcc -static -o foreign empty.c
+riscv64-linux-musl-gcc -o riscv empty.c
+cp /opt/qcase/musl/riscv64/lib/libc.so musl
 """
 
 
@@ -97,3 +99,23 @@ def test_a_program_for_another_libc_is_told(programs: Path, base: Path, tmp_path
 def test_a_program_for_another_architecture_is_told(programs: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="another architecture than x86_64: usr/bin/x is for AARCH64"):
         libraries.complete(overlay_of(programs / "foreign", tmp_path), base, Arch.X86_64, "normal/x")
+
+
+def test_musl_goes_along_to_a_guest_that_has_none(programs: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    shutil.copy(programs / "riscv", tmp_path / "usr/bin/riscv")
+    with pytest.raises(BuildError, match=r"usr/bin/riscv needs the loader /lib/ld-musl-riscv64\.so\.1"):
+        libraries.complete(tmp_path, base, Arch.RISCV64, "case")
+    libraries.complete(tmp_path, base, Arch.RISCV64, "case", musl=programs / "musl")
+    loader = tmp_path / "lib/ld-musl-riscv64.so.1"
+    assert loader.read_bytes() == (programs / "musl").read_bytes()
+    assert loader.stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "lib/libc.musl-riscv64.so.1").readlink() == Path(loader.name)
+    assert (tmp_path / "etc/ld-musl-riscv64.path").is_file()
+
+
+def test_musl_does_not_go_to_a_guest_that_has_it(programs: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "usr/bin").mkdir(parents=True)
+    shutil.copy(programs / "dynamic", tmp_path / "usr/bin/dynamic")
+    libraries.complete(tmp_path, base, Arch.X86_64, "case", musl=programs / "musl")
+    assert not (tmp_path / "lib").exists()

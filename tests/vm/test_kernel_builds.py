@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shlex
+import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from qcase import guests
 from qcase.containers import Engine
 from qcase.images import Image
 from qcase.model import Arch
@@ -81,6 +84,22 @@ def test_a_kernel_on_the_command_line_wins(kernels: Mapping[Arch, Path], tmp_pat
     outcome = workspaces.run(made, "--kernel", str(mine), store=tmp_path / "store")
     assert outcome.verdicts == {"one": "pass"}
     assert outcome.case("one")["booted"]["kernel_sha256"] == sha256(mine)
+
+
+def test_a_kernel_that_is_packed_for_firmware_is_unpacked(test_cache: Path, tmp_path: Path) -> None:
+    """QEMU before 8 does not start arm64's EFI zboot files."""
+    alpine = guests.alpine(Arch.AARCH64, test_cache, emit=lambda _: None)
+    assert alpine.kernel is not None
+    packed = gzip.compress(alpine.kernel.read_bytes(), 1)
+    made = Workspace.make(
+        tmp_path / "w", f'[guest.aarch64]\nkernel = "vmlinuz"\ninitrd = "{alpine.initrd}"\nappend = "{alpine.append}"\n'
+    )
+    head = b"MZ\0\0zimg" + struct.pack("<II8x32s", 64, len(packed), b"gzip")
+    (made.root / "vmlinuz").write_bytes(head.ljust(64, b"\0") + packed)
+    made.case("one", shell_init_cmd="uname -m", success_regex=["^aarch64$"])
+    outcome = workspaces.run(made, store=workspaces.fresh_store(tmp_path / "store", test_cache))
+    assert outcome.verdicts == {"one": "pass"}, outcome.said
+    assert outcome.case("one")["booted"]["kernel_sha256"] == sha256(alpine.kernel)
 
 
 def test_wrong_kernels_are_one_clear_error_each(kernels: Mapping[Arch, Path], tmp_path: Path) -> None:
