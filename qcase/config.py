@@ -51,6 +51,7 @@ Network = Literal["restricted", "user", "none"]
 CacheWrite = Literal["auto", "always", "never"]
 Match = Literal["any", "all"]
 MatchFrom = Literal["start", "prompt"]
+Build = Literal["named", "all"]
 
 
 def find_workspace(start: Path) -> Path:
@@ -534,6 +535,7 @@ class CaseConfig:
     tags: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     retries: int = 0
+    build: Build = "named"
     smp: int = 1
     to_bin: bool = False
     uefi: bool = False
@@ -551,6 +553,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class _QcaseTable(_Model):
     """`[qcase]`. `boot_timeout`: until the prompt; `command_timeout`: from there, or for each command of a group;
     `idle_timeout`: without a byte from the guest. 0 is none. `reset`: the guest may reset its machine, which else ends it.
+    `build`: the subcases of which a command names something, or all.
     """
 
     match: Match = "any"
@@ -563,6 +566,7 @@ class _QcaseTable(_Model):
     tags: Annotated[tuple[Annotated[str, _matching(r"\S+", "must be a word without blanks")], ...], Strict(False)] = ()
     packages: Annotated[tuple[PackageName, ...], Strict(False)] = ()
     retries: Annotated[int, Field(ge=0)] = 0
+    build: Build = "named"
 
 
 class _CaseFile(_Model):
@@ -646,6 +650,7 @@ def _resolve_case(
         tags=file.qcase.tags,
         packages=file.qcase.packages,
         retries=file.qcase.retries,
+        build=file.qcase.build,
         smp=smp(args),
         to_bin=file.to_bin,
         uefi=file.uefi,

@@ -20,7 +20,8 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,10 +37,10 @@ from qcase.firmware import Firmware
 from qcase.guests import Guest
 from qcase.kernels import Kernel
 from qcase.model import Arch, Cache, Phase, Pipeline
-from qcase.pipelines import BUILD, OVERLAY, STAGING, Craft, Workshop, brought, grouped, prebuild, sources, staging
+from qcase.pipelines import BUILD, OVERLAY, STAGING, Craft, Workshop, brought, c, grouped, prebuild, sources, staging
 from qcase.pipelines.crafts import CRAFTS
 from qcase.store import Entry, Store
-from qcase.suite import Case, Workspace
+from qcase.suite import Case, Subcase, Workspace
 
 if TYPE_CHECKING:
     from qcase.containers import Engine
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SNAPSHOT = "-snapshot"
+PROJECT_FILE = "CMakeLists.txt"  # in the folder of a grouped case: one project for all that is in C
+BUILDS_AT_ONCE = max(1, min(4, os.cpu_count() or 1))  # of all cases of a run; a compiler may take gigabytes
 ATTEMPTS = 5  # at preparing a case whose sources somebody edits meanwhile
 INJECTOR = "c"  # the image that holds e2fsprogs, with which overlays are injected
 
@@ -481,6 +484,11 @@ class Session:
             raise _InputsMovedError("the base image")
 
     @shared
+    def building(self) -> threading.BoundedSemaphore:
+        """A place for each build that may run at once."""
+        return threading.BoundedSemaphore(BUILDS_AT_ONCE)
+
+    @shared
     def engine(self) -> Engine:
         from qcase.containers import Engine
 
@@ -576,18 +584,13 @@ def _prepare(bench: _Bench, case: Case, session: Session) -> PreparedCase:
     if case.only:
         return _prepare_part(bench, case, session)
     works = _works(case, session)
-    broken: list[BrokenBuild] = []
+    broken: tuple[BrokenBuild, ...] = ()
     image = bench.stored_image(works)
     hit = image is not None
     if image is None:
-        overlays = []
-        for work in works:
-            try:
-                overlays.append(bench.overlay(work))
-            except BuildError as error:
-                if case.pipeline is not Pipeline.GROUPED:
-                    raise
-                broken.append(BrokenBuild(work.name, error))
+        overlays, broken = bench.overlays(works)
+        if case.pipeline is Pipeline.GROUPED and not broken and bench.in_doubt(overlays):
+            overlays, broken = bench.overlays(_works(case, session, everything=True))
         image = bench.image(overlays)
         hit = image.hit and not broken and all(overlay.entry.hit for overlay in overlays)
     return PreparedCase(
@@ -597,7 +600,7 @@ def _prepare(bench: _Bench, case: Case, session: Session) -> PreparedCase:
         case.pipeline,
         Cache.HIT if hit else Cache.MISS,
         keep_open=(*image.pass_fds, *session.keep_open),
-        broken=tuple(broken),
+        broken=broken,
     )
 
 
@@ -608,15 +611,15 @@ def _prepare_part(bench: _Bench, case: Case, session: Session) -> PreparedCase:
     chosen command could mean that one too.
     """
     programs: dict[str, list[str]] = {}
-    for subcase, work in zip(case.subcases, _subcase_works(case, session), strict=True):
+    for work in _subcase_works(case, session):
         try:
-            programs[subcase.name] = _programs(bench.overlay(work).entry.path)
+            programs[work.subcase] = _programs(bench.overlay(work).entry.path)
         except BuildError as error:
-            if subcase.name == case.only:
+            if work.subcase == case.only:
                 raise
-            bench.say_broken(subcase.name, error)
+            bench.say_broken(work.subcase or PROJECT_FILE, error)
     commands = grouped.commands_of(case.only, case.config.test_commands, programs)
-    whole = replace(case, only="", display_name=case.whole, config=replace(case.config, test_commands=commands))
+    whole = replace(case, only="", display_name=case.whole, config=replace(case.config, test_commands=commands, build="all"))
     prepared = _prepare(bench, whole, session)
     broken = () if all(grouped.is_simple(command) for command in commands) else prepared.broken
     return replace(prepared, commands=commands, broken=broken)
@@ -674,8 +677,13 @@ def _image_key(overlays: list[str], session: Session) -> keys.Key:
     return keys.image_key(base_digest=session.base_digest, overlays=overlays, injector=rootfs.INJECTOR_VERSION)
 
 
-def _works(case: Case, session: Session) -> list[_Work]:
-    """The overlays of a case, in the order in which they are laid."""
+def _works(case: Case, session: Session, *, everything: bool = False) -> list[_Work]:
+    """The overlays of a case, in the order in which they are laid.
+
+    Of a group those of which a command may name something, unless `everything` is wanted, or the case itself says so.
+    """
+    if case.pipeline is Pipeline.GROUPED and not everything and case.config.build == "named":
+        case = replace(case, subcases=tuple(_named_subcases(case)))
     asked = case.config.packages
     kinds = [subcase.kind for subcase in case.subcases] if case.pipeline is Pipeline.GROUPED else [case.pipeline]
     needed = dict.fromkeys(name for kind in kinds if kind in CRAFTS for name in (*CRAFTS[kind].packages, *asked))
@@ -688,13 +696,29 @@ def _works(case: Case, session: Session) -> list[_Work]:
 
 
 def _subcase_works(case: Case, session: Session) -> list[_Work]:
+    """The overlays of a group's subcases. A project in the case's own folder takes the place of those in C."""
     asked = case.config.packages
-    return [_pipeline_work(f"{case.whole}/{s.name}", s.kind, s.path, asked, session) for s in case.subcases]
+    project = [PROJECT_FILE] if (case.path / PROJECT_FILE).is_file() else []
+    works = [_pipeline_work(f"{case.whole}: {name}", Pipeline.C, case.path, asked, session, craft=c.PROJECT) for name in project]
+    for subcase in case.subcases:
+        if not (project and subcase.kind is Pipeline.C):
+            work = _pipeline_work(f"{case.whole}/{subcase.name}", subcase.kind, subcase.path, asked, session)
+            works.append(replace(work, subcase=subcase.name))
+    return works
 
 
 def _has_overlays(case: Case) -> bool:
     """Whether something is laid over the base image."""
     return case.pipeline is not Pipeline.PLAIN or bool(case.config.packages)
+
+
+def _named_subcases(case: Case) -> Iterator[Subcase]:
+    """The subcases that may install something that a command names. What needs no container is made in any case."""
+    named = grouped.names(case.config.test_commands)
+    for subcase in case.subcases:
+        craft = CRAFTS.get(subcase.kind)
+        if named is None or (craft is not None and craft.image is None) or grouped.may_install(subcase.path, named):
+            yield subcase
 
 
 @dataclass(frozen=True)
@@ -705,6 +729,7 @@ class _Work:
     key: keys.Key
     build: Callable[[Path, Workshop], None]
     packages: tuple[str, ...] = ()
+    subcase: str = ""
 
 
 @dataclass(frozen=True)
@@ -772,14 +797,15 @@ def _packages_part(craft: Craft, name: str, source: Path, asked: tuple[str, ...]
     return {"packages": part}
 
 
-def _pipeline_work(name: str, pipeline: Pipeline, source: Path, asked: tuple[str, ...], session: Session) -> _Work:
-    """The overlay of one folder of sources."""
-    craft = CRAFTS.get(pipeline)
-    if craft is None:
-        return _Work(name, keys.key({"unsupported": pipeline.value, "name": name}), _refuse(name, pipeline))
+def _pipeline_work(
+    name: str, pipeline: Pipeline, source: Path, asked: tuple[str, ...], session: Session, craft: Craft | None = None
+) -> _Work:
+    """The overlay of one folder of sources. `craft`, in place of the pipeline's own, has the whole folder as its source."""
+    folder = pipeline.value if craft is None else ""
+    craft = craft or CRAFTS[pipeline]
 
     def find() -> tuple[sources.Source, ...]:
-        return sources.find(source, pipeline.value, session.workspace.root)
+        return sources.find(source, folder, session.workspace.root)
 
     found = find()
     base = session.base_digest if craft.reads_staging else None
@@ -824,17 +850,6 @@ def _frozen(found: tuple[sources.Source, ...], find_again: Callable[[], tuple[so
     return copy
 
 
-def _refuse(name: str, pipeline: Pipeline) -> Callable[[Path, Workshop], None]:
-    def build(_overlay: Path, _workshop: Workshop) -> None:
-        raise BuildError(
-            f"cases of the pipeline '{pipeline}' cannot be built by this version of qcase",
-            where=name,
-            hint="supported are plain, sh, python, c and grouped",
-        )
-
-    return build
-
-
 def _cache_env(session: Session) -> dict[str, str | None]:
     return {name: session.environ.get(name) for name in session.workspace.config.cache.env}
 
@@ -850,6 +865,7 @@ class _Bench:
         self._log = build_log
         self._stack = stack
         self._moves = session.moves
+        self._lock = threading.Lock()
 
     def _toolchain(self, name: str) -> str:
         """The id of a toolchain image. Raises `_InputsMovedError` if one moved since this case's keys were computed."""
@@ -858,28 +874,72 @@ class _Bench:
             raise _InputsMovedError("the toolchain image")
         return image.id
 
+    def overlays(self, works: Sequence[_Work]) -> tuple[list[_Overlay], tuple[BrokenBuild, ...]]:
+        """All overlays of a case, several built at once. Of a group, one that does not build does not stop the others."""
+        if self._case.pipeline is not Pipeline.GROUPED:
+            return [self.overlay(work) for work in works], ()
+        pool = ThreadPoolExecutor(BUILDS_AT_ONCE, thread_name_prefix=f"build {self._case.display_name}")
+        try:
+            building = [pool.submit(self.overlay, work) for work in works]
+            wait(building)
+        except BaseException:  # an interrupt must not wait for compilers
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._session.stop()
+            raise
+        finally:
+            pool.shutdown()
+        overlays, broken = [], []
+        for work, done in zip(works, building, strict=True):
+            try:
+                overlays.append(done.result())
+            except BuildError as error:
+                broken.append(BrokenBuild(work.name, error))
+        return overlays, tuple(broken)
+
+    def in_doubt(self, overlays: Sequence[_Overlay]) -> bool:
+        """Whether a command may run something that is in none of these overlays, nor in the guest."""
+        with Ext4Image.open(self._session.guest.rootfs) as base:
+
+            def exists(path: str) -> bool:
+                return any(os.path.lexists(o.entry.path / path[1:]) for o in overlays) or base.lookup(path) is not None
+
+            return grouped.in_doubt(self._case.config.test_commands, exists)
+
     def overlay(self, work: _Work) -> _Overlay:
         session = self._session
 
         def build(path: Path) -> None:
+            with session.building:
+                build_one(path)
+
+        def build_one(path: Path) -> None:
             scratch = self._emptied(f"overlay-{work.key.short}")
+            # Subcases are built at once, so each writes a log of its own first.
+            log = self._log if self._case.pipeline is not Pipeline.GROUPED else scratch / "build.log"
             workshop = Workshop(
                 case=work.name.removesuffix(": packages"),
                 arch=session.arch,
                 scratch=scratch,
-                log=self._log,
+                log=log,
                 config=session.workspace.config,
                 base=session.guest.rootfs,
                 staging=self._staging,
                 engine=lambda: session.engine,
                 image=self._toolchain,
                 environment={name: value for name, value in _cache_env(session).items() if value is not None},
+                environ=session.environ,
+                offline=session.offline,
+                download=self._download,
                 say=self._say,
+                warn=self._warn,
                 supply=lambda: session.supply,
                 apk=self._apk,
                 packages=work.packages,
             )
-            work.build(path, workshop)
+            try:
+                work.build(path, workshop)
+            finally:
+                self._gather(log, work.name)
 
         entry = self._fetch(Kind.OVERLAY, work.key, build, work.name)
         return _Overlay(work.name, entry)
@@ -937,6 +997,15 @@ class _Bench:
     def say_broken(self, subcase: str, error: BuildError) -> None:
         self._warn(f"{subcase}, another subcase of the group, did not build: {error.what}")
 
+    def _gather(self, log: Path, name: str) -> None:
+        """Put what the build of a subcase said into the log of its group."""
+        if log == self._log or not log.is_file():
+            return
+        with self._lock, self._log.open("ab") as whole:
+            whole.write(f"==== {name}\n".encode())
+            with log.open("rb") as part:
+                shutil.copyfileobj(part, whole)
+
     def _warn(self, message: str) -> None:
         self._session.emit(events.Warned(message, self._case.display_name))
 
@@ -945,9 +1014,10 @@ class _Bench:
 
     def _scratch(self) -> Path:
         """The run folder. It is removed at the end, also by the guardian if qcase is killed."""
-        if self._run_dir is None:
-            self._run_dir = self._stack.enter_context(runs.claimed(self._layout.run_dir, next_case_run_id, self._warn))
-        return self._run_dir
+        with self._lock:
+            if self._run_dir is None:
+                self._run_dir = self._stack.enter_context(runs.claimed(self._layout.run_dir, next_case_run_id, self._warn))
+            return self._run_dir
 
     def _emptied(self, name: str) -> Path:
         """An empty folder in the run folder. A build that met a full store is done a second time, elsewhere."""
@@ -1008,6 +1078,10 @@ class _Bench:
             prebuild.unpack_apk(guest.rootfs, path)
 
         return self._fetch(Kind.OVERLAY, keys.key(made_of), build, "apk").path
+
+    def _download(self, key: keys.Key, name: str, fetch: Callable[[Path], None]) -> Path:
+        """What was fetched from a network, kept in the store."""
+        return self._fetch(Kind.DOWNLOAD, key, fetch, name).path
 
     def _merge(self, overlays: list[_Overlay]) -> Path:
         """One folder of all overlays. Two that bring the same path with different content are an error that names both."""

@@ -109,6 +109,7 @@ MEANING: Mapping[str, str] = {
     "qcase.packages": "packages of the guest's distribution, as apk names them",
     "qcase.tags": "words to choose cases by, with --tag",
     "qcase.retries": "attempts that follow one that did not pass; what passes then is flaky",
+    "qcase.build": "named | all: which subcases of a grouped case are built",
 }
 
 

@@ -8,6 +8,8 @@ the build may write.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from qcase.config import WorkspaceConfig
 from qcase.errors import BuildError
-from qcase.keys import JSON
+from qcase.keys import JSON, Key
 from qcase.model import Arch
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ STEP_TIMEOUT = 1800.0  # seconds
 STEP_MEMORY = 4 << 30  # bytes
 STEP_PIDS = 2048
 
+_PLAIN = 1 << 20  # bytes that are read of what a step wrote for us
+
 
 @dataclass(frozen=True)
 class Workshop:
@@ -39,7 +43,9 @@ class Workshop:
 
     `engine` and `image` connect to the container engine and find (or build) a toolchain image, by its name, when they are first
     called, `staging` unpacks the base image, `supply` gets packages and `apk` unpacks the program: a build that needs none of
-    them does not wait for them. `packages`: what the case's own configuration asks for.
+    them does not wait for them. `packages`: what the case's own configuration asks for. `download` gives what is kept in the
+    store under a key and a name, fetching it on a miss, unless this run is `offline`. `environment` is for build steps;
+    `environ`, the user's own, for fetch steps alone.
     """
 
     case: str
@@ -52,7 +58,11 @@ class Workshop:
     engine: Callable[[], Engine]
     image: Callable[[str], str]
     environment: dict[str, str]
+    environ: Mapping[str, str]
+    offline: bool
+    download: Callable[[Key, str, Callable[[Path], None]], Path]
     say: Callable[[str], None]
+    warn: Callable[[str], None]
     supply: Callable[[], Supply]
     apk: Callable[[], Path]
     packages: tuple[str, ...] = ()
@@ -82,7 +92,10 @@ class Craft:
 
 
 def make_folders(overlay: Path, path: str) -> Path:
-    """The folder `path` of an overlay, and those above it: 0755 in the guest, whatever our umask is."""
+    """The folder `path` of an overlay, and those above it: 0755 in the guest, whatever our umask is.
+
+    A link is not followed: a build may have put it there, and it leads out of the overlay. Raises `BuildError` for one.
+    """
     folder = overlay
     for name in path.split("/"):
         folder = folder / name
@@ -98,3 +111,13 @@ def make_folders(overlay: Path, path: str) -> Path:
 def require_folder(path: Path, case: str) -> None:
     if not path.is_dir():
         raise BuildError(f"there is no folder {path.name}/", where=case)
+
+
+def read_plain(path: Path) -> str:
+    """What a step wrote into a file, and nothing where there is none. A link that a build put in its place is not followed."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(_PLAIN).decode("utf-8", "replace") if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""

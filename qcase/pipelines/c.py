@@ -8,6 +8,7 @@ After packages and `prebuild.sh` (`qcase.pipelines.prebuild`), one step in one c
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from qcase.pipelines import (
     Workshop,
     libraries,
     prebuild,
+    read_plain,
     require_folder,
 )
 
@@ -42,9 +44,8 @@ _PROGRAM = f"""\
 exec 2>&1
 umask 022
 stage() {{ printf '%s' "$1" > {BUILD}/{_STAGE}; printf -- '-- %s\\n' "$1"; }}
-cd {SRC}/c
 stage configure
-cmake -S {SRC}/c -B {BUILD}/cmake -G 'Unix Makefiles' --no-warn-unused-cli \
+cmake -S "$PWD" -B {BUILD}/cmake -G 'Unix Makefiles' --no-warn-unused-cli \
     -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/ -DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY \
     -DCMAKE_TOOLCHAIN_FILE={BUILD}/toolchain.cmake -D"$STAGING_VARIABLE"={STAGING}
 stage build
@@ -94,13 +95,23 @@ def recipe(arch: Arch, compiler: str) -> str:
 def build(source: Path, overlay: Path, workshop: Workshop) -> None:
     """Build `source/c`, a copy that is ours to write in, into `overlay`. Raises `BuildError` with what the compiler said."""
     require_folder(source / "c", workshop.case)
-    if not (source / "c" / "CMakeLists.txt").is_file():
-        raise BuildError("there is no c/CMakeLists.txt", where=workshop.case)
+    _build(source, "c", overlay, workshop)
+
+
+def build_project(source: Path, overlay: Path, workshop: Workshop) -> None:
+    """Likewise the one project of a whole group, whose `CMakeLists.txt` is in the case's own folder."""
+    _build(source, ".", overlay, workshop)
+
+
+def _build(source: Path, folder: str, overlay: Path, workshop: Workshop) -> None:
+    place = os.path.normpath(f"{SRC}/{folder}")
+    if not (source / folder / "CMakeLists.txt").is_file():
+        raise BuildError(f"there is no {os.path.normpath(f'{folder}/CMakeLists.txt')}", where=workshop.case)
     out = workshop.scratch / "build"
     out.mkdir()
     (out / "toolchain.cmake").write_text(toolchain_file(workshop.arch, workshop.config.toolchain.c.compiler), encoding="ascii")
-    root = prebuild.staging_root(workshop, source / "c")
-    prebuild.run(source, "c", IMAGE, root, out, overlay, workshop)
+    root = prebuild.staging_root(workshop, source / folder)
+    prebuild.run(source, folder, IMAGE, root, out, overlay, workshop)
     workshop.say("compiling")
     step = Step(
         image=workshop.image(IMAGE),
@@ -113,11 +124,11 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
         ),
         env={
             **workshop.environment,
-            **prebuild.script_variables(workshop.config.script_env, "c"),
+            **prebuild.script_variables(workshop.config.script_env, folder),
             "STAGING_VARIABLE": workshop.config.script_env.staging_root,
             "MUSL": f"/opt/qcase/musl/{workshop.arch}/lib/libc.so",
         },
-        workdir=f"{SRC}/c",
+        workdir=place,
         timeout=STEP_TIMEOUT,
         memory=STEP_MEMORY,
         pids=STEP_PIDS,
@@ -126,7 +137,7 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
     )
     result = workshop.engine().run(step)
     if result.exit_status != 0:
-        stage = (out / _STAGE).read_text(encoding="utf-8") if (out / _STAGE).is_file() else "the container"
+        stage = read_plain(out / _STAGE) or "the container"
         what, hint = containers.verdict_of(replace(step, name=stage), result)
         raise BuildError(what, where=workshop.case, hint=hint, log=_said_in(stage, result.output))
     if not any(overlay.iterdir()):
@@ -155,3 +166,9 @@ def _settings(arch: Arch, config: WorkspaceConfig) -> Mapping[str, JSON]:
 
 
 CRAFT = Craft(recipe=1, image=IMAGE, reads_staging=True, prebuild="c", settings=_settings, build=build)
+PROJECT = replace(
+    CRAFT,
+    prebuild=".",
+    build=build_project,
+    settings=lambda arch, config: {**_settings(arch, config), "folder": "."},
+)

@@ -23,8 +23,10 @@ and qcase gives up a little later.
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+import stat
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from qcase.config import CaseConfig, GroupedRunner
@@ -182,6 +184,89 @@ def is_simple(command: str) -> bool:
     """Whether a command is one program with its arguments, and nothing that a shell would do besides."""
     return not re.search(r"[;|&<>()$`\n!{}]", command)
 
+
+def names(commands: Sequence[str]) -> frozenset[str] | None:
+    """What the commands name: every word that is no option, without its folders. None where one computes what it runs."""
+    if any(_COMPUTED.search(command) for command in commands):
+        return None
+    words = {word.rpartition("/")[2] for command in commands for word in _WORDS.findall(command) if not word.startswith("-")}
+    return frozenset(words - {""})
+
+
+def may_install(source: Path, named: frozenset[str]) -> bool:
+    """Whether the sources of a subcase could install something of one of these names, as far as one can tell without a build.
+
+    They could if the parts of a name, letters and digits, all stand somewhere in them, in files or in names of files: a build
+    can put `test-pipe` together from `test-${case}` and `pipe`. What a build computes otherwise is not seen here; see
+    `in_doubt`.
+    """
+    wanted = [[part.lower().encode() for part in _PARTS.findall(name)] for name in named]
+    missing = {part for parts in wanted for part in parts}
+    for folder, folders, files in os.walk(source):
+        if any(Path(folder, name).is_symlink() for name in folders):
+            return True  # files that several cases share are not looked through
+        for name in (*folders, *files):
+            missing -= {part for part in missing if part in os.fsencode(name).lower()}
+        for name in files:
+            path = Path(folder, name)
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode) or path.stat().st_size > _LARGE:
+                return True
+            if not missing or not stat.S_ISREG(mode):
+                continue
+            text = path.read_bytes().lower()
+            missing -= {part for part in missing if part in text}
+    return any(not missing.intersection(parts) for parts in wanted)
+
+
+def in_doubt(commands: Sequence[str], exists: Callable[[str], bool]) -> bool:
+    """Whether a command may run something that is not there, as far as `exists` can tell of a path in the guest."""
+    for command in commands:
+        for part in _SEPARATORS.split(_REDIRECTIONS.sub(" ", command)):
+            words = [word for word in part.split() if not re.fullmatch(r"\w+=.*", word)]
+            while words and words[0] in _KEYWORDS:
+                del words[0]
+            if not words or words[0] in _BUILTINS:
+                continue
+            program = words[0].strip("'\"")
+            places = [program] if "/" in program else [f"{folder}/{program}" for folder in _PATH]
+            if not any(exists(place) for place in places):
+                return True
+    return False
+
+
+_LARGE = 4 << 20  # bytes of a file that nobody looks through
+_PARTS = re.compile(r"[A-Za-z0-9]+")
+_REDIRECTIONS = re.compile(r"\d*(?:>>|[<>])(?:&\d|\s*[^\s;|&<>]+)")
+_SEPARATORS = re.compile(r"[;|&\n(){}]+")
+_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_KEYWORDS = frozenset(
+    ["!", "if", "then", "elif", "else", "fi", "while", "until", "do", "done", "time", "exec", "command", "env", "nice", "nohup"]
+)
+_BUILTINS = frozenset(
+    [
+        ":",
+        "cd",
+        "echo",
+        "exit",
+        "export",
+        "false",
+        "kill",
+        "printf",
+        "pwd",
+        "read",
+        "return",
+        "set",
+        "shift",
+        "test",
+        "trap",
+        "true",
+        "ulimit",
+        "umask",
+        "unset",
+        "wait",
+    ]
+)
 
 # Words of a command, with all that a shell puts between and around them taken away.
 _WORDS = re.compile(r"[^\s;|&<>()'\"`={}]+")

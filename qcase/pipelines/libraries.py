@@ -68,7 +68,7 @@ def complete(overlay: Path, base: Path, arch: Arch, case: str, musl: Path | None
         with Ext4Image.open(base) as image:
             loader = f"/lib/{arch.musl_loader}"
             wanted = any(elf.interpreter == loader for elf in files) and not _there(loader, overlay, image)
-            if wanted and musl is not None and musl.is_file():
+            if wanted and musl is not None and musl.is_file() and not musl.is_symlink():
                 add_musl(overlay, musl, arch)
             missing = sorted({why for elf in files for why in _missing(elf, overlay, image)})
         if missing:

@@ -98,7 +98,7 @@ MOVES: dict[str, tuple[Edit, set[str]]] = {
     "an empty folder": (lambda root: (root / "suite/normal/shell/sh/empty").mkdir(), {SH}),
     "a source of a subcase": (write("suite/normal/group/one/c/one.c", "int main(void) { return 1; }\n"), {ONE}),
     "a command of a group": (
-        write("suite/normal/group/qemu-x86_64.toml", GROUP.format(command="/usr/bin/two", timeout=5)),
+        write("suite/normal/group/qemu-x86_64.toml", GROUP.format(command="/usr/bin/one --again", timeout=5)),
         {SCRIPT},
     ),
     "the base image": (write("rootfs.img", "another base image"), {ONE}),

@@ -35,7 +35,11 @@ def workshop(tmp_path: Path, base: Path = Path("/none")) -> Workshop:
         engine=refuse,  # type: ignore[arg-type]
         image=refuse,  # type: ignore[arg-type]
         environment={},
+        environ={},
+        offline=False,
+        download=refuse,  # type: ignore[arg-type]
         say=lambda _: None,
+        warn=lambda _: None,
     )
 
 
@@ -318,3 +322,57 @@ def test_a_base_image_is_unpacked_with_links_and_readable_files(tmp_path: Path, 
     assert (root / "etc" / "shadow").read_text() == "secret"
     assert stat.S_IMODE((root / "etc" / "shadow").stat().st_mode) == 0o400
     assert (root / "lib" / "link").readlink() == Path("/etc/shadow")
+
+
+# --- which subcases a group needs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("commands", "wanted"),
+    [
+        (["/usr/bin/test-pipe --fast 3"], {"test-pipe", "3"}),
+        (["timeout 5 test-pipe | grep -q 'ok'"], {"timeout", "5", "test-pipe", "grep", "ok"}),
+        (["test-pipe", "run-$x"], None),
+        (["test-*"], None),
+        (["sh /root/all.sh"], None),
+        (["find / -name pipe"], None),
+    ],
+)
+def test_what_commands_name(commands: list[str], wanted: set[str] | None) -> None:
+    assert grouped.names(commands) == wanted
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"c/CMakeLists.txt": "add_executable(test-pipe main.c)"}, True),
+        ({"c/CMakeLists.txt": "foreach(n pipe fifo)\nadd_executable(test-${n} ${n}.c)"}, True),
+        ({"rust/src/bin/test-pipe.rs": "fn main() {}"}, True),
+        ({"c/CMakeLists.txt": "project(Test)", "c/pipe.c": ""}, True),
+        ({"c/CMakeLists.txt": "add_executable(test-fifo main.c)", "c/main.c": "int main(void) { return 0; }"}, False),
+        ({"c/blob": "x" * (5 << 20)}, True),
+    ],
+)
+def test_what_a_subcase_may_install(files: dict[str, str], expected: bool, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert grouped.may_install(tmp_path, frozenset({"test-pipe"})) is expected
+
+
+@pytest.mark.parametrize(
+    ("command", "doubtful"),
+    [
+        ("/usr/bin/test-pipe 3", False),
+        ("cd /tmp && A=1 test-pipe >/dev/null 2>&1", False),
+        ("if test-pipe; then echo yes; fi", False),
+        ("! grep -q x /etc/passwd", False),
+        ("test-fifo", True),
+        ("test-pipe || test-fifo", True),
+        ("/opt/test-pipe", True),
+        ("env A=1 test-fifo", True),
+    ],
+)
+def test_a_program_that_is_nowhere_puts_the_choice_in_doubt(command: str, doubtful: bool) -> None:
+    there = {"/usr/bin/test-pipe", "/bin/grep"}
+    assert grouped.in_doubt([command], there.__contains__) is doubtful
