@@ -82,3 +82,9 @@ def kernels(request: pytest.FixtureRequest, test_cache: Path) -> Mapping[Arch, P
         return engine
 
     return kernel.build(connect, test_cache)
+
+
+@pytest.fixture(scope="session")
+def toolchain_rust(shared_engine: Engine, test_cache: Path) -> Image:
+    """The image `rust`, likewise."""
+    return images.ensure("rust", shared_engine, test_cache)

@@ -1,0 +1,450 @@
+"""The pipeline `rust`: programs for every architecture, crates from a registry of our own, and what goes wrong with them.
+
+The registry is a web server of the tests, on the address at which containers see this machine, which gives its crates to who has
+the token.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import ipaddress
+import json
+import tarfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from qcase import keys, process
+from qcase.config import WorkspaceConfig
+from qcase.containers import Engine, Step
+from qcase.content import Kind
+from qcase.errors import BuildError, InfraError, QcaseError
+from qcase.images import Image
+from qcase.model import Arch
+from qcase.packages import Supply
+from qcase.pipelines import Workshop, c, rust
+from qcase.pipelines.libraries import elf_files
+from qcase.store import Store
+
+TOKEN = "a-token-that-nobody-else-has"
+
+
+def write(root: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def _no_packages() -> Supply:
+    raise AssertionError("no packages are wanted")
+
+
+class Case:
+    """One folder of sources, and builds of it. What was fetched is in a store; each build has a copy of the sources."""
+
+    def __init__(self, root: Path, engine: Engine, images: Mapping[str, str], environ: Mapping[str, str]) -> None:
+        self.root = root
+        self.store = Store(root / "store")
+        self.warnings: list[str] = []
+        self.offline = False
+        self.environ = environ
+        self._engine = engine
+        self._images = images
+        self._number = 0
+        (root / "staging").mkdir(parents=True)
+        (root / "apk").mkdir()
+        process.run(["mke2fs", "-q", "-t", "ext4", str(root / "base.img"), "4M"], timeout=60)
+
+    def build(
+        self, files: Mapping[str, str], arch: Arch = Arch.X86_64, made: Callable[[Path, Path, Workshop], None] = rust.build
+    ) -> Path:
+        """Build a case of these files; returns the overlay."""
+        self._number += 1
+        place = self.root / str(self._number)
+        overlay, scratch = place / "overlay", place / "scratch"
+        overlay.mkdir(parents=True)
+        scratch.mkdir()
+        made(write(place / "source", files), overlay, self._workshop(arch, scratch))
+        return overlay
+
+    def _workshop(self, arch: Arch, scratch: Path) -> Workshop:
+        def download(key: keys.Key, name: str, fetch: Callable[[Path], None]) -> Path:
+            with self.store.get_or_build(Kind.DOWNLOAD, key, fetch, scratch=scratch, made_for=name) as entry:
+                return entry.path
+
+        return Workshop(
+            case="normal/x",
+            arch=arch,
+            scratch=scratch,
+            log=scratch / "log",
+            config=WorkspaceConfig(),
+            base=self.root / "base.img",
+            staging=lambda: self.root / "staging",
+            engine=lambda: self._engine,
+            image=self._images.__getitem__,
+            environment={},
+            environ=self.environ,
+            offline=self.offline,
+            download=download,
+            say=lambda _: None,
+            warn=self.warnings.append,
+            supply=_no_packages,
+            apk=lambda: self.root / "apk",
+        )
+
+
+@pytest.fixture
+def case(tmp_path: Path, shared_engine: Engine, toolchain_c: Image, toolchain_rust: Image) -> Case:
+    return Case(tmp_path / "case", shared_engine, {"c": toolchain_c.id, "rust": toolchain_rust.id}, {"HOME": str(tmp_path)})
+
+
+PACKAGE = '[package]\nname = "{}"\nversion = "0.1.0"\nedition = "2021"\n'
+
+WORKSPACE = {
+    "rust/Cargo.toml": '[workspace]\nmembers = ["one", "two"]\nresolver = "2"\n',
+    "rust/one/Cargo.toml": PACKAGE.format("one") + '[dependencies]\ntwo = { path = "../two" }\n',
+    "rust/one/src/main.rs": 'fn main() { println!("one {}", two::add(40, 2)); }\n',
+    "rust/one/src/bin/other.rs": """\
+        fn main() {
+            let caught = std::panic::catch_unwind(|| panic!("{}", file!())).is_err();
+            let thread = std::thread::spawn(|| 7).join().unwrap();
+            println!("other {caught} {thread}");
+        }
+        """,
+    "rust/two/Cargo.toml": PACKAGE.format("two"),
+    "rust/two/src/lib.rs": "pub fn add(left: u32, right: u32) -> u32 { left + right }\n",
+}
+
+C_PROGRAM = {
+    "c/CMakeLists.txt": """\
+        cmake_minimum_required(VERSION 3.16)
+        project(hello C)
+        add_executable(hello main.c)
+        target_link_options(hello PRIVATE -static)
+        install(TARGETS hello DESTINATION usr/bin)
+        """,
+    "c/main.c": '#include <stdio.h>\nint main(void) { puts("hello"); return 0; }\n',
+}
+
+FILE_SAYS = {
+    Arch.X86_64: "x86-64",
+    Arch.AARCH64: "ARM aarch64",
+    Arch.RISCV64: "UCB RISC-V",
+    Arch.LOONGARCH64: "LoongArch",
+}
+
+
+def run_program(program: Path, arch: Arch) -> str:
+    """What a program of another architecture prints, in QEMU's user mode."""
+    return process.run([f"qemu-{arch}", str(program)], timeout=60).stdout.decode()
+
+
+@pytest.mark.parametrize("arch", list(Arch))
+def test_programs_for_every_architecture(arch: Arch, case: Case) -> None:
+    overlay = case.build(WORKSPACE, arch)
+    case.build(C_PROGRAM, arch, c.build)
+    programs = overlay / "usr/bin"
+    assert sorted(path.name for path in programs.iterdir()) == ["one", "other"]
+    assert all(elf.interpreter is None and not elf.needed for elf in elf_files(overlay))
+    if arch is not Arch.LOONGARCH64:
+        assert run_program(programs / "one", arch) == "one 42\n"
+        assert run_program(programs / "other", arch) == "other true 7\n"
+    assert run_program(case.root / "2/overlay/usr/bin/hello", arch) == "hello\n"
+    for program in (programs / "one", case.root / "2/overlay/usr/bin/hello"):
+        said = process.run(["file", "-b", str(program)], timeout=60).stdout.decode()
+        assert FILE_SAYS[arch] in said
+        assert "static" in said
+
+
+def test_nothing_of_where_it_was_built_is_in_a_program(case: Case) -> None:
+    first, second = (case.build(WORKSPACE) / "usr/bin/other" for _ in range(2))
+    program = first.read_bytes()
+    assert program == second.read_bytes()
+    for path in (b"/qcase", b"/tmp/qcase", str(case.root).encode()):
+        assert path not in program
+
+
+# --- crates ---------------------------------------------------------------------------------------------------------------
+
+
+def crate(name: str, text: str) -> bytes:
+    """A crate of one file as a registry serves it."""
+    files = {
+        "Cargo.toml": f'[package]\nname = "{name}"\nversion = "1.0.0"\nedition = "2021"\n',
+        "src/lib.rs": text,
+    }
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path, content in files.items():
+            member = tarfile.TarInfo(f"{name}-1.0.0/{path}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content.encode()))
+    return gzip.compress(packed.getvalue(), mtime=0)
+
+
+TINY = crate("tiny", 'pub fn text() -> &\'static str { "from the registry" }\n')
+CHECKSUM = hashlib.sha256(TINY).hexdigest()
+
+
+class Registry:
+    """A registry with one crate, `tiny`, behind a token. `asked`: the paths that were asked for, and whether with the token."""
+
+    def __init__(self, address: str) -> None:
+        self.asked: list[tuple[str, bool]] = []
+        registry = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                registry.answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's own name
+                pass
+
+        self._server = ThreadingHTTPServer((address, 0), Handler)
+        self.url = f"http://{address}:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        allowed = request.headers.get("Authorization") == TOKEN
+        self.asked.append((request.path, allowed))
+        row = {"name": "tiny", "vers": "1.0.0", "deps": [], "cksum": CHECKSUM, "features": {}, "yanked": False}
+        answers = {
+            "/index/config.json": json.dumps({"dl": f"{self.url}/crates/{{crate}}", "auth-required": True}).encode(),
+            "/index/ti/ny/tiny": json.dumps(row).encode(),
+            "/crates/tiny": TINY,
+        }
+        body = answers.get(request.path, b"")
+        status = 404 if request.path not in answers else 200 if allowed else 401
+        request.send_response(status)
+        if status == 401:
+            request.send_header("WWW-Authenticate", f'Cargo login_url="{self.url}/me"')
+        request.send_header("Content-Length", str(len(body) if status == 200 else 0))
+        request.end_headers()
+        if status == 200:
+            request.wfile.write(body)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="session")
+def host_address(shared_engine: Engine, toolchain_c: Image) -> str:
+    """This machine, as a container with a network sees it: its default route."""
+    step = Step(image=toolchain_c.id, argv=("cat", "/proc/net/route"), network=True, timeout=60, name="route")
+    rows = [line.split() for line in shared_engine.check(step).output.splitlines()]
+    (gateway,) = {row[2] for row in rows if row[1] == "00000000"}
+    return str(ipaddress.ip_address(bytes.fromhex(gateway)[::-1]))
+
+
+@pytest.fixture
+def registry(host_address: str) -> Iterator[Registry]:
+    found = Registry(host_address)
+    yield found
+    found.close()
+
+
+def uses(*crates: str, lock: str | None = None) -> dict[str, str]:
+    """A case that uses crates of the registry that stands in for crates.io."""
+    asked = "".join(f'{name} = "1"\n' for name in crates)
+    files = {
+        "rust/Cargo.toml": f'[package]\nname = "user"\nversion = "0.1.0"\nedition = "2021"\n[dependencies]\n{asked}',
+        "rust/src/main.rs": 'fn main() { println!("{}", tiny::text()); }\n',
+    }
+    return files if lock is None else {**files, "rust/Cargo.lock": lock}
+
+
+def lock(checksum: str = CHECKSUM) -> str:
+    return f"""\
+version = 4
+
+[[package]]
+name = "tiny"
+version = "1.0.0"
+source = "registry+https://github.com/rust-lang/crates.io-index"
+checksum = "{checksum}"
+
+[[package]]
+name = "user"
+version = "0.1.0"
+dependencies = [
+ "tiny",
+]
+"""
+
+
+@pytest.fixture
+def mirrored(case: Case, registry: Registry, tmp_path: Path) -> Case:
+    """A case of a user whose own cargo configuration names the registry as a mirror of crates.io, and has its token."""
+    write(
+        tmp_path / ".cargo",
+        {
+            "config.toml": f"""\
+                [registry]
+                global-credential-providers = ["cargo:token"]
+                [source.crates-io]
+                replace-with = "mirror"
+                [registries.mirror]
+                index = "sparse+{registry.url}/index/"
+                """,
+            "credentials.toml": f'[registries.mirror]\ntoken = "{TOKEN}"\n',
+        },
+    )
+    (tmp_path / ".cargo/credentials.toml").chmod(0o600)
+    return case
+
+
+def downloads(case: Case) -> list[str]:
+    """The names of all files of the store."""
+    return [str(path.relative_to(case.store.root)) for path in case.store.root.rglob("*") if path.is_file()]
+
+
+def test_a_crate_comes_from_the_users_own_mirror_and_no_build_sees_the_token(mirrored: Case, registry: Registry) -> None:
+    # A build script that looks for the token, and for a network, and would fail if it found one of them.
+    nosy = {
+        "rust/build.rs": f"""\
+            fn main() {{
+                for (name, value) in std::env::vars() {{
+                    assert!(!value.contains("{TOKEN}"), "{{name}}");
+                }}
+                let home = std::env::var("CARGO_HOME").unwrap();
+                for entry in std::fs::read_dir(&home).unwrap() {{
+                    let path = entry.unwrap().path();
+                    let text = std::fs::read_to_string(&path).unwrap_or_default();
+                    assert!(!text.contains("{TOKEN}"), "{{path:?}}");
+                }}
+                let server = "{registry.url.removeprefix("http://")}";
+                assert!(std::net::TcpStream::connect(server).is_err(), "there is a network");
+            }}
+            """
+    }
+    overlay = mirrored.build({**uses("tiny", lock=lock()), **nosy})
+    assert run_program(overlay / "usr/bin/user", Arch.X86_64) == "from the registry\n"
+    assert ("/crates/tiny", True) in registry.asked
+    for name in downloads(mirrored):
+        assert TOKEN.encode() not in (mirrored.store.root / name).read_bytes(), name
+    # What was fetched is there for good: offline, and though its sources are others.
+    registry.asked.clear()
+    mirrored.offline = True
+    overlay = mirrored.build({**uses("tiny", lock=lock()), "rust/src/main.rs": 'fn main() { print!("{}!", tiny::text()); }'})
+    assert run_program(overlay / "usr/bin/user", Arch.X86_64) == "from the registry!"
+    assert registry.asked == []
+    assert mirrored.warnings == []
+
+
+def test_without_a_lock_file_the_crates_are_those_of_today_and_that_is_said(mirrored: Case) -> None:
+    overlay = mirrored.build(uses("tiny"))
+    assert run_program(overlay / "usr/bin/user", Arch.X86_64) == "from the registry\n"
+    assert mirrored.warnings == ["there is no rust/Cargo.lock, so its crates are those of the day on which they were fetched"]
+
+
+def fails(case: Case, files: Mapping[str, str]) -> QcaseError:
+    with pytest.raises((BuildError, InfraError)) as caught:
+        case.build(files)
+    # Nothing half-fetched is kept.
+    assert not [name for name in downloads(case) if "/downloads/" in name and "manifest" in name]
+    return caught.value
+
+
+def test_a_crate_that_is_not_in_the_lock(mirrored: Case, registry: Registry) -> None:
+    error = fails(mirrored, uses("tiny", "huge", lock=lock()))
+    assert isinstance(error, BuildError)
+    assert error.what == "rust/Cargo.toml asks for huge, which rust/Cargo.lock does not have"
+    assert registry.asked == []
+
+
+def test_a_lock_that_does_not_fit(mirrored: Case) -> None:
+    files = uses("tiny", lock=lock())
+    error = fails(mirrored, {**files, "rust/Cargo.toml": files["rust/Cargo.toml"].replace("0.1.0", "0.2.0")})
+    assert isinstance(error, BuildError)
+    assert error.what == "rust/Cargo.lock does not fit rust/Cargo.toml"
+    error = fails(mirrored, {**files, "rust/Cargo.toml": files["rust/Cargo.toml"].replace('"1"', '"2"')})
+    assert isinstance(error, BuildError)
+    assert error.what.startswith('its crates cannot be had: failed to select a version for the requirement `tiny = "^2"`')
+
+
+def test_a_crate_that_is_not_what_the_lock_says(mirrored: Case) -> None:
+    error = fails(mirrored, uses("tiny", lock=lock("0" * 64)))
+    assert isinstance(error, BuildError)
+    assert "checksum" in error.what
+    assert "tiny" in error.what
+
+
+def test_a_registry_that_wants_another_token(mirrored: Case, tmp_path: Path) -> None:
+    (tmp_path / ".cargo/credentials.toml").write_text('[registries.mirror]\ntoken = "wrong"\n')
+    error = fails(mirrored, uses("tiny", lock=lock()))
+    assert isinstance(error, InfraError)
+    assert error.what.startswith("its crates could not be fetched: ")
+
+
+def test_a_registry_that_does_not_answer(mirrored: Case, registry: Registry) -> None:
+    registry.close()
+    mirrored.environ = {**mirrored.environ, "CARGO_NET_RETRY": "0"}
+    error = fails(mirrored, uses("tiny", lock=lock()))
+    assert isinstance(error, InfraError)
+    assert error.what.startswith("its crates could not be fetched: ")
+    assert "Could not connect" in error.what or "Couldn't connect" in error.what
+    assert error.hint.startswith("is there a network")
+
+
+def test_offline_and_never_fetched(mirrored: Case, registry: Registry) -> None:
+    mirrored.offline = True
+    error = fails(mirrored, uses("tiny", lock=lock()))
+    assert (error.what, error.hint) == (
+        "its crates have not been fetched, and fetching is switched off",
+        "run it once without --offline",
+    )
+    assert registry.asked == []
+
+
+# --- what else goes wrong -------------------------------------------------------------------------------------------------
+
+
+def test_a_program_that_does_not_compile_shows_what_rustc_says(case: Case) -> None:
+    files = {**uses(), "rust/src/main.rs": "fn main() { let x: u32 = true; }\n"}
+    with pytest.raises(BuildError, match="cargo build ended with status 101") as caught:
+        case.build(files)
+    assert "mismatched types" in caught.value.log
+
+
+def test_a_crate_without_a_program(case: Case) -> None:
+    files = uses()
+    del files["rust/src/main.rs"]
+    with pytest.raises(BuildError) as caught:
+        case.build({**files, "rust/src/lib.rs": ""})
+    assert caught.value.what == "no program was built"
+
+
+def test_a_prebuild_script_runs_in_rust_and_its_files_are_compiled(case: Case) -> None:
+    files = {
+        **uses(),
+        "rust/prebuild.sh": 'pwd >src/place\nuname -m >"$QCASE_CASE_OVERLAY_DIR/machine"\n',
+        "rust/src/main.rs": 'fn main() { print!("{}", include_str!("place")); }\n',
+    }
+    overlay = case.build(files)
+    assert run_program(overlay / "usr/bin/user", Arch.X86_64) == "/qcase/src/rust\n"
+    assert (overlay / "machine").is_file()
+
+
+def test_links_that_a_build_plants_lead_nowhere(case: Case, tmp_path: Path) -> None:
+    """A script that turns what qcase reads and writes afterwards into links to files of the host."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret\n")
+    plant = f"""\
+        for name in stage programs messages own.toml; do ln -sf {secret} "$QCASE_CASE_WORK_DIR/$name"; done
+        rm -rf "$QCASE_CASE_WORK_DIR/cargo"
+        ln -s {tmp_path} "$QCASE_CASE_WORK_DIR/cargo"
+        exit 3
+        """
+    with pytest.raises(BuildError) as caught:
+        case.build({**uses(), "rust/prebuild.sh": plant})
+    assert "secret" not in caught.value.what + caught.value.log
+    assert secret.read_text() == "secret\n"
+    assert not (tmp_path / "config.toml").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["case", "secret"]
