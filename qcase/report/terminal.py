@@ -334,10 +334,12 @@ def print_error(error: Exception, stream: TextIO | None = None) -> None:
     console = Console(file=stream, highlight=False, emoji=False, markup=False)
     text = Text("error: ", style="bold red")
     text.append(str(error), style="not bold default")
-    console.print(text, soft_wrap=True)
+    # On a terminal lines are broken between words; elsewhere not at all, for whoever looks for something in them.
+    whole = not stream.isatty()
+    console.print(text, soft_wrap=whole)
     hint = getattr(error, "hint", "")
     if hint:
-        console.print(Text(f"hint: {hint}", style="cyan"), soft_wrap=True)
+        console.print(Text(f"hint: {hint}", style="cyan"), soft_wrap=whole)
 
 
 def _in_one_line(reasons: Sequence[str]) -> str:

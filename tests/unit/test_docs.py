@@ -33,12 +33,10 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[tuple[str, str]]:
-    return [
-        (f"{name} {line[2:]}", line[2:])
-        for name, text in blocks("console")
-        for line in text.splitlines()
-        if line.startswith("$ ")
-    ]
+    """Lines behind a prompt, and those that the recipes for CI run."""
+    shown = [(name, line[2:]) for name, text in blocks("console") for line in text.splitlines() if line.startswith("$ ")]
+    recipes = [(name, line) for name, text in blocks("yaml") for line in re.findall(r"(?m)^\s*- (?:run: )?(qcase .*)$", text)]
+    return [(f"{name} {line}", line) for name, line in shown + recipes]
 
 
 @pytest.mark.parametrize("text", [b for _, b in blocks("toml")], ids=[n for n, _ in blocks("toml")])
