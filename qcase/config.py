@@ -65,7 +65,7 @@ def find_workspace(start: Path) -> Path:
             continue
     raise UsageError(
         f"no {WORKSPACE_FILE} in {start} or above",
-        hint=f"go to the workspace, name it with --workspace, or make one with `qcase init`",
+        hint="go to the workspace, name it with --workspace, or make one with `qcase init`",
     )
 
 
