@@ -274,6 +274,10 @@ class Machine:
     def close(self) -> None:
         self._selector.close()
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def type(self, data: bytes) -> None:
         """Queue keys for the guest. QEMU's multiplexer, if there is one, takes Ctrl-A as its own; twice is one for the guest."""
         self._unsent += data.replace(b"\x01", b"\x01\x01") if self._muxed else data
@@ -461,6 +465,7 @@ def converse(machine: Machine, judge: Judge, log: ConsoleLog, on_data: Callable[
 
     Raw bytes go to the log first. Raises `InfraError` if QEMU refused to run the guest.
     """
+    silent = True
     while True:
         now = time.monotonic()
         for _ in range(machine.take_resets()):
@@ -474,13 +479,14 @@ def converse(machine: Machine, judge: Judge, log: ConsoleLog, on_data: Callable[
         if data is None:
             how = machine.wait()
             said = machine.said()
-            if machine.failed and not machine.started:
+            if machine.failed and not machine.started and silent:
                 raise InfraError(f"QEMU did not start the guest ({how}): {said or 'it said nothing'}", hint=_hint(said))
             fault = "triple fault" if machine.shutdown == "guest-reset" and machine.triple_fault else ""
             how = f"{how}; it said: {said.splitlines()[-1]}" if said else how
             judge.ended(time.monotonic(), how, reset=machine.shutdown == "guest-reset", fault=fault)
             return said
         if data:
+            silent = False
             log.write(data)
             judge.feed(data, time.monotonic())
         on_data()

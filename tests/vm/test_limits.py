@@ -1,0 +1,125 @@
+"""What a case may take: time under full load, memory in a flood; and that nothing of it is left, however it ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from qcase import qemu
+from qcase.console import Judge, Limits, Rules
+from qcase.model import Arch, Verdict
+from tests import endings, kernel
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.vm
+
+LIMIT = 3.0
+
+
+@pytest.fixture
+def full_load() -> Iterator[None]:
+    """Twice as many busy processes as there are processors."""
+    busy = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        yield
+    finally:
+        for child in busy:
+            child.kill()
+            child.wait()
+
+
+def test_a_timeout_is_within_a_second_of_its_limit_under_full_load(
+    full_load: None, kernels: Mapping[Arch, Path], tmp_path: Path
+) -> None:
+    image = tmp_path / "root.img"
+    image.write_bytes(bytes(1 << 16))
+
+    def over(command: str) -> float:
+        argv = qemu.arguments(
+            qemu.Spec(Arch.AARCH64, tuple(kernel.ARGS[Arch.AARCH64]), image, kernels[Arch.AARCH64], network="none")
+        )
+        rules = Rules(prompt=kernel.PROMPT, command=command, success=(r"(?s)^BEGIN$.*^END$",), fail=("^FAIL",))
+        with qemu.start(Arch.AARCH64, argv) as machine:
+            began = time.monotonic()
+            judge = Judge(rules, started=began, limits=Limits(whole=LIMIT))
+            qemu.converse(machine, judge, qemu.ConsoleLog(io.BytesIO()), lambda: None)
+            assert judge.ruling is not None
+            assert judge.ruling.verdict is Verdict.TIMEOUT
+            took = time.monotonic() - began
+        assert time.monotonic() - began - took < 1.0, "QEMU was slow to end"
+        return took - LIMIT
+
+    with ThreadPoolExecutor(4) as several:
+        late = list(several.map(over, ["hang", "spin", "flood", "line 100000"]))
+    assert max(late) < 1.0, late
+
+
+FLOOD = """
+    import io, resource, sys, time
+    from qcase import qemu
+    from qcase.console import Judge, Limits, Rules
+    from qcase.model import Arch
+    from qcase import process
+
+    class Nowhere(io.RawIOBase):
+        written = 0
+        def write(self, data):
+            self.written += len(data)
+            return len(data)
+
+    def flood(megabytes):
+        script = f"yes 'a line of some output, as there are many' | head -c {megabytes * 1000000}; echo; echo PASS"
+        rules = Rules(success=("^PASS$", "(?s)^BEGIN$.*^END$"), fail=("^FAIL", r"(?i)\\bpanic\\b"))
+        judge = Judge(rules, started=time.monotonic(), limits=Limits(whole=300))
+        sink = Nowhere()
+        with qemu.start(Arch.AARCH64, ["/bin/sh", "-c", script]) as machine:
+            qemu.converse(machine, judge, qemu.ConsoleLog(sink), lambda: None)
+        assert judge.ruling.verdict == "pass", judge.ruling
+        assert sink.written >= megabytes * 1000000
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    few = flood(8)
+    many = flood(108)
+    process.dismiss_guardian()
+    print(many - few)
+"""
+
+
+def test_a_flood_of_100_mb_takes_no_more_memory_than_a_small_one() -> None:
+    """And no more than minutes: the limit within is 300 s, on a busy machine it takes ten."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(FLOOD)], capture_output=True, text=True, timeout=600, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 16 << 10, "KiB"
+
+
+def test_a_log_that_is_cut_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    log = qemu.ConsoleLog(file, limit=1000)
+    for number in range(1 << 19):
+        log.write(b"%07d\n" % number)
+    log.close()
+    kept = file.getvalue()
+    assert kept.startswith(b"0000000\n0000001\n")
+    assert kept.endswith(b"0524287\n")
+    assert len(kept) < 3 << 20
+    assert f"[qcase: {log.cut} bytes are left out here]".encode() in kept
+
+
+def test_nothing_is_left_of_simulated_endings_of_every_kind() -> None:
+    """`python -m tests.endings` does it ten thousand times."""
+    came = endings.run_simulated(60, seed=1)
+    assert set(came) == {"pass", "fail", "panic", "timeout", "exited", "error", "interrupted", "broken"}
+
+
+def test_nothing_is_left_of_real_endings_of_every_kind(kernels: Mapping[Arch, Path]) -> None:
+    came = endings.run_real(24, 1, kernels)
+    assert set(came) == {"pass", "fail", "panic", "timeout", "exited", "error", "interrupted", "broken"}
