@@ -177,6 +177,7 @@ def _folder(workspace: Workspace, entry: suite.CatalogueEntry) -> Iterator[Findi
         if (entry.path / name).is_dir():
             yield from _sources(workspace, entry.path, pipeline)
     heads_build_group = entry.build_group == entry.display_name
+    has_project = (entry.path / "CMakeLists.txt").is_file()  # it takes the place of what subcases have in C
     for child in _folders(entry.path):
         if child.name in SOURCE_FOLDERS or child.name.startswith("."):
             continue
@@ -184,7 +185,8 @@ def _folder(workspace: Workspace, entry: suite.CatalogueEntry) -> Iterator[Findi
         kinds = [name for name in SOURCE_FOLDERS if (child / name).is_dir()]
         if is_grouped:
             for kind in kinds:
-                yield from _sources(workspace, child, SOURCE_FOLDERS[kind])
+                if not (kind == Pipeline.C and has_project):
+                    yield from _sources(workspace, child, SOURCE_FOLDERS[kind])
         elif kinds and not heads_build_group:
             what = f"has {kinds[0]}/, and is no subcase: the case has no test_commands"
             yield _warning("unreachable", Problem(what, shown, hint="subcases belong to grouped cases"))

@@ -190,6 +190,14 @@ def test_a_subcase_that_no_command_reaches(tree: Suite) -> None:
     assert "no command names a program of the subcase 'z' (three)" in tree.only()
 
 
+def test_a_project_in_the_case_takes_the_place_of_those_of_its_subcases(tree: Suite) -> None:
+    tree.case(GROUP)
+    tree.file("suite/normal/a/y/c/main.c")
+    assert "suite/normal/a/y/c: has no CMakeLists.txt" in tree.only()
+    tree.file("suite/normal/a/CMakeLists.txt")
+    assert tree.said() == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
