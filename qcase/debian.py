@@ -376,6 +376,8 @@ def keep_modules(folder: Path) -> None:
     (folder / "modules.dep").write_text(index(relative, direct), encoding="ascii")
     aliases = [f"alias {alias} {name}\n" for name in sorted(facts) for alias in facts[name].get("alias", ())]
     (folder / "modules.alias").write_text("".join(aliases), encoding="ascii")
+    for name in ("modules.dep", "modules.alias"):
+        (folder / name).chmod(0o644)  # whatever our umask is
 
 
 def module_facts(module: bytes, where: str) -> dict[str, list[str]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import lzma
+import os
+import struct
 import tarfile
 from pathlib import Path
 
@@ -131,3 +134,51 @@ def test_each_release_is_pinned_whole_and_has_a_key_of_its_own() -> None:
     packages = [package for release in RELEASES.values() for package in release.packages]
     assert all(len(package.sha256) == 64 and package.size > 0 and package.file.endswith(".deb") for package in packages)
     assert len({release.digest for release in RELEASES.values()}) == len(RELEASES)
+
+
+def module(**facts: str) -> bytes:
+    """An ELF file with nothing but a section `.modinfo`."""
+    info = b"".join(f"{name}={value}".encode() + b"\0" for name, value in facts.items())
+    names = b"\0.modinfo\0.shstrtab\0"
+    at = 64
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 1, 183, 1, 0, 0, at + len(info) + len(names), 0, 64, 0, 0, 64, 3, 2
+    )
+    sections = bytes(64)
+    sections += struct.pack("<IIQQQQIIQQ", 1, 1, 0, 0, at, len(info), 0, 0, 1, 0)
+    sections += struct.pack("<IIQQQQIIQQ", 10, 3, 0, 0, at + len(info), len(names), 0, 0, 1, 0)
+    return header + info + names + sections
+
+
+def test_modules_that_a_guest_needs_stay_with_an_index_whatever_the_umask(tmp_path: Path) -> None:
+    folder = tmp_path / "6.12"
+    for path, content in {
+        "fs/ext4/ext4.ko.xz": module(depends="jbd2", softdep="pre: crc32c", alias="fs-ext4"),
+        "fs/jbd2/jbd2.ko.xz": module(depends=""),
+        "crypto/crc32c_generic.ko.xz": module(alias="crc32c"),
+        "drivers/block/virtio_blk.ko.xz": module(depends=""),
+        "drivers/net/virtio_net.ko.xz": module(depends="far-away"),
+        "drivers/far/far-away.ko.xz": module(depends=""),
+        "drivers/gpu/screen.ko.xz": module(depends=""),
+    }.items():
+        (folder / "kernel" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "kernel" / path).write_bytes(lzma.compress(content))
+    before = os.umask(0o077)
+    try:
+        debian.keep_modules(folder)
+    finally:
+        os.umask(before)
+    kept = sorted(path.name for path in folder.rglob("*.ko.xz"))
+    assert kept == ["crc32c_generic.ko.xz", "ext4.ko.xz", "far-away.ko.xz", "jbd2.ko.xz", "virtio_blk.ko.xz", "virtio_net.ko.xz"]
+    assert not (folder / "kernel/drivers/gpu").exists()
+    index = (folder / "modules.dep").read_text().splitlines()
+    assert "kernel/fs/ext4/ext4.ko.xz: kernel/fs/jbd2/jbd2.ko.xz kernel/crypto/crc32c_generic.ko.xz" in index
+    assert "kernel/drivers/net/virtio_net.ko.xz: kernel/drivers/far/far-away.ko.xz" in index
+    assert (folder / "modules.alias").read_text() == "alias crc32c crc32c_generic\nalias fs-ext4 ext4\n"
+    assert {oct((folder / name).stat().st_mode & 0o777) for name in ("modules.dep", "modules.alias")} == {"0o644"}
+
+
+@pytest.mark.parametrize("bad", [b"", b"no ELF file"])
+def test_what_is_no_module_is_an_error(bad: bytes) -> None:
+    with pytest.raises(InfraError, match="is no kernel module"):
+        debian.module_facts(bad, "x.ko")
