@@ -42,6 +42,8 @@ FORMAT = 1  # of `qcase doctor --json`
 _OLDEST_QEMU = (7, 2)
 _OLDEST_ENGINE = (20, 10)
 _ROOM = 5 << 30  # bytes free below which a store fills soon: an image takes some 50 MiB, the toolchain images 2 GiB
+_ABSENT = "is not whole in the store yet"
+_UNBUILT = "is not built yet"
 _PATIENCE = 20.0  # seconds for an index or a mirror
 
 
@@ -115,8 +117,14 @@ def examine(workspace: Path | None, arch: Arch, store: Path) -> Iterator[Line]:
         (f"guest {arch}", partial(_guest, arch=arch)),
         ("kvm", _kvm),
     ]
+    asked = False
     for what, check in checks:
-        yield from _guarded(what, check, patient)
+        for line in _guarded(what, check, patient):
+            asked |= line.says.startswith((_ABSENT, _UNBUILT)) or line.what == "mirror"
+            yield line
+    if not asked:
+        says = "not asked: guest and images are here; packages and crates are fetched when a case first needs them"
+        yield Line("registries", State.GOOD, says)
     for other in patient.others:
         lines = [*_guarded(f"qemu {other}", partial(_qemu, arch=other), patient)]
         lines += _guarded(f"guest {other}", partial(_guest, arch=other), patient)
@@ -287,7 +295,7 @@ def _image(name: str, engine: Engine, patient: Patient) -> images.Image | Line:
     found = images.find(name, engine, patient.store)
     if found is None:
         hint = f"`qcase images build {name}` builds it now; else the first case that needs it does, which takes minutes"
-        return Line(f"image {name}", State.WARNING, "is not built yet", hint)
+        return Line(f"image {name}", State.WARNING, _UNBUILT, hint)
     return found
 
 
@@ -406,9 +414,9 @@ def _fetchable(what: str, patient: Patient, arch: Arch) -> Iterator[Line]:
     """A guest that is not in the store: whether a run could get it."""
     trouble = guests.obstacle(patient.config.guest[arch].rootfs, arch, patient.store)
     if trouble is None:
-        yield Line(what, State.WARNING, "is not whole in the store yet, and can be had", "the first run gets it")
+        yield Line(what, State.WARNING, f"{_ABSENT}; nothing is known to be in the way", "the first run fetches or makes it")
     else:
-        yield Line(what, State.BAD, f"is not in the store, and cannot be had: {trouble.what}", trouble.hint)
+        yield Line(what, State.BAD, f"{_ABSENT}, and cannot be had: {trouble.what}", trouble.hint)
 
 
 def _kvm(patient: Patient) -> Iterator[Line]:

@@ -21,6 +21,7 @@ def test_what_is_here_is_well(toolchain_c: Image, test_cache: Path) -> None:
         assert lines[what].state is State.GOOD, lines[what]
     assert f"{len(toolchain_c.packages)} packages" in lines["image c"].says
     assert doctor.works(list(lines.values())), lines
+    assert ("registries" in lines) == (lines["guest x86_64"].state is State.GOOD)
 
 
 def test_an_image_that_is_not_built_yet_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
