@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcase import __version__, accel, gc, guests, images, locks, packages, process, qemu, suite
+from qcase import __version__, accel, firmware, gc, guests, images, locks, packages, process, qemu, suite
 from qcase.cache import size
 from qcase.config import GuestConfig, KernelBuild, WorkspaceConfig, parse_size
 from qcase.errors import InfraError, QcaseError, UsageError
@@ -115,6 +115,7 @@ def examine(workspace: Path | None, arch: Arch, store: Path) -> Iterator[Line]:
         ("engine", _engine),
         (f"qemu {arch}", partial(_qemu, arch=arch)),
         (f"guest {arch}", partial(_guest, arch=arch)),
+        ("firmware", _firmware),
         ("kvm", _kvm),
     ]
     asked = False
@@ -417,6 +418,21 @@ def _fetchable(what: str, patient: Patient, arch: Arch) -> Iterator[Line]:
         yield Line(what, State.WARNING, f"{_ABSENT}; nothing is known to be in the way", "the first run fetches or makes it")
     else:
         yield Line(what, State.BAD, f"{_ABSENT}, and cannot be had: {trouble.what}", trouble.hint)
+
+
+def _firmware(patient: Patient) -> Iterator[Line]:
+    """UEFI firmware, where a case boots with it."""
+    if not any(case.config.uefi for case in patient.cases):
+        return
+    firmware.check_qemu(patient.arch, qemu.version(patient.arch))
+    named = patient.guest.firmware
+    if named is None:
+        found = firmware.find(patient.arch, dict(os.environ))
+    else:
+        root = patient.workspace.root if patient.workspace else Path.cwd()
+        variables = patient.guest.firmware_vars
+        found = firmware.named(root / named, root / variables if variables else None, patient.arch)
+    yield Line("firmware", State.GOOD, str(found.code))
 
 
 def _kvm(patient: Patient) -> Iterator[Line]:

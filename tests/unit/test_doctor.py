@@ -136,6 +136,19 @@ def test_files_of_a_guest_that_are_not_there(workspace: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("no_engine", "programs")
+def test_firmware_where_a_case_needs_it(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "firmware" not in examine(workspace, tmp_path / "store")
+    put(workspace, "suite/normal/a/qemu-x86_64.toml", f"{PLAIN}uefi = true\n")
+    monkeypatch.setattr("qcase.firmware.places", lambda _: [])
+    line = examine(workspace, tmp_path / "store")["firmware"]
+    assert line.state is State.BAD
+    assert "there is no UEFI firmware" in line.says
+    config = (workspace / "qcase.toml").read_text()
+    put(workspace, "qcase.toml", config.replace("[guest.x86_64]\n", '[guest.x86_64]\nfirmware = "disk"\n'))
+    assert examine(workspace, tmp_path / "store")["firmware"].state is State.GOOD
+
+
+@pytest.mark.usefixtures("no_engine", "programs")
 @pytest.mark.parametrize("trouble", [None, InfraError("the package index does not answer", hint="look at pip's configuration")])
 def test_a_guest_that_is_not_in_the_store(
     trouble: InfraError | None, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
