@@ -403,7 +403,10 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> qemu.S
 
 def booted(case: Case, prepared: PreparedCase, session: Session) -> Booted:
     """For reports: what was booted, and by what."""
-    used = qemu.accelerator(qemu.arguments(machine_spec(case, prepared, session)))
+    try:
+        used = qemu.accelerator(qemu.arguments(machine_spec(case, prepared, session)))
+    except InfraError:  # KVM, which had to work
+        used = session.accel_asked
     firmware = prepared.uefi.firmware if prepared.uefi is not None else None
     return Booted(
         str(prepared.kernel.path),
@@ -446,6 +449,7 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
                 phase=Phase.BOOT,
                 prepare=prepared.seconds,
                 image=str(prepared.image),
+                booted=booted(case, prepared, session),
             )
     assert judge.ruling is not None
     ruling = judge.ruling

@@ -178,6 +178,9 @@ class TerminalReport:
         else:
             facts = " " * (self._name_width - len(result.label)) + f"  {made:<15}  {times}"
             self._print_parts(verdict, (f" {result.label}", ""), (facts.rstrip(), "dim"))
+        if self._verbose and (booted := result.booted):
+            flash = f", firmware {booted.firmware} ({(booted.firmware_sha256 or '')[:12]})" if booted.firmware else ""
+            self._print(f"{_INDENT}kernel {booted.kernel} ({booted.kernel_sha256[:12]}), by {booted.accel}{flash}", "dim")
         for warning in result.warnings:
             self._print(f"{_INDENT}warning: {warning}", "yellow")
         for number, attempt in enumerate(result.earlier, 1):

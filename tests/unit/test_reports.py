@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qcase import events
 from qcase.errors import QcaseError
-from qcase.model import Arch, Cache, CaseResult, Fault, Phase, Pipeline, SubtestResult, SubtestStatus, Verdict
-from qcase.report.json import JsonReport
+from qcase.model import Arch, Booted, Cache, CaseResult, Fault, Phase, Pipeline, SubtestResult, SubtestStatus, Verdict
+from qcase.report.json import JsonReport, case_document
 from qcase.report.terminal import TerminalReport
 
 PASSED = CaseResult(
@@ -206,3 +207,22 @@ def test_a_device_is_written_to_and_never_replaced() -> None:
     with pytest.raises(QcaseError, match="No space left on device"):
         report(events.RunFinished((PASSED,), 1.0))
     assert Path("/dev/full").is_char_device()
+
+
+def test_what_was_booted_is_in_the_report_and_said_by_a_verbose_run(tmp_path: Path) -> None:
+    booted = Booted("/ws/out/kernel", "a1b2c3d4e5f6" + "0" * 52, "tcg", "/usr/share/OVMF/OVMF_CODE_4M.fd", "f" * 64)
+    result = replace(PASSED, booted=booted)
+    document = case_document(result)["booted"]
+    assert document["kernel_sha256"] == booted.kernel_sha256
+    assert document["firmware_sha256"] == "f" * 64
+    stream = io.StringIO()
+    report = TerminalReport(stream, lambda _: "", verbose=True)
+    report(events.RunStarted(Arch.X86_64, "x86_64-unknown-none", (result.case,), "auto"))
+    report(events.AccelChosen("tcg", "KVM hung"))
+    report(events.CaseStarted(result.case))
+    report(events.CaseFinished(result))
+    said = stream.getvalue()
+    assert "accel auto\n" in said
+    assert "accel auto: tcg, since KVM hung\n" in said
+    assert "kernel /ws/out/kernel (a1b2c3d4e5f6), by tcg, firmware /usr/share/OVMF/OVMF_CODE_4M.fd (ffffffffffff)\n" in said
+    assert "a1b2c3d4e5f6" not in told(result)

@@ -56,7 +56,8 @@ def debian(arch: Arch, request: pytest.FixtureRequest) -> Guest:
 
 def in_guests(*names: Arch | str) -> pytest.MarkDecorator:
     """Run a test in these guests."""
-    return pytest.mark.parametrize("guest", names, indirect=True)
+    marked = [name if isinstance(name, Arch) else pytest.param(name, marks=pytest.mark.container) for name in names]
+    return pytest.mark.parametrize("guest", marked, indirect=True)
 
 
 def ignore(event: Event) -> None:
