@@ -21,7 +21,7 @@ demo: setup
 
 test:
 	@.ci/setup tests
-	@PATH=$$PATH:/usr/sbin:/sbin .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+	@PATH=$$PATH:/usr/sbin:/sbin .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 $(PYTEST_ARGS)
 
 lint: setup
 	@.venv/bin/python -m pytest tests/unit/test_house.py
