@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 INTERNAL = 3
 _COMPLETE = "_QCASE_COMPLETE"
+_HELP = ["-h", "--help"]
 
 app = typer.Typer(
     name="qcase",
@@ -47,7 +48,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": _HELP},
 )
 cache_app = typer.Typer(
     name="cache", help="The store: what it keeps, and what goes.", no_args_is_help=True, rich_markup_mode=None
@@ -741,7 +742,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a guest's words must not fail on a terminal that has no such characters
     try:
-        command()(arguments(sys.argv[1:]))
+        words = arguments(sys.argv[1:])
+        program, name, words = _helped(command(), words)
+        program(words, prog_name=name, help_option_names=_HELP)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
             # Python would wait for each thread, also for one that waits for the engine. The guardian comes behind us.
@@ -767,6 +770,22 @@ def command() -> Any:
             if parameter.param_type_name == "argument":
                 parameter.display_type_rich = lambda ctx: None  # noqa: ARG005
     return whole
+
+
+def _helped(whole: Any, words: list[str]) -> tuple[Any, str, list[str]]:
+    """What to call, under which name, with which words: the command itself where only its help is asked for.
+
+    On the way through the program typer makes values of its options, and imports pydantic to do so: a tenth of a second.
+    """
+    one, path = whole, ["qcase"]
+    for word in words:
+        if word not in getattr(one, "commands", {}):
+            break
+        one = one.commands[word]
+        path.append(word)
+    if words[len(path) - 1 :] in [[option] for option in _HELP]:
+        return one, " ".join(path), ["--help"]
+    return whole, "qcase", words
 
 
 def arguments(argv: Sequence[str]) -> list[str]:

@@ -168,3 +168,13 @@ def test_a_shell_block_parses(text: str) -> None:
     """Those are run by the tests of what they install: wheel, Nix, image, recipes of CI."""
     done = process.run(["sh", "-n", "-c", text], check=False, timeout=30)
     assert done.returncode == 0, done.output
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "-h"], ["cache", "gc", "--help"]])
+def test_help_needs_no_model(words: list[str]) -> None:
+    """A tenth of a second that a person waits for."""
+    code = f"import sys; sys.argv[1:] = {words!r}\nfrom qcase.cli import main\ntry: main()\nfinally: print('pydantic' in sys.modules)"
+    done = process.run([sys.executable, "-c", code], timeout=60)
+    assert done.output.endswith("False")
+    assert "-h, --help" in done.output
+    assert f"qcase {' '.join(words[:-1])}".strip() in done.output
