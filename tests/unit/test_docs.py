@@ -173,7 +173,8 @@ def test_a_shell_block_parses(text: str) -> None:
 @pytest.mark.parametrize("words", [["--help"], ["run", "-h"], ["cache", "gc", "--help"]])
 def test_help_needs_no_model(words: list[str]) -> None:
     """A tenth of a second that a person waits for."""
-    code = f"import sys; sys.argv[1:] = {words!r}\nfrom qcase.cli import main\ntry: main()\nfinally: print('pydantic' in sys.modules)"
+    code = f"import sys; sys.argv[1:] = {words!r}\nfrom qcase.cli import main\n"
+    code += "try: main()\nfinally: print('pydantic' in sys.modules)"
     done = process.run([sys.executable, "-c", code], timeout=60)
     assert done.output.endswith("False")
     assert "-h, --help" in done.output
