@@ -219,6 +219,10 @@ def run_command(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON when the run ends.")
     ] = None,
     timeout_scale: ScaleOption = "",
+    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing: guests, images, packages have to be there.")] = False,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Refuse a toolchain image that is not as images/lock.toml has it.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say why something is built.")] = False,
 ) -> None:
     """Build, boot and judge cases."""
@@ -242,6 +246,8 @@ def run_command(
             json_file=json_file,
             kernel=kernel,
             verbose=verbose,
+            offline=offline,
+            locked=locked,
         )
         raise typer.Exit(_run(wanted, options))
 
@@ -492,6 +498,106 @@ def images_build(
         print(f"{image.name}: {image.id}, identity {image.identity}, {len(image.packages)} packages")
 
 
+NamesArgument = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="The images; default: all.")]
+
+
+@images_app.command("list")
+def images_list(cache_dir: CacheOption = "") -> None:
+    """Show the toolchain images: whether they are built, and as the lock has them."""
+    with _reported():
+        from qcase import images
+
+        root = _store_root(cache_dir)
+        pins = images.read_lock()
+        for name in images.names():
+            image = images.known(name, root)
+            if image is None:
+                state = "not built"
+            else:
+                differs = name in pins and images.differences(pins[name], image, images.recipe_digest(name))
+                locked = "not pinned" if name not in pins else "not as pinned" if differs else "as pinned"
+                state = f"{image.identity[:12]}  {len(image.packages)} packages, {locked}"
+            print(f"{name:<8}  {state}")
+
+
+@images_app.command("lock")
+def images_lock(names: NamesArgument = None, cache_dir: CacheOption = "") -> None:
+    """Pin toolchain images as they are, in images/lock.toml; those that are not there are built."""
+    with _reported():
+        from qcase import images
+        from qcase.containers import Engine
+
+        emit = _terminal([])
+        pins = images.read_lock()
+        with Engine.connect() as engine:
+            for name in names or images.names():
+                image = images.ensure(name, engine, _store_root(cache_dir), emit)
+                before = pins.get(name)
+                pins[name] = images.pin(image)
+                changes = images.differences(before, image, pins[name].recipe) if before is not None else []
+                print(f"{name}: {f'{len(changes)} changes' if changes else 'as it was' if before is not None else 'new'}")
+                for line in changes:
+                    print(f"  {line}")
+        print(f"written: {images.write_lock(pins)}")
+
+
+@images_app.command("verify")
+def images_verify(names: NamesArgument = None, cache_dir: CacheOption = "") -> None:
+    """Read back what is installed in toolchain images, and compare it with images/lock.toml. Exit code 1 where it differs."""
+    with _reported():
+        from qcase import images
+        from qcase.containers import Engine
+
+        pins = images.read_lock()
+        good = True
+        with Engine.connect() as engine:
+            for name in names or images.names():
+                image = images.reread(name, engine, _store_root(cache_dir))
+                if name not in pins:
+                    lines = ["is not pinned"]
+                elif image is None:
+                    lines = ["is not built from the recipe as it is now"]
+                else:
+                    lines = images.differences(pins[name], image, images.recipe_digest(name))
+                print(f"{name}: {'not as pinned' if lines else 'as pinned'}")
+                for line in lines:
+                    print(f"  {line}")
+                good &= not lines
+        raise typer.Exit(int(not good))
+
+
+@app.command("lock")
+def lock_command(
+    arch: Annotated[
+        list[str] | None,
+        typer.Option("--arch", "-a", metavar="ARCH", help="Only for this architecture; may be repeated. Default: all."),
+    ] = None,
+    workspace: WorkspaceOption = None,
+    cache_dir: CacheOption = "",
+) -> None:
+    """Pin the packages of all cases, as the repositories have them today, in qcase.lock beside qcase.toml."""
+    with _reported():
+        from qcase import packages, prepare, suite
+
+        opened = suite.Workspace.open(workspace or Path.cwd())
+        chosen = [_arch(name) for name in arch or []] or list(Arch)
+        old = packages.read_lock(opened.root)
+        recorded = {key: found for key, found in (old.cases if old is not None else {}).items() if key[0] not in chosen}
+        emit = _terminal([])
+        store = _store(opened, _store_root(cache_dir))
+        for one in chosen:
+            found = [suite.discover(opened, one, one.default_target, group).cases for group in suite.groups(opened)]
+            with prepare.Session(opened, one, one.default_target, store, emit, recorded=recorded) as session:
+                for case in (case for cases in found for case in cases):
+                    if isinstance(case, suite.BrokenCase):
+                        raise case.error
+                    prepare.record_packages(case, session, opened.root / "target" / "qcase" / "logs" / "lock.log")
+        for line in packages.lock_differences(old, recorded):
+            print(line)
+        count = len({(key[0], package) for key, found in recorded.items() for package in found})
+        print(f"{packages.write_lock(opened.root, recorded)}: {count} packages of {len(recorded)} cases")
+
+
 @app.command("init")
 def init_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The new workspace; default: this folder.")] = Path(),
@@ -687,7 +793,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "cache gc": ("qcase cache gc --dry-run", "qcase cache gc --max-size '10 GiB' --max-age 30d"),
     "cache verify": ("qcase cache verify", "qcase cache verify --repair"),
     "cache clear": ("qcase cache clear --dry-run", "qcase cache clear --all"),
+    "lock": ("qcase lock", "qcase lock --arch x86_64"),
     "images build": ("qcase images build c", "qcase images build c --fresh"),
+    "images list": ("qcase images list",),
+    "images lock": ("qcase images lock", "qcase images lock c"),
+    "images verify": ("qcase images verify",),
 }
 
 
@@ -710,7 +820,11 @@ SUMMARIES: dict[str, str] = {
     "cache gc": "Sweep, and keep to the limits.",
     "cache verify": "Read everything in full.",
     "cache clear": "Take away all that is not in use.",
+    "lock": "Pin the packages of all cases.",
     "images build": "Build a toolchain image.",
+    "images list": "Which are there, and as pinned.",
+    "images lock": "Pin them as they are.",
+    "images verify": "Are they as pinned?",
 }
 
 
@@ -846,6 +960,8 @@ class _RunOptions:
     json_file: Path | None
     kernel: Path | None
     verbose: bool
+    offline: bool
+    locked: bool
 
     def again(self, names: Sequence[str]) -> str:
         """The command that runs just these cases again."""
@@ -853,7 +969,8 @@ class _RunOptions:
         options += [("--workspace", str(self.workspace) if self.workspace else ""), ("--cache-dir", self.cache_dir)]
         options += [("--timeout-scale", self.timeout_scale), ("--kernel", str(self.kernel) if self.kernel else "")]
         command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
-        return shlex.join([*command, *["--cache-readonly"] * self.readonly, *names])
+        flags = [("--cache-readonly", self.readonly), ("--offline", self.offline), ("--locked", self.locked)]
+        return shlex.join([*command, *(flag for flag, given in flags if given), *names])
 
 
 def _run(wanted: Sequence[str], options: _RunOptions) -> int:
@@ -877,7 +994,17 @@ def _run(wanted: Sequence[str], options: _RunOptions) -> int:
     store = _store(opened, _store_root(options.cache_dir), readonly=options.readonly)
     if chosen.note:
         _warn(emit, chosen.note)
-    with Session(opened, arch, triple, store, emit, kernel_file=_kernel(options.kernel)) as session:
+    session = Session(
+        opened,
+        arch,
+        triple,
+        store,
+        emit,
+        offline=options.offline,
+        locked=options.locked,
+        kernel_file=_kernel(options.kernel),
+    )
+    with session:
         return runner.run_cases(cases, session, plan).exit_code
 
 

@@ -44,7 +44,8 @@ from typing import IO
 
 from qcase import guests, locks, process
 from qcase.containers import LABELS, PROXIES, Engine, Step, hint_for
-from qcase.errors import InfraError, UsageError
+from qcase.content import write_aside
+from qcase.errors import ConfigError, InfraError, Problem, UsageError
 from qcase.events import Emit, Event, Progress
 from qcase.ext4 import Ext4Image, Kind
 from qcase.model import Arch
@@ -141,6 +142,134 @@ def recipe_digest(name: str, recipes: Path | None = None) -> str:
             kind = "program" if path.stat().st_mode & 0o100 else "file"
             entries.append([where, kind, hashlib.sha256(path.read_bytes()).hexdigest()])
     return _sha256({"base": _base_digest(base_definition(folder)), "files": entries})
+
+
+# --- the lock ------------------------------------------------------------------------------------------------------------
+
+LOCK_FILE = "lock.toml"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What the lock says of an image. `base` is for people: it is part of the recipe's digest."""
+
+    name: str
+    recipe: str
+    base: str
+    packages: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        return identity(self.recipe, self.packages)
+
+
+def pin(image: Image, recipes: Path | None = None) -> Pin:
+    """What the lock is to say of an image that was built from the recipe as it is now."""
+    base = str(base_definition((recipes or recipes_dir()) / image.name))
+    return Pin(image.name, recipe_digest(image.name, recipes), base, tuple(sorted(image.packages)))
+
+
+def read_lock(recipes: Path | None = None) -> dict[str, Pin]:
+    """The pinned images by name; none where there is no lock. Raises `ConfigError` for one that was not written by us."""
+    import tomli
+
+    path = (recipes or recipes_dir()) / LOCK_FILE
+
+    def wrong(what: str) -> ConfigError:
+        return ConfigError([Problem(what, str(path), hint="`qcase images lock` writes it")])
+
+    try:
+        table = tomli.loads(path.read_text(encoding="utf-8"))
+        if table.pop("format", None) != FORMAT:
+            raise wrong(f"is not of the format {FORMAT}")
+        pins = {name: Pin(name, part["recipe"], part["base"], tuple(part["list"])) for name, part in table.items()}
+        for name, part in table.items():
+            if packages_digest(part["list"]) != part["packages"]:
+                raise wrong(f"the digest of the packages of {name} is not that of their list")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise wrong(f"cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise wrong(f"is no lock: {error}") from None
+    return pins
+
+
+def write_lock(pins: Mapping[str, Pin], recipes: Path | None = None) -> Path:
+    """Write the lock anew, whole or not at all. Returns where it is."""
+    path = (recipes or recipes_dir()) / LOCK_FILE
+    lines = ["# What each toolchain image is made of. Written by `qcase images lock`.", "", f"format = {FORMAT}"]
+    for name in sorted(pins):
+        one = pins[name]
+        lines += ["", f"[{name}]", f'recipe = "{one.recipe}"', f"base = {json.dumps(one.base)}"]
+        lines += [f'packages = "{packages_digest(one.packages)}"', "list = ["]
+        lines += [f"    {json.dumps(line)}," for line in one.packages] + ["]"]
+    try:
+        write_aside(path, ("\n".join(lines) + "\n").encode())
+    except OSError as error:
+        raise InfraError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    return path
+
+
+def differences(wanted: Pin, image: Image, recipe: str) -> list[str]:
+    """How an image differs from what is pinned, package by package; empty where it does not."""
+    lines = [] if recipe == wanted.recipe else [f"the recipe is another: {recipe[:12]}, pinned is {wanted.recipe[:12]}"]
+    before, after = _by_name(wanted.packages), _by_name(image.packages)
+    for name in sorted({*before, *after}):
+        if name not in after:
+            lines.append(f"{name} is missing, pinned is {before[name]}")
+        elif name not in before:
+            lines.append(f"{name} {after[name]} is not pinned")
+        elif before[name] != after[name]:
+            lines.append(f"{name} is {after[name]}, pinned is {before[name]}")
+    return lines
+
+
+def _by_name(packages: Sequence[str]) -> dict[str, str]:
+    """`name architecture version` lines as version by `name:architecture`."""
+    found = {}
+    for line in packages:
+        name, _, rest = line.partition(" ")
+        architecture, _, version = rest.partition(" ")
+        found[f"{name}:{architecture}"] = version
+    return found
+
+
+def refuse_other(image: Image, recipes: Path | None = None) -> None:
+    """Raise `InfraError` if an image is not what the lock says, with each package that differs."""
+    wanted = read_lock(recipes).get(image.name)
+    if wanted is None:
+        hint = f"qcase images lock {image.name}"
+        raise InfraError(f"the toolchain image {image.name} is not pinned", where=LOCK_FILE, hint=hint)
+    lines = differences(wanted, image, recipe_digest(image.name, recipes))
+    if lines:
+        more = [f"… and {len(lines) - SAID} more"] if len(lines) > SAID else []
+        said = "\n".join([*lines[:SAID], *more])
+        raise InfraError(
+            f"the toolchain image {image.name} is not the one that is pinned\n{said}",
+            where=LOCK_FILE,
+            hint="`qcase images build --fresh` takes today's packages, `qcase images lock` pins what is there",
+        )
+
+
+def known(name: str, cache: Path, recipes: Path | None = None) -> Image | None:
+    """As `known_identity`, with the packages."""
+    record = _read_record(cache, name)
+    if not record or record.get("recipe") != recipe_digest(name, recipes):
+        return None
+    content = _read_record(cache, _short(record["image"]))
+    if not content or content.get("identity") != record["identity"]:
+        return None
+    return Image(name, record["image"], record["identity"], tuple(content["packages"]))
+
+
+def reread(name: str, engine: Engine, cache: Path, recipes: Path | None = None) -> Image | None:
+    """An image with the list of packages as it is in the engine now; None if it is not built from this recipe."""
+    found = _find(name, engine, cache, recipes)
+    if found is None:
+        return None
+    packages = _installed(engine, cache, found.id)
+    return Image(name, found.id, identity(recipe_digest(name, recipes), packages), packages)
 
 
 # --- images of others ---------------------------------------------------------------------------------------------------

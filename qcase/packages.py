@@ -178,6 +178,16 @@ def lock_text(cases: Mapping[tuple[Arch, str], Sequence[Package]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_lock(workspace: Path, cases: Mapping[tuple[Arch, str], Sequence[Package]]) -> Path:
+    """Write the lock anew, whole or not at all. Returns where it is."""
+    path = workspace / LOCK_FILE
+    try:
+        write_aside(path, lock_text(cases).encode())
+    except OSError as error:
+        raise InfraError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    return path
+
+
 def lock_differences(old: Lock | None, new: Mapping[tuple[Arch, str], Sequence[Package]]) -> list[str]:
     """What a new lock changes, package by package, one line each."""
     lines = []
@@ -418,7 +428,7 @@ class Supply:
     environ: Mapping[str, str]
     offline: bool = False
     recorded: dict[tuple[Arch, str], tuple[Package, ...]] | None = None
-    _said: set[str] = field(default_factory=set)
+    _resolved: dict[str, list[Package]] = field(default_factory=dict)  # in this run: what is asked for once is asked for once
 
     def part(self, case: str) -> dict[str, JSON]:
         """What enters the keys of a case that gets packages: those of the lock, or else where they would come from."""
@@ -440,18 +450,22 @@ class Supply:
         key = keys.digest(
             {"arch": self.arch.value, "asked": list(asked), "state": _state(root), "from": self.sources.part(self.arch)}
         )
+        if key in self._resolved:
+            return self._note(case, self._resolved[key])
         if self.offline:
-            found = self.downloads.remembered(key)
-            if found is None:
+            remembered = self.downloads.remembered(key)
+            if remembered is None:
                 raise InfraError(
                     f"the packages {' '.join(asked)} have not been downloaded, and fetching is switched off",
                     where=case,
                     hint="run once without --offline",
                 )
-            return found
-        found = self._fetch(case, asked, (), root, scratch, log)
-        if not self.downloads.readonly:
-            self.downloads.remember(key, asked, found)
+            return remembered
+        self._resolved[key] = self._fetch(case, asked, (), root, scratch, log)
+        self.downloads.remember(key, asked, self._resolved[key])
+        return self._note(case, self._resolved[key])
+
+    def _note(self, case: str, found: list[Package]) -> list[Package]:
         if self.recorded is not None:
             self.recorded[self.arch, case] = tuple(sorted({*self.recorded.get((self.arch, case), ()), *found}))
         return found

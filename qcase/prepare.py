@@ -152,7 +152,8 @@ class Session:
     """What the cases of one run share. The guest, the engine and the toolchains are looked for when they are first needed.
 
     At its start it clears away what dead runs left, at its end, if something was added to the store, what has become too much
-    there. `looking`: nothing is fetched, built or cleared away. `offline`: nothing is fetched. `recorded`: see `packages.Supply`.
+    there. `looking`: nothing is fetched, built or cleared away. `offline`: nothing is fetched. `locked`: a toolchain image that
+    is not as pinned is refused. `recorded`: see `packages.Supply`.
 
     Any number of threads may use it. It can be pickled, for a process that runs cases: what it found is found anew there, and
     nobody hears that process's events.
@@ -167,6 +168,7 @@ class Session:
     looking: bool = False
     kernel_file: Path | None = None  # what --kernel names; it wins over the configuration
     offline: bool = False
+    locked: bool = False
     recorded: dict[tuple[Arch, str], tuple[packages.Package, ...]] | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _cells: dict[str, _Cell] = field(default_factory=dict)
@@ -513,6 +515,9 @@ class Session:
                     f"the toolchain image {name} has not been built from this recipe, and its packages are part of the key",
                     hint=f"qcase images build {name}",
                 )
+            if known is not None and foreign is None and self.locked:
+                found = images.known(name, self.store.root)
+                images.refuse_other(found if found is not None else self.toolchain(name))
             return known if known is not None else self.toolchain(name).identity
 
         return self.once(f"identity of {name}", make)
@@ -525,7 +530,7 @@ class Session:
             if foreign is not None:
                 image = images.foreign(foreign, self.engine)
             else:
-                image = images.ensure(name, self.engine, self.store.root, self.emit)
+                image = self._own_toolchain(name)
             known = self._cells.get(f"identity of {name}")
             if known is not None and known.value not in (None, image.identity):
                 # It was known, had been removed from the engine, and what was built in its place has other packages.
@@ -541,6 +546,19 @@ class Session:
         if (cell := self._cells.get("engine")) is not None and cell.value is not None:
             with contextlib.suppress(QcaseError, OSError):  # the guardian comes behind us
                 cell.value.cancel()
+
+    def _own_toolchain(self, name: str) -> images.Image:
+        if self.offline:
+            found = images.find(name, self.engine, self.store.root)
+            if found is None:
+                what = f"the toolchain image {name} is not built, and fetching is switched off"
+                raise InfraError(what, hint=f"run once without --offline, or `qcase images build {name}`")
+            image = found
+        else:
+            image = images.ensure(name, self.engine, self.store.root, self.emit)
+        if self.locked:
+            images.refuse_other(image)
+        return image
 
 
 class _InputsMovedError(Exception):
@@ -637,6 +655,19 @@ def _programs(overlay: Path) -> list[str]:
     return sorted(found)
 
 
+def record_packages(case: Case, session: Session, build_log: Path) -> None:
+    """Have `session.recorded` take down what packages a case comes to. What asks for packages is built as far as that goes.
+
+    Raises as `prepare_case_assets` does.
+    """
+    layout = case_asset_layout(session.workspace.root, session.target, case.display_name)
+    with ExitStack() as stack:
+        bench = _Bench(case, layout, session, build_log, stack)
+        for work in _works(case, session, everything=True):
+            if work.may_ask:
+                bench.record(work)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Something that a case takes from the store. `made_for`: under which name the store remembers what it was built from."""
@@ -730,6 +761,7 @@ class _Work:
     build: Callable[[Path, Workshop], None]
     packages: tuple[str, ...] = ()
     subcase: str = ""
+    may_ask: bool = False  # for packages
 
 
 @dataclass(frozen=True)
@@ -780,7 +812,7 @@ def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Wor
         brought.build(overlay, workshop)
         session.check_base(base)
 
-    return _Work(f"{case.plain_name}: packages", key, build, asked)
+    return _Work(f"{case.plain_name}: packages", key, build, asked, may_ask=True)
 
 
 def _packages_part(craft: Craft, name: str, source: Path, asked: tuple[str, ...], session: Session) -> dict[str, keys.JSON]:
@@ -812,6 +844,7 @@ def _pipeline_work(
     settings = dict(craft.settings(session.arch, session.workspace.config))
     if craft.reads_staging:
         settings["staging"] = session.staging_part
+    part = _packages_part(craft, name, source, asked, session)
     key = keys.overlay_key(
         pipeline=pipeline,
         recipe_version=craft.recipe,
@@ -821,7 +854,7 @@ def _pipeline_work(
         toolchain_identity=None if craft.image is None else session.toolchain_identity(craft.image),
         env=_cache_env(session),
         base_digest=base,
-        extra=settings | _packages_part(craft, name, source, asked, session),
+        extra=settings | part,
     )
 
     def build(overlay: Path, workshop: Workshop) -> None:
@@ -829,7 +862,7 @@ def _pipeline_work(
         if base is not None:
             session.check_base(base)
 
-    return _Work(name, key, build, asked if craft.reads_staging else ())
+    return _Work(name, key, build, asked if craft.reads_staging else (), may_ask=bool(part))
 
 
 def _frozen(found: tuple[sources.Source, ...], find_again: Callable[[], tuple[sources.Source, ...]], workshop: Workshop) -> Path:
@@ -906,43 +939,51 @@ class _Bench:
             return grouped.in_doubt(self._case.config.test_commands, exists)
 
     def overlay(self, work: _Work) -> _Overlay:
-        session = self._session
-
         def build(path: Path) -> None:
-            with session.building:
-                build_one(path)
-
-        def build_one(path: Path) -> None:
-            scratch = self._emptied(f"overlay-{work.key.short}")
-            # Subcases are built at once, so each writes a log of its own first.
-            log = self._log if self._case.pipeline is not Pipeline.GROUPED else scratch / "build.log"
-            workshop = Workshop(
-                case=work.name.removesuffix(": packages"),
-                arch=session.arch,
-                scratch=scratch,
-                log=log,
-                config=session.workspace.config,
-                base=session.guest.rootfs,
-                staging=self._staging,
-                engine=lambda: session.engine,
-                image=self._toolchain,
-                environment={name: value for name, value in _cache_env(session).items() if value is not None},
-                environ=session.environ,
-                offline=session.offline,
-                download=self._download,
-                say=self._say,
-                warn=self._warn,
-                supply=lambda: session.supply,
-                apk=self._apk,
-                packages=work.packages,
-            )
-            try:
-                work.build(path, workshop)
-            finally:
-                self._gather(log, work.name)
+            with self._session.building:
+                log = self._log_of(work)
+                try:
+                    work.build(path, self._workshop(work, log))
+                finally:
+                    self._gather(log, work.name)
 
         entry = self._fetch(Kind.OVERLAY, work.key, build, work.name)
         return _Overlay(work.name, entry)
+
+    def _log_of(self, work: _Work) -> Path:
+        """Where a build writes to. Subcases are built at once, so each writes a log of its own first."""
+        if self._case.pipeline is not Pipeline.GROUPED:
+            return self._log
+        return self._emptied(f"log-{work.key.short}") / "build.log"
+
+    def _workshop(self, work: _Work, log: Path) -> Workshop:
+        session = self._session
+        return Workshop(
+            case=work.name.removesuffix(": packages"),
+            arch=session.arch,
+            scratch=self._emptied(f"overlay-{work.key.short}"),
+            log=log,
+            config=session.workspace.config,
+            base=session.guest.rootfs,
+            staging=self._staging,
+            engine=lambda: session.engine,
+            image=self._toolchain,
+            environment={name: value for name, value in _cache_env(session).items() if value is not None},
+            environ=session.environ,
+            offline=session.offline,
+            download=self._download,
+            say=self._say,
+            warn=self._warn,
+            supply=lambda: session.supply,
+            apk=self._apk,
+            packages=work.packages,
+        )
+
+    def record(self, work: _Work) -> None:
+        """Build for the sake of the packages that it asks for; the rest of it is not even begun."""
+        overlay = self._emptied("recorded")
+        with contextlib.suppress(prebuild.RecordedError):
+            work.build(overlay, self._workshop(work, self._log))
 
     def stored_image(self, works: list[_Work]) -> Entry | None:
         """The image of these overlays if it is stored, and they are."""

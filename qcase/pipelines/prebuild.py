@@ -111,10 +111,21 @@ def staging_root(workshop: Workshop, folder: Path) -> Path:
 def run(source: Path, name: str, image: str, staging: Path, build: Path, overlay: Path, workshop: Workshop) -> None:
     """Run `source/name/prebuild.sh`, if there is one, in a toolchain image. Raises `BuildError` if it fails.
 
-    `staging` as `staging_root` gave it. The script may write to it, to the sources, to `build` and to the overlay.
+    `staging` as `staging_root` gave it. The script may write to it, to the sources, to `build` and to the overlay. Raises
+    `RecordedError` at its end where a run is about packages alone.
     """
-    if not (source / name / SCRIPT).is_file():
-        return
+    scripted = (source / name / SCRIPT).is_file()
+    if scripted:
+        _run(source, name, image, staging, build, overlay, workshop)
+    if (scripted or workshop.packages) and workshop.supply().recorded is not None:
+        raise RecordedError
+
+
+class RecordedError(Exception):
+    """All that a case asks for is known, and nothing else of it is wanted."""
+
+
+def _run(source: Path, name: str, image: str, staging: Path, build: Path, overlay: Path, workshop: Workshop) -> None:
     workshop.say(SCRIPT)
     requests, fetched = workshop.scratch / "requests", workshop.scratch / "fetched"
     requests.mkdir()

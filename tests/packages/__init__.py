@@ -76,7 +76,7 @@ def _make(engine: Engine, cache: Path, folder: Path, emit: Emit) -> None:
                 argv=("sh", f"/qcase/src/{script}"),
                 mounts=(Mount(HERE, "/qcase/src"), Mount(build, "/qcase/build", False)),
                 env={"ARCHITECTURES": " ".join(ARCHITECTURES)},
-                timeout=1200,
+                timeout=3600,
                 memory=4 << 30,
                 name=script,
                 log=build / f"{script}.log",

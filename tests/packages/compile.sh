@@ -24,7 +24,7 @@ END
     "$source/configure" -q --host="$1-linux-musl" --build=x86_64-linux-gnu --prefix=/usr --with-build-python=/usr/bin/python3.13 \
         --without-ensurepip --disable-test-modules --disable-ipv6 --without-static-libpython --with-pkg-config=no \
         ac_cv_file__dev_ptmx=no ac_cv_file__dev_ptc=no \
-        CC="$PWD/cc" AR="$1-linux-musl-ar" READELF="$1-linux-musl-readelf" CFLAGS='-O1 -g0' >configure.out 2>&1 ||
+        CC="$PWD/cc" AR="$1-linux-musl-ar" READELF="$1-linux-musl-readelf" CFLAGS='-O1 -g0 -w' >configure.out 2>&1 ||
         { tail -n 20 configure.out; exit 1; }
 }
 
@@ -40,6 +40,7 @@ install_python() {
         --exclude=turtledemo --exclude=turtle.py --exclude=ensurepip --exclude=pydoc_data --exclude=lib2to3 --exclude=__pycache__ \
         --exclude=__phello__ --exclude=venv .) | tar -x -C "$library"
     cp build/lib.linux*/_sysconfigdata_*.py "$library/"
+    sed -i s/dist-packages/site-packages/ "$library/site.py" # which Debian renames
     # Bytes that say of themselves that they are good, whatever the time of the source is: the guest's times are fixed.
     python3.13 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s "$root" "$library"
 }
