@@ -621,7 +621,10 @@ def init_command(
             raise UsageError("there is no such folder", where=str(folder), hint="make it first")
         kind = _pipeline(pipeline)
         proposal = scaffold.propose(root)
-        text = scaffold.workspace_file(proposal.values if proposal else {"suite.name": root.name, "suite.root": "suite"})
+        if proposal is None:
+            text = scaffold.workspace_file({"suite.name": root.name, "suite.root": "suite"})
+        else:
+            text = scaffold.workspace_file(proposal.values, kernel=proposal.arches[0])
         if dry_run:
             print(text, end="")
             return

@@ -265,11 +265,11 @@ def _is_case(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What `qcase.toml` has to say. `values`: by dotted key; `reasons`: for a person, why; `cases`: how many were found."""
+    """What `qcase.toml` has to say. `values`: by dotted key; `reasons`: for a person, why."""
 
     values: Mapping[str, object]
     reasons: tuple[str, ...] = ()
-    cases: int = 0
+    arches: tuple[Arch, ...] = ()  # those that most cases are for first
 
 
 def propose(root: Path) -> Proposal | None:
@@ -315,11 +315,25 @@ def propose(root: Path) -> Proposal | None:
         if votes.winner and votes.winner != WorkspaceConfig().guest[arch].hostname:
             values[f"guest.{arch}.hostname"] = votes.winner
             reasons.append(f"[guest.{arch}] hostname = {votes.winner}: {votes.why()}")
-    return Proposal(values, tuple(reasons), len(inside))
+    counts = Counter(arch for arches in inside.values() for arch in arches)
+    return Proposal(values, tuple(reasons), tuple(arch for arch, _ in counts.most_common()))
 
 
-def workspace_file(values: Mapping[str, object]) -> str:
-    """A `qcase.toml` with these values, and every other key commented out with its default."""
+_KERNEL = """
+# Without a word about it the built-in Linux is booted, which shows whether the cases themselves work. A command that builds your
+# kernel, once for each build group, goes here; `[guest.<arch>] kernel` can also be a path.
+#
+# [guest.{arch}.kernel]
+# build = "make ARCH=${{arch}} CONFIG=${{build_config}}"
+# output = "target/${{target}}/release/kernel"
+"""
+
+
+def workspace_file(values: Mapping[str, object], *, kernel: Arch | None = None) -> str:
+    """A `qcase.toml` with these values, and every other key commented out with its default.
+
+    `kernel`: an architecture for which it is shown how a kernel of one's own is built.
+    """
     lines = [
         "# The workspace of qcase. Every key is here; those that are commented out show their defaults.",
         "# `qcase lint` checks this file and all of the suite.",
@@ -334,7 +348,8 @@ def workspace_file(values: Mapping[str, object]) -> str:
         lines += [line, *(tables.pop(header[1], []) if header else [])]
     for table, given in tables.items():
         lines += ["", f"[{table}]", *given]
-    return "\n".join(lines).rstrip() + "\n"
+    text = "\n".join(lines).rstrip() + "\n"
+    return text if kernel is None else text + _KERNEL.format(arch=kernel)
 
 
 # ---- writing

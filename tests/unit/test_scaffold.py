@@ -158,7 +158,14 @@ def test_the_tree_of_a_kernel_that_uses_axbuild(tmp_path: Path) -> None:
     assert "4 folders with qemu-<arch>.toml below test-suit/starryos: 3 in normal, 1 in stress" in said
     assert "1 more below test-suit/arceos" in said
     assert f"{base}/apk/qemu-x86_64.toml" in said
-    put(tmp_path, "qcase.toml", scaffold.workspace_file(found.values))
+    assert found.arches == (Arch.X86_64, Arch.AARCH64)
+    text = scaffold.workspace_file(found.values, kernel=Arch.X86_64)
+    _, _, kernel = text.partition("# [guest.x86_64.kernel]\n")
+    uncommented = "\n".join(line.removeprefix("# ") for line in kernel.splitlines())
+    put(tmp_path, "qcase.toml", f"{text}[guest.x86_64.kernel]\n{uncommented}\n")
+    recipe = config.load_workspace_config(tmp_path / "qcase.toml").guest.x86_64.kernel
+    assert isinstance(recipe, config.KernelBuild)
+    put(tmp_path, "qcase.toml", text)
     opened = Workspace.open(tmp_path)
     assert [e.display_name for e in suite.catalogue(opened).groups["normal"]] == [
         "qemu-smp1/apk",
