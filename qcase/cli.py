@@ -637,12 +637,12 @@ def init_command(
             print(f"next: qcase doctor; {first.command}")
             return
         for reason in proposal.reasons:
-            print(f"  {reason}")
+            print(_wrapped(f"  {reason}", "    "))
         listed = suite.catalogue(opened)
         entries = [entry for found in listed.groups.values() for entry in found]
-        print(f"{len(entries)} cases: {scaffold.by_pipeline(p for e in entries for p in set(e.pipelines.values()))}")
+        print(f"{_count(len(entries), 'case')}: {scaffold.by_pipeline(p for e in entries for p in set(e.pipelines.values()))}")
         broken = sum(bool(entry.broken) for entry in entries)
-        print(f"next: qcase lint{f' ({broken} of them are broken)' if broken else ''}; qcase run")
+        print(f"next: qcase lint{f' ({broken} broken)' if broken else ''}; qcase run")
 
 
 @app.command("new")

@@ -281,7 +281,8 @@ def propose(root: Path) -> Proposal | None:
     inside = {folder: arches for folder, arches in tree.cases.items() if _below(folder, suite)}
     groups = Counter(folder[len(suite) :].strip("/").partition("/")[0] for folder in inside)
     groups.pop("", None)
-    reasons = [f"{len(inside)} folders with qemu-<arch>.toml below {suite or '.'}: {_counted(groups)}"]
+    folders = "1 folder" if len(inside) == 1 else f"{len(inside)} folders"
+    reasons = [f"{folders} with qemu-<arch>.toml below {suite or '.'}: {_counted(groups)}"]
     reasons += [f"not looked at: {count} more below {other}" for other, count in others.items()]
     values: dict[str, object] = {"suite.root": suite or "."}
     if groups and "normal" not in groups:
@@ -473,7 +474,8 @@ class _Votes:
         winner, count = self._files.most_common(1)[0]
         others = [name for name in self._files if name != winner]
         also = f"; elsewhere {', '.join(others[:3])}" if others else ""
-        return f"{count} file{'' if count == 1 else 's'} say so, the first is {self._first[winner]}{also}"
+        say = "1 file says" if count == 1 else f"{count} files say"
+        return f"{say} so, the first is {self._first[winner]}{also}"
 
 
 def _text(path: Path) -> str:
