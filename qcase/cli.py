@@ -990,8 +990,9 @@ def _run(wanted: Sequence[str], options: _RunOptions) -> int:
     remembered = history.recall(opened.root, arch, triple)
     plan = replace(plan, seconds={name: one.total for name, one in remembered.items()})
     listeners: list[Emit] = [JsonReport(options.json_file)] if options.json_file else []
+    waited_for = bool(listeners)
     listeners.append(history.Memory(opened.root, triple, lambda message: print(f"warning: {message}", file=sys.stderr)))
-    emit = _terminal(listeners, options.again, verbose=options.verbose)
+    emit = _terminal(listeners, options.again, verbose=options.verbose, to_the_end=waited_for)
     for problem in discovery.warnings:
         _warn(emit, str(problem))
     store = _store(opened, _store_root(options.cache_dir), readonly=options.readonly)
@@ -1047,16 +1048,36 @@ def _kernel(named: Path | None) -> Path | None:
     return None if named is None else named.absolute()
 
 
-def _terminal(listeners: Sequence[Emit], repeat: Callable[[Sequence[str]], str] = lambda _: "", *, verbose: bool = False) -> Emit:
-    """Say events to the terminal and to the other listeners."""
+def _terminal(
+    listeners: Sequence[Emit],
+    repeat: Callable[[Sequence[str]], str] = lambda _: "",
+    *,
+    verbose: bool = False,
+    to_the_end: bool = False,
+) -> Emit:
+    """Say events to the terminal and to the other listeners.
+
+    `to_the_end`: somebody waits for what the others write, so a terminal that is gone does not end the run before it is over.
+    """
+    from qcase.events import RunFinished
     from qcase.report.terminal import TerminalReport
 
     # The person first: a file that cannot be written must not hide the summary.
-    everyone: list[Emit] = [TerminalReport(sys.stdout, repeat, verbose=verbose), *listeners]
+    person = TerminalReport(sys.stdout, repeat, verbose=verbose)
+    gone: list[OSError] = []
 
     def emit(event: Event) -> None:
-        for listener in everyone:
+        try:
+            if not gone:
+                person(event)
+        except OSError as error:
+            if not to_the_end:
+                raise
+            gone.append(error)
+        for listener in listeners:
             listener(event)
+        if gone and isinstance(event, RunFinished):
+            raise gone[0]
 
     return emit
 
@@ -1168,12 +1189,12 @@ def _reported() -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop_writing()
         raise typer.Exit(INTERNAL) from None
     except OSError as error:
         if _debug:
             raise
+        _stop_writing()
         place = f"{error.filename}: " if error.filename else ""
         _print_error(QcaseError(f"{place}{error.strerror or error}"))
         raise typer.Exit(INTERNAL) from None
@@ -1212,6 +1233,14 @@ def _wrapped(line: str, indent: str) -> str:
 
 def _count(number: object, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _stop_writing() -> None:
+    """Whoever read our output has gone, or its disk is full. Python would complain once more when it flushes at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_error(error: QcaseError) -> None:

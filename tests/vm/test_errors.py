@@ -307,6 +307,13 @@ def test_a_json_file_on_a_full_disk_does_not_hide_the_summary(workspace: Workspa
     assert f"error: --json {small}/out.json: cannot be written: No space left on device" in outcome.stderr
 
 
+def test_an_output_that_cannot_be_written_does_not_hide_the_json_file(workspace: Workspace, store: Path) -> None:
+    outcome = run(workspace, "plain", store=store, prefix=["sh", "-c", 'exec "$@" >/dev/full', "sh"])
+    assert outcome.exit_code == 3
+    assert outcome.verdicts == {"plain": "pass"}
+    assert outcome.stderr == "error: No space left on device\n"
+
+
 def test_a_store_that_is_a_file(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("")
     outcome = run(workspace, "plain", store=tmp_path / "store")
