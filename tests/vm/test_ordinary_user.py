@@ -19,7 +19,7 @@ import pytest
 from qcase.containers import socket_path
 from tests.conftest import ROOT
 from tests.vm import workspaces
-from tests.vm.workspaces import Workspace, c_program, says
+from tests.vm.workspaces import Workspace, c_program
 
 UID = 54321
 
@@ -55,30 +55,46 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_all_that_is_made_belongs_to_who_made_it(place: Path, test_cache: Path, toolchain_rust: object) -> None:
-    mine = place / "mine"
-    workspace = Workspace.make(mine / "w")
-    tells = 'id -u >"$QCASE_CASE_OVERLAY_DIR/uid"\n'
+def fill(root: Path) -> Workspace:
+    """A group of every kind that needs a container; the C program says where and when it was built, if it can tell."""
+    workspace = Workspace.make(root)
+    tells = '#include <stdio.h>\nint main(void) { puts(__FILE__ " " __DATE__ " " __TIME__); return 0; }\n'
     group = {
-        **c_program(says("from C"), "say-c", "one/c", prebuild_sh=tells),
+        **c_program(tells, "say-c", "one/c", prebuild_sh='touch "$QCASE_CASE_OVERLAY_DIR/built"\n'),
         "two/rust/Cargo.toml": '[package]\nname = "say-rust"\nversion = "0.1.0"\nedition = "2021"\n',
-        "two/rust/src/main.rs": 'fn main() { println!("from Rust"); }\n',
-        "three/sh/say-sh": "#!/bin/sh\ncat /uid\n",
+        "two/rust/src/main.rs": 'fn main() { println!("{} {}", file!(), env!("CARGO_MANIFEST_DIR")); }\n',
+        "three/sh/say-sh": "#!/bin/sh\necho from sh\n",
     }
-    workspace.case("group", group, test_commands=["say-c", "say-rust", "say-sh", f"grep -qx {UID} /uid"])
+    workspace.case("group", group, test_commands=["say-c", "say-rust", "say-sh"])
+    return workspace
+
+
+def test_all_that_is_made_belongs_to_who_made_it_and_is_the_same_for_everybody(
+    place: Path, test_cache: Path, toolchain_rust: object
+) -> None:
+    mine = place / "mine"
+    workspace = fill(mine / "w")
     store = workspaces.fresh_store(mine / "store", test_cache)
-    uid = os.geteuid()
+    uid, prefix = os.geteuid(), []
     if uid == 0:
         # The store of the tests is root's. What is only read of it stays shared.
         for name in ("images", "memory"):
             (store / name).unlink()
             shutil.copytree(test_cache / name, store / name, ignore=shutil.ignore_patterns("*.lock", "*.owner", ".*"))
         (mine / "w.outside/tmp").mkdir(parents=True)
+        uid, prefix = UID, as_another_user(place, test_cache)
         for path in (mine, *mine.rglob("*")):
             os.chown(path, UID, UID, follow_symlinks=False)
-        uid = UID
-    ran = workspaces.run(workspace, store=store, prefix=as_another_user(place, test_cache) if os.geteuid() == 0 else [])
+    ran = workspaces.run(workspace, store=store, prefix=prefix)
     assert ran.verdicts == {"group": "pass"}, ran.said
     made = [mine, *mine.rglob("*")]
     assert len(made) > 100
     assert {path.lstat().st_uid for path in made} == {uid}
+
+    other = fill(place / "a place of another name" / "w")
+    again = workspaces.run(other, store=workspaces.fresh_store(place / "another store", test_cache))
+    assert again.case("group")["cache"] == "miss"
+    images = [Path(outcome.case("group")["image"]) for outcome in (ran, again)]
+    assert images[0] != images[1]
+    assert images[0].parent.name == images[1].parent.name  # the key
+    assert images[0].read_bytes() == images[1].read_bytes()
