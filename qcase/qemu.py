@@ -245,7 +245,14 @@ class Machine:
     """
 
     def __init__(
-        self, child: subprocess.Popen[bytes], stderr: IO[bytes], monitor: socket.socket, log: IO[bytes], *, muxed: bool
+        self,
+        child: subprocess.Popen[bytes],
+        stderr: IO[bytes],
+        monitor: socket.socket,
+        log: IO[bytes],
+        *,
+        muxed: bool,
+        runs: bool,
     ) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -269,7 +276,7 @@ class Machine:
         self.shutdown = ""  # QEMU's word for why it ends, as `guest-reset`
         self._resets = 0
         with contextlib.suppress(OSError):  # it is gone already; reading tells
-            monitor.send(b'{"execute": "qmp_capabilities"}\n')
+            monitor.send(b'{"execute": "qmp_capabilities"}\n' + b'{"execute": "cont"}\n' * runs)
 
     def close(self) -> None:
         self._selector.close()
@@ -400,7 +407,9 @@ def start(arch: Arch, argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> 
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
         with theirs:
-            extra = ["-serial", "mon:stdio"] if _default_console(argv) else []
+            # Held until the monitor has been greeted: what a guest does before that, a reset for one, it does not tell.
+            extra = ["-S"] if "-S" not in argv else []
+            extra += ["-serial", "mon:stdio"] if _default_console(argv) else []
             extra += ["-chardev", f"socket,id={_MONITOR},fd={theirs.fileno()}", "-mon", f"chardev={_MONITOR},mode=control"]
             if arch is Arch.X86_64 and not any(a in ("-d", "-D") for a in argv):
                 extra += ["-d", "cpu_reset", "-D", f"/dev/fd/{log.fileno()}"]
@@ -414,7 +423,7 @@ def start(arch: Arch, argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> 
                     hint=INSTALL_HINT[arch],
                 )
             )
-        machine = Machine(child, errors, ours, log, muxed=_is_muxed(argv))
+        machine = Machine(child, errors, ours, log, muxed=_is_muxed(argv), runs="-S" not in argv)
         stack.callback(machine.close)
         yield machine
 

@@ -235,6 +235,9 @@ static void read_line(char *line, u64 size)
             line[length++] = (char)c;
             if (echoes)
                 put_byte((u8)c);
+        } else if (c < ' ' && echoes) { /* as a terminal shows it; it goes no further */
+            put_byte('^');
+            put_byte((u8)(c ^ 0x40));
         }
     }
     line[length] = 0;

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from qcase.config import CaseConfig, GroupedRunner
 from qcase.console import CHUNK, Judge, Limits, Rules
-from qcase.model import Verdict
+from qcase.model import SubtestStatus, Verdict
+from qcase.pipelines import grouped
 from tests.unit.console_reference import Heard, Reference, clean
 
 RUNS = int(os.environ.get("QCASE_FUZZ_RUNS", "1000"))
@@ -265,3 +267,97 @@ def test_a_line_that_came_back_whole_or_not_at_all_is_typed_once() -> None:
     for guest in (Loser("echo PASS", set()), Loser("echo PASS", {2}, echoes=False)):
         assert guest.runs().received == len("echo PASS\n")
         assert guest.judge.warnings == ()
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+RUNNER = GroupedRunner()
+GROUP_COMMANDS = ("/usr/bin/a", "/usr/bin/a --again", "sh -c 'exit 3' | cat", "x=1\necho $x")
+BENIGN = [
+    "x\n",
+    "half",
+    "PASS\n",
+    "é\n",
+    "\x1b[1mred\x1b[0m",
+    "y" * 90,
+    "\r\n",
+    "status=1\n",
+    "QCASE_GROUPED\n",
+    "/usr/bin/a\n",
+    "\xff",
+]
+NASTY = [
+    f"{RUNNER.passed_marker}: /usr/bin/a\n",
+    f"{RUNNER.failed_marker}: /usr/bin/a status=1\n",
+    f"{RUNNER.begin_marker}: /usr/bin/a --again\n",
+    f"{RUNNER.all_passed_marker}\n",
+    f"{RUNNER.all_failed_marker}\n",
+    "qcase-run-case-tests: done 0000\n",
+]
+
+
+def random_group(seed: int) -> tuple[Judge, list[int], bool, bool]:
+    """A group as its script plays it: the judge, the statuses, whether the script ended, whether programs print markers."""
+    rng = random.Random(seed)
+    config = CaseConfig(shell_prefix="root@q:/#", test_commands=GROUP_COMMANDS)
+    rules = grouped.rules(config, RUNNER, "1a2b3c4d")
+    judge = Judge(rules, started=0.0)
+    statuses = [rng.choice([0, 0, 0, 0, 1, 124, 139]) for _ in GROUP_COMMANDS]
+    nasty = rng.random() < 0.3
+    script = ""
+    for command, status in zip(GROUP_COMMANDS, statuses, strict=True):
+        name = grouped.label(command)
+        printed = "".join(rng.choice(NASTY if nasty and rng.random() < 0.4 else BENIGN) for _ in range(rng.randint(0, 4)))
+        if nasty and not printed.endswith("\n"):
+            printed += "\n"
+        marker = f"{RUNNER.passed_marker}: {name}" if status == 0 else f"{RUNNER.failed_marker}: {name} status={status}"
+        script += f"{RUNNER.begin_marker}: {name}\n{printed}{marker}\n"
+    script += "qcase-run-case-tests: done 1a2b3c4d\n"
+    script += f"{RUNNER.all_failed_marker if any(statuses) else RUNNER.all_passed_marker}\n"
+    data = script.replace("\n", "\r\n").encode("latin-1" if "\xff" in script else "utf-8")
+    ends = rng.random() < 0.8
+    if not ends:
+        data = data[: rng.randint(0, len(data) - len(RUNNER.all_passed_marker) - 2)]
+    now = 0.2
+    judge.feed(PROMPT.encode(), now)
+    for _ in range(40):
+        now = max(now, judge.next_wake() or now)
+        judge.tick(now)
+        if typed := judge.input():
+            judge.feed(typed.replace(b"\n", b"\r\n"), now)
+        if judge.command_at is not None:
+            break
+    at = 0
+    while at < len(data):
+        size = rng.choice([1, 3, 20, 200, 2000])
+        piece = data[at : at + size]
+        at += size
+        if rng.random() < 0.15:
+            piece += rng.choice(KERNEL).encode()
+        now += rng.choice([0.0, 0.01, 0.3])
+        judge.feed(piece, now)
+    for _ in range(10):
+        if judge.ruling is None and (wake := judge.next_wake()) is not None:
+            now = max(now, wake)
+            judge.tick(now)
+    if judge.ruling is None:
+        judge.ended(now + 1, "status 0")
+    return judge, statuses, ends, nasty
+
+
+def test_a_thousand_random_groups_are_judged_by_what_their_commands_did() -> None:
+    passed = 0
+    for seed in range(SEED, SEED + RUNS):
+        judge, statuses, ends, nasty = random_group(seed)
+        assert judge.ruling is not None
+        said = f"seed {seed}: {judge.ruling} {judge.subtests()}"
+        if judge.ruling.verdict is Verdict.PASS:
+            passed += 1
+            assert ends, said
+            assert not any(statuses), said
+            assert all(test.status is SubtestStatus.PASS for test in judge.subtests()), said
+        elif ends and not nasty:
+            assert any(statuses), said
+        if ends and not nasty:
+            assert [test.exit_status for test in judge.subtests()] == statuses, said
+    assert passed > RUNS // 20

@@ -123,3 +123,14 @@ def test_nothing_is_left_of_simulated_endings_of_every_kind() -> None:
 def test_nothing_is_left_of_real_endings_of_every_kind(kernels: Mapping[Arch, Path]) -> None:
     came = endings.run_real(24, 1, kernels)
     assert set(came) == {"pass", "fail", "panic", "timeout", "exited", "error", "interrupted", "broken"}
+
+
+def test_a_qemu_that_dies_says_so_with_its_own_last_words() -> None:
+    script = "echo booting; sleep 0.2; echo warning >&2; echo 'qemu: fatal: no more' >&2; kill -ABRT $$"
+    with qemu.start(Arch.AARCH64, ["/bin/sh", "-c", script]) as machine:
+        judge = Judge(Rules(success=("^PASS$",)), started=time.monotonic())
+        said = qemu.converse(machine, judge, qemu.ConsoleLog(io.BytesIO()), lambda: None)
+    assert judge.ruling is not None
+    assert judge.ruling.verdict is Verdict.EXITED
+    assert judge.ruling.reason == "QEMU ended before a verdict, killed by SIGABRT; it said: qemu: fatal: no more"
+    assert said == "warning\nqemu: fatal: no more"

@@ -125,6 +125,7 @@ SITUATIONS = {
     "a guest that does not echo": S("pass", PASS, success=("^qk> PASS$",), boot="echo off"),
     "a guest that does not echo, and a pattern in the command": S("raw #PASS ; off", EXITED, success=("PASS",), boot="echo off"),
     "a guest that loses a key": S("say all is well ; pass", PASS, boot="lose 7"),
+    "a control character": S("say \x01 ; pass", PASS),
     "a long command": S(f"say {'x' * 300} ; pass", PASS),
     "a prompt that comes twice": S("pass", PASS, boot="prompt"),
     "a prompt that comes again": S("prompt ; prompt ; nl ; pass", PASS),
@@ -197,3 +198,8 @@ def test_there_are_sixty_of_them() -> None:
 def test_a_situation(name: str, played: Mapping[str, Future[tuple[Ruling, bytes]]]) -> None:
     ruling, log = played[name].result()
     assert ruling.verdict is SITUATIONS[name].expected, f"{ruling}\n{log[-2000:].decode(errors='backslashreplace')}"
+
+
+def test_a_key_that_qemu_takes_for_itself_arrives_once(played: Mapping[str, Future[tuple[Ruling, bytes]]]) -> None:
+    _, log = played["a control character"].result()
+    assert b"qk> say ^A ; pass\r\n" in log
