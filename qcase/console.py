@@ -109,7 +109,7 @@ class Limits:
     @property
     def given_up(self) -> float | None:
         """How long a group's command may go on that the guest itself should have ended."""
-        return None if self.command is None else self.command * 1.25 + 5
+        return None if self.command is None else self.command * 1.5 + 15
 
 
 @dataclass(frozen=True)

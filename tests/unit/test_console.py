@@ -703,12 +703,12 @@ def test_what_has_matched_is_drained_before_any_limit_counts() -> None:
 def test_each_command_of_a_group_has_the_limit_for_itself_and_the_guest_is_given_time_to_end_it() -> None:
     rules = Rules(prompt="#", command="/run", success=(r"^ALL_P\s*$",), group=MARKERS)
     limits = Limits(command=8)
-    assert limits.given_up == 15
+    assert limits.given_up == 27
     guest = limited(limits, "# ", rules=rules).waits(1).prints("B: /bin/a\n").waits(12).prints("P: /bin/a\nB: /bin/b --x\n")
-    assert guest.waits(14).verdict() is None
+    assert guest.waits(26).verdict() is None
     assert guest.waits(2).verdict() is Verdict.TIMEOUT
     assert guest.judge.ruling is not None
-    assert guest.judge.ruling.reason == "/bin/b --x did not end within 15 s, nor could the guest end it"
+    assert guest.judge.ruling.reason == "/bin/b --x did not end within 27 s, nor could the guest end it"
     assert statuses(guest) == [SubtestStatus.PASS, SubtestStatus.BROKEN]
 
 
