@@ -203,10 +203,12 @@ def select(discovery: Discovery, patterns: Sequence[str]) -> tuple[Case | Broken
         return discovery.cases
     chosen: set[str] = set()
     parts: dict[str, Case] = {}
+    candidates = _Candidates(discovery.cases)
     for pattern in patterns:
         wanted = _checked(pattern)
-        matching = {case.display_name for case in discovery.cases if _matches(wanted, case)}
-        some = {part.display_name: part for case in discovery.cases for part in _parts(wanted, case)}
+        cases = candidates.of(wanted)
+        matching = {case.display_name for case in cases if _matches(wanted, case)}
+        some = {part.display_name: part for case in cases for part in _parts(wanted, case)}
         if not matching and not some:
             matching = {c.display_name for c in discovery.cases if isinstance(c, BrokenCase) and _is_inside(wanted, c)}
         if not matching and not some:
@@ -216,6 +218,28 @@ def select(discovery: Discovery, patterns: Sequence[str]) -> tuple[Case | Broken
     picked: list[Case | BrokenCase] = [case for case in discovery.cases if case.display_name in chosen]
     picked += [part for part in parts.values() if part.whole not in chosen]
     return tuple(sorted(picked, key=lambda case: case.display_name))
+
+
+class _Candidates:
+    """The cases that a name can mean, found by a table. A run of what failed may name a thousand of ten thousand cases."""
+
+    def __init__(self, cases: Sequence[Case | BrokenCase]) -> None:
+        self._all = cases
+        self._by_path: dict[str, list[Case | BrokenCase]] = {}
+        self._by_name: dict[str, list[Case | BrokenCase]] = {}
+        self._trees = [case for case in cases if isinstance(case, BrokenCase) and case.whole_tree]
+        for case in cases:
+            for path in {path for name in (case.name, case.display_name) for path in _with_parents(name)}:
+                self._by_path.setdefault(path, []).append(case)
+            for name in {case.name, case.display_name}:
+                self._by_name.setdefault(name, []).append(case)
+
+    def of(self, wanted: str) -> Sequence[Case | BrokenCase]:
+        if _is_glob(wanted):
+            return self._all
+        # Of a subcase, the case above; of anything, the places below which nobody could look.
+        above = self._by_name.get(wanted.rpartition("/")[0], ())
+        return [*self._by_path.get(wanted, ()), *above, *self._trees]
 
 
 def _parts(wanted: str, case: Case | BrokenCase) -> Iterator[Case]:
