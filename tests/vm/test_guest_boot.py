@@ -24,6 +24,8 @@ from qcase.ext4 import Ext4Image
 from qcase.guests import Guest
 from qcase.model import Arch
 from qcase.process import Deadline, spawn
+from tests.conftest import ROOT
+from tests.vm import workspaces
 
 pytestmark = pytest.mark.vm
 
@@ -255,6 +257,18 @@ def test_an_image_of_ones_own_boots_with_the_built_in_kernel(guest: Guest, cache
         assert console.run("readlink /sbin/init; hostname") == "/lib/other/init\nmy.box"
         console.type(b"poweroff\n")
         assert console.end() == 0
+
+
+@pytest.mark.container
+def test_examples_run_on_riscv64_and_bring_the_c_library_that_the_guest_does_not_have(
+    request: pytest.FixtureRequest, test_cache: Path, tmp_path: Path
+) -> None:
+    debian(Arch.RISCV64, request)
+    examples = tmp_path / "linux"
+    shutil.copytree(ROOT / "examples" / "linux", examples, ignore=shutil.ignore_patterns("target"))
+    store = workspaces.fresh_store(tmp_path / "store", test_cache)
+    outcome = workspaces.run(examples, "smoke", "dynamic", store=store, arch=Arch.RISCV64)
+    assert outcome.verdicts == {"smoke": "pass", "dynamic": "pass"}, outcome.said
 
 
 @in_guests(*ARCHES, "debian-riscv64")
