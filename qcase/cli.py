@@ -154,6 +154,8 @@ NewArchOption = Annotated[
 KernelOption = Annotated[
     Path | None, typer.Option("--kernel", metavar="FILE", help="Boot this kernel, whatever the configuration says.")
 ]
+JUnitOption = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a report as JUnit XML.")]
+HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a report as one HTML page.")]
 CaseOption = Annotated[
     list[str] | None,
     typer.Option("--case", "-c", metavar="CASE", autocompletion=_offer_cases, help="The same as CASE; may be repeated."),
@@ -216,14 +218,23 @@ def run_command(
         Path | None, typer.Option("--times", metavar="FILE", help="Balance the shards by the times in these --json results.")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON when the run ends.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON, anew as each case ends.")
     ] = None,
+    events_file: Annotated[
+        Path | None, typer.Option("--events", metavar="FILE", help="Write what happens, as it happens, as lines of JSON.")
+    ] = None,
+    junit_file: JUnitOption = None,
+    html_file: HtmlOption = None,
     timeout_scale: ScaleOption = "",
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing: guests, images, packages have to be there.")] = False,
     locked: Annotated[
         bool, typer.Option("--locked", help="Refuse a toolchain image that is not as images/lock.toml has it.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say why something is built.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only what did not pass, and the summary.")] = False,
+    verbose: Annotated[
+        int,
+        typer.Option("--verbose", "-v", count=True, help="Say why something is built; -vv: phases, and what the guests say."),
+    ] = 0,
 ) -> None:
     """Build, boot and judge cases."""
     with _reported():
@@ -243,13 +254,32 @@ def run_command(
             readonly=cache_readonly,
             timeout_scale=timeout_scale,
             times=times,
-            json_file=json_file,
+            files=ReportFiles(json=json_file, events=events_file, junit=junit_file, html=html_file),
             kernel=kernel,
-            verbose=verbose,
             offline=offline,
             locked=locked,
+            verbosity=-1 if quiet else verbose,
         )
         raise typer.Exit(_run(wanted, options))
+
+
+@app.command("report")
+def report_command(
+    file: Annotated[Path, typer.Argument(metavar="RESULTS.json", help="What `qcase run --json` wrote.")],
+    junit_file: JUnitOption = None,
+    html_file: HtmlOption = None,
+) -> None:
+    """Make other reports of the results of a run."""
+    with _reported():
+        from qcase.report import files, html, junit, results
+
+        if junit_file is None and html_file is None:
+            raise UsageError("no report is asked for", hint="add --junit FILE or --html FILE")
+        run = results.load(file)
+        for option, path, write in (("--junit", junit_file, junit.write), ("--html", html_file, html.write)):
+            if path is not None:
+                files.check(path, option)
+                write(run, path)
 
 
 @app.command("list")
@@ -743,15 +773,21 @@ def schema_command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", autocompletion=_offer("qcase", "qemu"), help="qcase: of qcase.toml; qemu: of qemu-<arch>.toml."
+            metavar="NAME",
+            autocompletion=_offer("qcase", "qemu", "results", "events"),
+            help="qcase: of qcase.toml; qemu: of qemu-<arch>.toml; results, events: of what --json and --events write.",
         ),
     ],
     as_toml: Annotated[bool, typer.Option("--toml", help="All keys with their defaults and meanings, as TOML.")] = False,
 ) -> None:
-    """Print the JSON Schema of a configuration file, for editors that complete and check it."""
+    """Print the JSON Schema of a configuration file, for editors that complete and check it, or of a report."""
     with _reported():
         from qcase import schema
+        from qcase.report import results
 
+        if name in results.SCHEMAS and not as_toml:
+            print(results.json_schema(name), end="")
+            return
         print(schema.toml(name) if as_toml else schema.json_schema(name), end="")
 
 
@@ -778,8 +814,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "qcase run syscalls/eventfd",
         "qcase run --failed",
         "qcase run --changed main --tag '!slow'",
-        "qcase run --json results.json",
+        "qcase run -j 4 --retries 1 --junit junit.xml",
+        "qcase run --json results.json --events events.jsonl",
+        "qcase run futex --repeat 100",
     ),
+    "report": ("qcase report results.json --junit junit.xml --html report.html",),
     "list": ("qcase list", "qcase list --arch aarch64 --tag fs", "qcase list --pipeline c --json"),
     "explain": ("qcase explain futex", "qcase explain 'fs/*' --arch aarch64 --json"),
     "argv": ("qcase argv futex",),
@@ -807,6 +846,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 # What stands beside each command in the list of all; an uncut line even on a narrow terminal.
 SUMMARIES: dict[str, str] = {
     "run": "Build, boot and judge cases.",
+    "report": "Other reports of results.",
     "list": "Show the suite as a tree.",
     "explain": "What a case's keys are made of.",
     "argv": "A case's QEMU command, to be pasted.",
@@ -947,6 +987,35 @@ def _filters(tag: list[str] | None, pipeline: list[str] | None, failed: bool, ch
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportFiles:
+    """Where reports go, beside the terminal."""
+
+    json: Path | None = None
+    events: Path | None = None
+    junit: Path | None = None
+    html: Path | None = None
+
+    def listeners(self) -> list[Emit]:
+        """Those who write them. Raises `UsageError` for one that cannot be written."""
+        from qcase.report.json import EventsReport, JsonReport
+
+        found: list[Emit] = []
+        if self.json is not None:
+            found.append(JsonReport(self.json))
+        if self.events is not None:
+            found.append(EventsReport(self.events))
+        if self.junit is not None:
+            from qcase.report.junit import JUnitReport
+
+            found.append(JUnitReport(self.junit))
+        if self.html is not None:
+            from qcase.report.html import HtmlReport
+
+            found.append(HtmlReport(self.html))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class _RunOptions:
     """What `qcase run` was asked for, besides the names of cases."""
 
@@ -960,11 +1029,11 @@ class _RunOptions:
     readonly: bool
     timeout_scale: str
     times: Path | None
-    json_file: Path | None
+    files: ReportFiles
     kernel: Path | None
-    verbose: bool
     offline: bool
     locked: bool
+    verbosity: int
 
     def again(self, names: Sequence[str]) -> str:
         """The command that runs just these cases again."""
@@ -979,7 +1048,6 @@ class _RunOptions:
 def _run(wanted: Sequence[str], options: _RunOptions) -> int:
     from qcase import history, runner, selection, suite
     from qcase.prepare import Session
-    from qcase.report.json import JsonReport
 
     arch = _arch(options.arch)
     opened = _scaled(suite.Workspace.open(options.workspace or Path.cwd()), options.timeout_scale)
@@ -989,10 +1057,10 @@ def _run(wanted: Sequence[str], options: _RunOptions) -> int:
     cases, plan = _share(chosen.cases, options.plan, options.times)
     remembered = history.recall(opened.root, arch, triple)
     plan = replace(plan, seconds={name: one.total for name, one in remembered.items()})
-    listeners: list[Emit] = [JsonReport(options.json_file)] if options.json_file else []
+    listeners = options.files.listeners()
     waited_for = bool(listeners)
     listeners.append(history.Memory(opened.root, triple, lambda message: print(f"warning: {message}", file=sys.stderr)))
-    emit = _terminal(listeners, options.again, verbose=options.verbose, to_the_end=waited_for)
+    emit = _terminal(listeners, options.again, verbosity=options.verbosity, to_the_end=waited_for)
     for problem in discovery.warnings:
         _warn(emit, str(problem))
     store = _store(opened, _store_root(options.cache_dir), readonly=options.readonly)
@@ -1052,7 +1120,7 @@ def _terminal(
     listeners: Sequence[Emit],
     repeat: Callable[[Sequence[str]], str] = lambda _: "",
     *,
-    verbose: bool = False,
+    verbosity: int = 0,
     to_the_end: bool = False,
 ) -> Emit:
     """Say events to the terminal and to the other listeners.
@@ -1063,7 +1131,7 @@ def _terminal(
     from qcase.report.terminal import TerminalReport
 
     # The person first: a file that cannot be written must not hide the summary.
-    person = TerminalReport(sys.stdout, repeat, verbose=verbose)
+    person = TerminalReport(sys.stdout, repeat, verbosity=verbosity)
     gone: list[OSError] = []
 
     def emit(event: Event) -> None:
@@ -1074,8 +1142,14 @@ def _terminal(
             if not to_the_end:
                 raise
             gone.append(error)
+        trouble = None
         for listener in listeners:
-            listener(event)
+            try:
+                listener(event)
+            except QcaseError as error:
+                trouble = trouble or error  # that of one report must not cost the others
+        if trouble is not None:
+            raise trouble
         if gone and isinstance(event, RunFinished):
             raise gone[0]
 

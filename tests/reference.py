@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from qcase import schema
+from qcase.report import results
 from tests import manpage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,7 @@ def files() -> dict[Path, str]:
     """What is to stand in each file."""
     page = _BLOCK.sub(lambda block: block[1] + schema.toml(block[2]) + block[3], PAGE.read_text(encoding="utf-8"))
     schemas = {ROOT / "docs" / "schemas" / f"{name}.json": schema.json_schema(name) for name in schema.MODELS}
+    schemas |= {ROOT / "docs" / "schemas" / f"{name}.json": results.json_schema(name) for name in results.SCHEMAS}
     completions = {ROOT / "share" / path: manpage.completion(shell) for shell, path in manpage.COMPLETIONS.items()}
     return {PAGE: page, ROOT / "share" / "man" / "man1" / "qcase.1": manpage.man_page()} | schemas | completions
 

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, TextIO
 
 from qcase import events
 from qcase.model import Cache, CaseResult, Fault, LimitUse, Phase, SubtestStatus, Verdict
+from qcase.report import ci
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
+    from rich.text import Text
 
 _STYLES = {
     Verdict.PASS: "green",
@@ -45,6 +47,7 @@ _SUBTEST_STYLES = {
 _WORD = 12  # columns of the verdict; the longest is `build-error`
 _INDENT = " " * (_WORD + 1)
 _CONSOLE_LINES = 12
+_SLOWEST = 3  # cases that the summary names
 
 
 @dataclass
@@ -59,11 +62,16 @@ class _Running:
 class TerminalReport:
     """Listens to events and writes for a person. `repeat(cases)` gives the command that runs just these cases again.
 
-    `verbose`: it also says why something is built.
+    `verbosity`: -1 only what did not pass, and the summary; 1 also why something is built, and what was skipped; 2 also phases,
+    and what the guests say.
     """
 
-    def __init__(self, stream: TextIO, repeat: Callable[[Sequence[str]], str], *, verbose: bool = False) -> None:
-        self._verbose = verbose
+    def __init__(self, stream: TextIO, repeat: Callable[[Sequence[str]], str], *, verbosity: int = 0) -> None:
+        self._verbosity = verbosity
+        self._folding = ci.detect()
+        self._workspace = ""
+        self._wanted = 0  # cases that are to run
+        self._counts: Counter[str] = Counter()  # of those that have finished, by the word that they are shown with
         self._stream = stream
         self._repeat = repeat
         self._running: dict[str, _Running] = {}
@@ -89,20 +97,27 @@ class TerminalReport:
             case events.PhaseStarted(case, phase, detail):
                 self._enter(case, phase, detail)
             case events.Missed(case, what, reasons):
-                if self._verbose:
+                if self._verbosity > 0:
                     self._print(f"{_INDENT}{case}: {what} is built: {_in_one_line(reasons)}", "dim")
             case events.ConsoleLine(case, line):
                 if case in self._running:
                     self._running[case].line = line
+                if self._verbosity > 1:
+                    self._print(f"{_INDENT}{case} | {printable(line)}", "dim")
+                return  # live lines are drawn anew often enough
+            case events.Retried(case, attempt, result):
+                self._running[case] = _Running(case)
+                self._print(f"{_INDENT}{case}: attempt {attempt} ended with {result.verdict}, another one begins", "yellow")
             case events.Progress(message):
                 self._progress = message
-                if not self._tty:
+                if not self._tty and self._verbosity >= 0:
                     self._print(f"{_INDENT}{message}", "dim")
             case events.Warned(message, case):
                 self._print(f"{'warning':<{_WORD}} {case + ': ' if case else ''}{message}", "yellow")
             case events.CaseFinished(result):
                 self._running.pop(result.label, None)
                 self._progress = ""
+                self._counts[_word(result)] += 1
                 self._finish(result)
             case events.RunFinished():
                 self.close()
@@ -121,10 +136,12 @@ class TerminalReport:
 
     def _start(self, event: events.RunStarted) -> None:
         self._name_width = max((len(case) for case in event.cases), default=0)
-        count = len(event.cases)
-        self._print(
-            f"{count} case{'' if count == 1 else 's'} on {event.arch}, target {event.target}, accel {event.accel}", "bold"
-        )
+        self._workspace = event.workspace
+        self._wanted = count = len(event.cases)
+        shard = f", shard {event.shard} of the partition {event.partition}" if event.shard else ""
+        if self._verbosity >= 0:
+            what = f"{count} case{'' if count == 1 else 's'} on {event.arch}, target {event.target}, accel {event.accel}{shard}"
+            self._print(what, "bold")
         if self._tty:
             from rich.live import Live
 
@@ -136,22 +153,40 @@ class TerminalReport:
         if running is None:
             return
         running.phase, running.detail, running.line = phase, detail, ""
-        if detail and not self._tty:
-            self._print(f"{_INDENT}{case}: {detail}", "dim")
+        if (detail and not self._tty and self._verbosity >= 0) or self._verbosity > 1:
+            self._print(f"{_INDENT}{case}: {detail or phase}", "dim")
 
     def _live_lines(self) -> RenderableType:
         from rich.console import Group
         from rich.text import Text
 
-        lines = []
-        for running in self._running.values():
-            seconds = time.monotonic() - running.began
+        assert self._console is not None
+        cases = list(self._running.values())  # other threads begin and end cases meanwhile
+        room = max(self._console.height - 2, 1)
+        shown = cases if len(cases) <= room else cases[: room - 1]
+        width = min(max((len(running.case) for running in shown), default=0), self._console.width // 2)
+        texts = []
+        for running in shown:
+            seconds = f"{time.monotonic() - running.began:.0f} s"
             said = running.line or running.detail or (self._progress if running.phase is Phase.PREPARE else "")
-            text = f"{running.phase:<{_WORD}} {running.case}  {seconds:.0f} s  {printable(said)}"
-            lines.append(Text(text, style="cyan", no_wrap=True, overflow="ellipsis"))
-        if self._progress and not self._running:
-            lines.append(Text(printable(self._progress), style="cyan", no_wrap=True, overflow="ellipsis"))
+            texts.append(f"{running.phase:<{_WORD}} {running.case:<{width}}  {seconds:>5}  {printable(said)}")
+        if len(shown) < len(cases):
+            texts.append(f"{'':<{_WORD}} … and {len(cases) - len(shown)} more")
+        if self._progress and not cases:
+            texts.append(printable(self._progress))
+        lines = [Text(text, style="cyan", no_wrap=True, overflow="ellipsis") for text in texts]
+        if self._wanted > 1:
+            lines.append(self._so_far())
         return Group(*lines)
+
+    def _so_far(self) -> Text:
+        """How many cases have finished, and how."""
+        from rich.text import Text
+
+        text = Text(f"{sum(self._counts.values())} of {self._wanted}", style="bold", no_wrap=True, overflow="ellipsis")
+        for word, count in self._counts.items():
+            text.append(f"  {count} {word}", style=_word_style(word))
+        return text
 
     def _refresh(self) -> None:
         if self._live is not None:
@@ -165,11 +200,12 @@ class TerminalReport:
             for name, value in (("prepare", result.prepare), ("boot", result.boot), ("command", result.command))
             if value is not None
         )
-        if result.verdict is Verdict.SKIPPED and not self._verbose:
+        if result.verdict is Verdict.SKIPPED and self._verbosity < 1:
             return
-        verdict = (
-            ("flaky".ljust(_WORD), "bold yellow") if result.flaky else (f"{result.verdict:<{_WORD}}", _STYLES[result.verdict])
-        )
+        if result.passed and not result.flaky and self._verbosity < 0:
+            return
+        word = _word(result)
+        verdict = (f"{word:<{_WORD}}", _word_style(word))
         made = _made(result)
         if self._width is not None and _WORD + 1 + self._name_width + 20 + 45 > self._width:
             self._print_parts(verdict, (f" {result.label}", ""))
@@ -178,7 +214,7 @@ class TerminalReport:
         else:
             facts = " " * (self._name_width - len(result.label)) + f"  {made:<15}  {times}"
             self._print_parts(verdict, (f" {result.label}", ""), (facts.rstrip(), "dim"))
-        if self._verbose and (booted := result.booted):
+        if self._verbosity > 0 and (booted := result.booted):
             flash = f", firmware {booted.firmware} ({(booted.firmware_sha256 or '')[:12]})" if booted.firmware else ""
             self._print(f"{_INDENT}kernel {booted.kernel} ({booted.kernel_sha256[:12]}), by {booted.accel}{flash}", "dim")
         for warning in result.warnings:
@@ -188,12 +224,31 @@ class TerminalReport:
             self._explain(attempt)
         if not result.passed:
             self._explain(result)
+        if result.flaky or not (result.passed or result.verdict is Verdict.SKIPPED):
+            self._folding.annotate(result, self._workspace, self._print_whole)
 
     def _explain(self, result: CaseResult) -> None:
         known = self._faults.setdefault(result.reason, result.label) if result.fault is Fault.INFRA else result.label
         if known != result.label:  # what is wrong with the machine is wrong for every case
             self._print(f"{_INDENT}the same as {known}", "dim")
             return
+        with self._folding.verbatim(self._print_whole):
+            self._say_why(result)
+        tail = _squeezed(result.console_tail)[-_CONSOLE_LINES:]
+        if result.verdict is Verdict.PANIC and result.details:
+            tail = []  # its block is the last lines, most often
+        if result.details or tail:
+            with self._folding.fold(f"{result.label}: what it said last", self._print_whole):
+                for line in result.details.splitlines():
+                    self._print(f"{_INDENT}| {printable(line)}", "dim")
+                if tail:
+                    self._print(f"{_INDENT}the console's last lines:", "dim")
+                for line in tail:
+                    self._print(f"{_INDENT}| {printable(line)}", "dim")
+        if result.console_log:
+            self._print_whole(f"{_INDENT}all of it: {result.console_log}", "dim")
+
+    def _say_why(self, result: CaseResult) -> None:
         for line in result.reason.splitlines():
             self._print(f"{_INDENT}{printable(line)}")
         if result.verdict is Verdict.TIMEOUT and len(result.limits) > 1:
@@ -208,15 +263,6 @@ class TerminalReport:
                 f"{_INDENT}{subtest.status:<8} {printable(subtest.name)}{status}{printable(why)}{took}",
                 _SUBTEST_STYLES[subtest.status],
             )
-        for line in result.details.splitlines():
-            self._print(f"{_INDENT}| {printable(line)}", "dim")
-        tail = _squeezed(result.console_tail)[-_CONSOLE_LINES:]
-        if tail and not (result.verdict is Verdict.PANIC and result.details):  # its block is the last lines, most often
-            self._print(f"{_INDENT}the console's last lines:", "dim")
-            for line in tail:
-                self._print(f"{_INDENT}| {printable(line)}", "dim")
-        if result.console_log:
-            self._print_whole(f"{_INDENT}all of it: {result.console_log}", "dim")
 
     def _summary(self, event: events.RunFinished) -> None:
         counts = Counter(result.verdict for result in event.results)
@@ -229,6 +275,9 @@ class TerminalReport:
             self._print("interrupted; this had finished by then:", "bold yellow")
         good = not event.interrupted and all(result.passed for result in event.results)
         said = ", ".join(parts) or "nothing ran"
+        slowest = sorted((r for r in event.results if r.total), key=lambda r: -r.total)[:_SLOWEST]
+        if count > 2 * _SLOWEST and self._verbosity >= 0:
+            self._print(f"slowest: {', '.join(f'{r.label} {_seconds(r.total)}' for r in slowest)}", "dim")
         self._print(
             f"{count} case{'' if count == 1 else 's'} in {_seconds(event.seconds)}: {said}",
             "bold green" if good else "bold red",
@@ -310,6 +359,15 @@ def _made(result: CaseResult) -> str:
     if result.pipeline is None:
         return ""
     return result.pipeline.value if result.cache in (None, Cache.NONE) else f"{result.pipeline}, {result.cache}"
+
+
+def _word(result: CaseResult) -> str:
+    """What a case is shown with: its verdict, or that it is flaky."""
+    return "flaky" if result.flaky else result.verdict.value
+
+
+def _word_style(word: str) -> str:
+    return "bold yellow" if word == "flaky" else _STYLES[Verdict(word)]
 
 
 def _used(use: LimitUse) -> str:

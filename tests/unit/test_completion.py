@@ -61,7 +61,7 @@ def test_where_something_is_broken_nothing_is_said(tmp_path: Path) -> None:
         ("qcase run --tag ", ["smoke"]),
         ("qcase run --pipeline p", ["plain", "python"]),
         ("qcase explain --arch a", ["aarch64"]),
-        ("qcase schema ", ["qcase", "qemu"]),
+        ("qcase schema ", ["qcase", "qemu", "results", "events"]),
     ],
 )
 def test_bash(words: str, wanted: list[str]) -> None:

@@ -1,0 +1,219 @@
+"""The results of a run as a document that was read again: what JUnit and HTML are made of, and the schema of it.
+
+Fields are added as time goes by, and readers pass over those that they do not know; one that goes, or means something else, makes
+another `format`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qcase.errors import UsageError
+from qcase.model import Arch, Cache, Fault, Phase, Pipeline, SubtestStatus, Verdict
+
+FORMAT = 1
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Times(_Document):
+    """Seconds; null where a phase was not reached. `total` is that of all attempts."""
+
+    prepare: float | None
+    boot: float | None
+    command: float | None
+    total: float
+
+
+class Subtest(_Document):
+    """A command of a grouped case."""
+
+    name: str
+    command: str
+    status: SubtestStatus
+    exit_status: int | None
+    seconds: float | None
+    reason: str
+
+
+class Limit(_Document):
+    """A limit of time, and how near the case came."""
+
+    name: str
+    seconds: float
+    used: float | None
+    ended: bool
+
+
+class Boot(_Document):
+    """What QEMU was given to boot."""
+
+    kernel: str
+    kernel_sha256: str
+    accel: str
+    firmware: str | None = None
+    firmware_sha256: str | None = None
+
+
+class CaseReport(_Document):
+    """One case, or one repetition of it, or an attempt at it that did not pass (in `earlier`)."""
+
+    case: str
+    repetition: int = 0
+    arch: Arch
+    path: str = ""
+    pipeline: Pipeline | None
+    cache: Cache | None
+    verdict: Verdict
+    flaky: bool = False
+    fault: Fault
+    phase: Phase | None
+    reason: str
+    pattern: str | None
+    excerpt: str | None
+    details: str
+    warnings: tuple[str, ...]
+    times: Times
+    subtests: tuple[Subtest, ...]
+    limits: tuple[Limit, ...] = ()
+    image: str | None
+    booted: Boot | None = None
+    console_log: str | None
+    console_tail: tuple[str, ...]
+    earlier: tuple[CaseReport, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.case}#{self.repetition}" if self.repetition else self.case
+
+    @property
+    def word(self) -> str:
+        """The verdict, or `flaky`."""
+        return "flaky" if self.flaky else self.verdict.value
+
+
+class Rate(_Document):
+    """How often a case that ran several times did not pass at its first attempt."""
+
+    case: str
+    runs: int
+    failed: int
+
+
+class Results(_Document):
+    """A run. `complete`: it ended in its own way; else it was killed, and `cases` are those that had finished.
+
+    `shard` is "2/5", and `partition` the same for all shards of one whole; both empty without. `started`: seconds since 1970.
+    """
+
+    format: Literal[1]
+    qcase: str
+    arch: Arch
+    target: str
+    accel: str = ""
+    workspace: str = ""
+    started: float = 0.0
+    jobs: int = 1
+    shard: str = ""
+    partition: str = ""
+    seconds: float
+    complete: bool = True
+    interrupted: bool
+    exit_code: int | None
+    cases: tuple[CaseReport, ...]
+    repeats: tuple[Rate, ...] = ()
+
+
+def load(path: Path) -> Results:
+    """Read results that `--json` wrote. Raises `UsageError` where there are none, or of another format."""
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except ValueError as error:
+        raise UsageError(f"is no JSON: {error}", where=str(path), hint="give it what `qcase run --json FILE` wrote") from None
+    if isinstance(document, dict) and isinstance(document.get("format"), int) and document["format"] != FORMAT:
+        raise UsageError(f"has the format {document['format']}; this version knows {FORMAT}", where=str(path))
+    try:
+        return of_document(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole"
+        hint = "give it what `qcase run --json FILE` wrote"
+        raise UsageError(f"are no results of a run: {place}: {first['msg']}", where=str(path), hint=hint) from None
+
+
+def of_document(document: Any) -> Results:
+    """The results in a JSON document; what is not UTF-8 in it is replaced. Raises `ValidationError`."""
+    return Results.model_validate(_clean(document))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode() if not value.isascii() else value
+    if isinstance(value, dict):
+        return {key: _clean(member) for key, member in value.items()}
+    return [_clean(member) for member in value] if isinstance(value, list) else value
+
+
+# --- schemas --------------------------------------------------------------------------------------------------------------
+
+SCHEMAS = ("results", "events")
+
+_TEXT = {"type": "string"}
+_NUMBER = {"type": "number"}
+_TEXTS = {"type": "array", "items": _TEXT}
+_CASE = {"$ref": "#/$defs/CaseReport"}
+# By the name of an event, its fields beside `event` and `time`.
+_EVENTS: dict[str, dict[str, Any]] = {
+    "run-started": {
+        "format": {"const": FORMAT},
+        **dict.fromkeys(("qcase", "arch", "target", "accel", "workspace", "shard", "partition"), _TEXT),
+        "started": _NUMBER,
+        "jobs": {"type": "integer"},
+        "cases": _TEXTS,
+    },
+    "accel-chosen": {"accel": _TEXT, "why": _TEXT},
+    "case-started": {"case": _TEXT},
+    "phase-started": {"case": _TEXT, "phase": {"enum": [phase.value for phase in Phase]}, "detail": _TEXT},
+    "missed": {"case": _TEXT, "what": _TEXT, "reasons": _TEXTS},
+    "image-ready": {**dict.fromkeys(("case", "pipeline", "cache", "image"), _TEXT), "seconds": _NUMBER},
+    "console-line": {"case": _TEXT, "line": _TEXT},
+    "subtest-finished": {"case": _TEXT, "subtest": {"$ref": "#/$defs/Subtest"}},
+    "retried": {"case": _TEXT, "attempt": {"type": "integer"}, "result": _CASE},
+    "warned": {"message": _TEXT, "case": _TEXT},
+    "progress": {"message": _TEXT},
+    "case-finished": {"case": _TEXT, "result": _CASE},
+    "run-finished": {
+        "seconds": _NUMBER,
+        "complete": {"const": True},
+        "interrupted": {"type": "boolean"},
+        "exit_code": {"type": "integer"},
+        "repeats": {"type": "array", "items": {"$ref": "#/$defs/Rate"}},
+    },
+}
+
+
+def json_schema(name: str) -> str:
+    """The JSON Schema of the results, or of one line of the events."""
+    whole = Results.model_json_schema()
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    if name == "results":
+        return json.dumps({**dialect, **whole, "title": "qcase run --json"}, indent=2) + "\n"
+    lines = [
+        {
+            "title": event,
+            "type": "object",
+            "properties": {"event": {"const": event}, "time": _NUMBER, **fields},
+            "required": ["event", "time", *fields],
+        }
+        for event, fields in _EVENTS.items()
+    ]
+    document = {**dialect, "title": "a line of qcase run --events", "oneOf": lines, "$defs": whole["$defs"]}
+    return json.dumps(document, indent=2) + "\n"

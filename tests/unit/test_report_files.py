@@ -1,0 +1,247 @@
+"""Reports for programs: what stands in them, and that it is what their schemas say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+import xmlschema
+
+from qcase import events
+from qcase.errors import InfraError, UsageError
+from qcase.model import Arch, Cache, CaseResult, Fault, LimitUse, Phase, Pipeline, SubtestResult, SubtestStatus, Verdict
+from qcase.report import html, junit, results
+from qcase.report.html import HtmlReport
+from qcase.report.json import EventsReport, JsonReport, event_document, results_document
+from qcase.report.junit import JUnitReport
+from tests.unit.test_reports import BROKEN, FAILED, GROUP, PASSED
+
+XSD = xmlschema.XMLSchema(Path(__file__).with_name("junit-10.xsd"))
+NASTY = "red \x1b[31m, bell \x07, nul \0, \ufffe, lone \udcff, ]]> & <tag> \"'"
+FLAKY = replace(PASSED, case="normal/epoll", earlier=(replace(FAILED, case="normal/epoll"),), path="suite/normal/epoll")
+TWICE = replace(FAILED, case="normal/eventfd", earlier=(FAILED, FAILED))
+SKIPPED = CaseResult("normal/zz", Arch.X86_64, Verdict.SKIPPED, Fault.NONE, "not run, because 1 case has failed")
+PANICKED = replace(
+    GROUP,
+    case="stress/deep/grouped",
+    verdict=Verdict.PANIC,
+    reason="the guest's kernel panicked",
+    details="Kernel panic - not syncing",
+    limits=(LimitUse("timeout", 60.0, 4.5), LimitUse("idle_timeout", 5.0, 5.0, True)),
+    subtests=(
+        SubtestResult("a", "a", SubtestStatus.PASS, 0, 0.2),
+        SubtestResult("b", "b\nc", SubtestStatus.BROKEN, reason="began and did not end"),
+        SubtestResult("d", "d", SubtestStatus.NOT_RUN),
+    ),
+)
+BUILD = replace(
+    GROUP,
+    case="normal/half",
+    verdict=Verdict.BUILD_ERROR,
+    reason="did not build: normal/half/x",
+    subtests=(SubtestResult("a", "a", SubtestStatus.PASS, 0, 0.2),),
+)
+EVIL = replace(FAILED, case="normal/evil", reason=NASTY, excerpt=NASTY, details=NASTY, console_tail=(NASTY,), warnings=(NASTY,))
+ROOT = replace(PASSED, case="alone")
+ALL = (PASSED, FAILED, GROUP, BROKEN, FLAKY, TWICE, SKIPPED, PANICKED, BUILD, EVIL, ROOT)
+STARTED = events.RunStarted(
+    Arch.X86_64, "x86_64-unknown-none", tuple(r.label for r in ALL), workspace="/w/linux", jobs=2, at=1_700_000_000.5
+)
+FINISHED = events.RunFinished(ALL, 74.2)
+
+
+def loaded(*found: CaseResult, started: events.RunStarted = STARTED) -> results.Results:
+    return results.of_document(results_document(started, events.RunFinished(found, 1.5)))
+
+
+# --- JUnit ----------------------------------------------------------------------------------------------------------------
+
+
+def cases_of(*found: CaseResult) -> dict[str, ElementTree.Element]:
+    text = junit.render(loaded(*found))
+    XSD.validate(text)
+    return {f"{test.get('classname')} {test.get('name')}": test for test in ElementTree.fromstring(text).iter("testcase")}
+
+
+def test_junit_is_what_its_schema_says_whatever_happened() -> None:
+    text = junit.render(loaded(*ALL))
+    XSD.validate(text)
+    whole = ElementTree.fromstring(text)
+    assert [suite.get("name") for suite in whole] == ["normal", "stress/deep", "alone"]
+    assert (
+        sum(int(suite.get("tests", "0")) for suite in whole) == len(list(whole.iter("testcase"))) == int(whole.get("tests", "0"))
+    )
+    assert whole.get("name") == "linux"
+    assert whole[0].get("timestamp") == "2023-11-14T22:13:20"
+    XSD.validate(junit.render(loaded()))
+
+
+def test_a_failure_in_junit() -> None:
+    (test,) = cases_of(FAILED).values()
+    (failure,) = test.findall("failure")
+    assert failure.get("type") == "fail"
+    assert failure.get("message") == "matched the fail pattern '^FAIL'"
+    assert "FAIL: woken 2 of 3" in (failure.text or "")
+    assert "test-futex" in (test.findtext("system-out") or "")
+    assert "timout" in (test.findtext("system-err") or "")
+    assert test.get("time") == "216.2"
+
+
+def test_commands_of_a_group_in_junit() -> None:
+    found = cases_of(GROUP)
+    assert list(found) == [f"x86_64.normal.syscalls /usr/bin/{name}" for name in "abc"]  # the group shows nothing else
+    assert [[child.tag for child in test] for test in found.values()] == [[], ["failure"], ["skipped"]]
+    found = cases_of(PANICKED)
+    broken = found["x86_64.stress.deep.grouped b"].find("failure")
+    assert broken is not None
+    assert broken.get("message") == "began and did not end: the guest's kernel panicked"
+    assert len(found) == 3
+    # What no command shows, the group says itself.
+    found = cases_of(BUILD)
+    assert [child.tag for child in found["x86_64.normal half"]] == ["failure"]
+    assert len(found) == 2
+
+
+def test_attempts_in_junit() -> None:
+    (flaky,) = cases_of(FLAKY).values()
+    assert [child.tag for child in flaky] == ["flakyFailure"]
+    assert flaky.get("file") == "suite/normal/epoll"
+    (twice,) = cases_of(TWICE).values()
+    assert [child.tag for child in twice if child.tag.endswith("ailure")] == ["failure", "rerunFailure", "rerunFailure"]
+
+
+def test_an_error_and_what_was_not_run_in_junit() -> None:
+    found = cases_of(BROKEN, SKIPPED)
+    assert [[child.tag for child in test] for test in found.values()] == [["error"], ["skipped"]]
+
+
+def test_what_xml_cannot_hold_is_replaced() -> None:
+    (test,) = cases_of(EVIL).values()
+    said = test.findtext("system-out") or ""
+    assert said.startswith("red \ufffd[31m, bell \ufffd, nul \ufffd, \ufffd, lone ")
+    assert said.endswith("]]> & <tag> \"'")
+
+
+# --- JSON and events --------------------------------------------------------------------------------------------------------
+
+
+def every_event() -> list[events.Event]:
+    return [
+        STARTED,
+        events.AccelChosen("tcg", "KVM does not answer"),
+        events.CaseStarted("normal/smoke"),
+        events.PhaseStarted("normal/smoke", Phase.PREPARE, "build c"),
+        events.Missed("normal/smoke", "the overlay", ("sources: x changed",)),
+        events.ImageReady("normal/smoke", Pipeline.C, Cache.HIT, "/s/image.img", 0.2),
+        events.ConsoleLine("normal/smoke", NASTY),
+        events.SubtestFinished("normal/syscalls", GROUP.subtests[1]),
+        events.Retried("normal/epoll", 1, FAILED),
+        events.Warned(NASTY),
+        events.Progress("fetching"),
+        events.CaseFinished(FLAKY),
+        FINISHED,
+    ]
+
+
+def test_every_event_has_a_schema_and_keeps_to_it() -> None:
+    schema = json.loads(results.json_schema("events"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for event in every_event():
+        validator.validate(json.loads(json.dumps(event_document(event))))
+    known = {line["properties"]["event"]["const"] for line in schema["oneOf"]}
+    assert known == {event_document(event)["event"] for event in every_event()}
+    assert len(known) == len(events.Event.__args__)
+
+
+def test_results_keep_to_their_schema_also_those_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    schema = json.loads(results.json_schema("results"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    path = tmp_path / "r.json"
+    report = JsonReport(path)
+    seen: list[Any] = []
+    happened: list[events.Event] = [STARTED, *map(events.CaseFinished, ALL), FINISHED]
+    for event in happened:
+        report(event)
+        document = json.loads(path.read_text(encoding="utf-8"))
+        validator.validate(document)
+        seen.append((document["complete"], len(document["cases"])))
+        assert [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
+    assert seen == [*((False, count) for count in range(len(ALL) + 1)), (True, len(ALL))]
+    assert results.load(path).cases[4].flaky
+
+
+def test_events_are_lines_that_are_there_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    report = EventsReport(path)
+    for count, event in enumerate(every_event(), 1):
+        report(event)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) == count
+        json.loads(lines[-1])
+    report.close()
+
+
+def test_events_that_cannot_be_written_are_said_at_the_end() -> None:
+    report = EventsReport(Path("/dev/full"))
+    for event in every_event()[:-1]:
+        report(event)
+    with pytest.raises(InfraError, match="No space left on device"):
+        report(FINISHED)
+    report.close()
+
+
+@pytest.mark.parametrize("make", [JsonReport, EventsReport, JUnitReport, HtmlReport])
+def test_a_place_that_cannot_be_is_said_before_anything_runs(make: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="its folder does not exist"):
+        make(tmp_path / "gone" / "file")
+    with pytest.raises(UsageError, match="is a folder"):
+        make(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "are no results of a run"),
+        ('{"format": 99}', "has the format 99; this version knows 1"),
+        ('{"format": 1, "cases": []}', "are no results of a run: qcase: Field required"),
+    ],
+)
+def test_a_file_that_holds_no_results(text: str, wanted: str, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(UsageError, match=wanted):
+        results.load(tmp_path / "r.json")
+    with pytest.raises(UsageError, match="cannot be read"):
+        results.load(tmp_path / "gone.json")
+
+
+# --- HTML -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_shows_every_case_and_nothing_that_a_guest_says_does_anything(tmp_path: Path) -> None:
+    report = HtmlReport(tmp_path / "r.html")
+    report(STARTED)
+    report(FINISHED)
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    for result in ALL:
+        assert f">{result.label}" in page
+    assert "&lt;tag&gt;" in page
+    assert "<tag>" not in page
+    assert "attempt 1 of 2 ended with fail" in page
+    assert "http" not in page.replace("https://json-schema.org", "")  # nothing is fetched
+
+
+def test_a_page_of_repetitions_and_of_a_run_that_was_killed() -> None:
+    again = tuple(replace(PASSED if n > 1 else FAILED, case="normal/x", repetition=n) for n in (1, 2, 3))
+    page = html.render(loaded(*again))
+    assert "33.3 %" in page
+    assert "normal/x#3" in page
+    killed = results.of_document({**results_document(STARTED, FINISHED), "complete": False, "exit_code": None})
+    assert "This run was killed" in html.render(killed)
