@@ -255,8 +255,8 @@ def refusal(package: Package, release: Release, said: str, verdict: tuple[str, s
             where=package.file,
             hint=snapshot,
         )
-    errors = [line for line in said.splitlines() if line.startswith(("E:", "Err:"))]
-    what = errors[0] if errors else verdict[0]
+    reasons = re.findall(r"^E: Failed to fetch \S+ +(.+)$", said, re.MULTILINE) or re.findall(r"^E: (.+)$", said, re.MULTILINE)
+    what = reasons[0].strip(" :") if reasons else verdict[0]
     return InfraError(
         f"cannot be fetched: {what}",
         where=f"{origin}/{package.path}" if found else package.file,

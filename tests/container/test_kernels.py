@@ -1,15 +1,16 @@
-"""Kernels that are built in a toolchain image, and raw binaries of them, for all four architectures."""
+"""Kernels that are built in a toolchain image, raw binaries of them for all four architectures, and packages that do not come."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from qcase import kernels
+from qcase import debian, images, kernels
 from qcase.config import KernelBuild
 from qcase.containers import Engine
-from qcase.errors import KernelError
+from qcase.errors import InfraError, KernelError
 from qcase.images import Image
 from qcase.kernels import Builder, Group, Tools
 from qcase.model import Arch
@@ -57,3 +58,13 @@ def test_a_build_in_an_image_that_fails_and_what_is_no_elf(tools: Tools, tmp_pat
     kernel = kernels.of_file(tmp_path / "script", Arch.AARCH64, "--kernel")
     with pytest.raises(KernelError, match=r"to_bin makes a raw binary of an ELF file, and .*script is none"):
         kernels.to_raw(kernel, tmp_path / "raw", tools.engine(), tools.image("c"), "normal/one")
+
+
+def test_a_mirror_that_does_not_answer_is_named(shared_engine: Engine, test_cache: Path, tmp_path: Path) -> None:
+    base = images.base(shared_engine, test_cache)
+    mirror = "http://127.0.0.1:9"  # of the container: nobody is there
+    with pytest.raises(InfraError) as caught:
+        debian.fetch(debian.RELEASES[Arch.RISCV64], tmp_path, shared_engine, base, mirror, {}, lambda _: None)
+    assert caught.value.where.startswith(f"{mirror}/pool/main/l/linux/linux-image-")
+    assert re.match(r"cannot be fetched: (Unable|Could not) .*connect to 127\.0\.0\.1:9", caught.value.what)
+    assert list(tmp_path.glob("*.deb")) == []

@@ -119,7 +119,7 @@ UNREACHABLE = "from http://mirror.example/debian\nE: Failed to fetch x.deb  Coul
     [
         (GONE, "http://mirror.example/debian does not have it: a point release may have replaced it", "QCASE_DEBIAN_MIRROR"),
         (OTHER, "has another file of this name; it is not used", "QCASE_DEBIAN_MIRROR"),
-        (UNREACHABLE, "cannot be fetched: E: Failed to fetch x.deb  Could not resolve", "is there a network"),
+        (UNREACHABLE, "cannot be fetched: Could not resolve 'mirror.example'", "is there a network"),
     ],
 )
 def test_a_failed_download_says_what_to_do(said: str, what: str, hint: str) -> None:
