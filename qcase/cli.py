@@ -853,7 +853,7 @@ SUMMARIES: dict[str, str] = {
     "shell": "A case's image by hand.",
     "init": "Make a workspace.",
     "new": "Make a case.",
-    "doctor": "Would `qcase run` work here?",
+    "doctor": "Would a run work here?",
     "lint": "Check all files of the suite.",
     "schema": "JSON Schemas of the configuration.",
     "completion": "Scripts that make shells complete.",
