@@ -13,95 +13,22 @@ import ipaddress
 import json
 import tarfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from qcase import keys, process
-from qcase.config import WorkspaceConfig
+from qcase import process
 from qcase.containers import Engine, Step
-from qcase.content import Kind
 from qcase.errors import BuildError, InfraError, QcaseError
 from qcase.images import Image
 from qcase.model import Arch
-from qcase.packages import Supply
-from qcase.pipelines import Workshop, c, rust
+from qcase.pipelines import c
 from qcase.pipelines.libraries import elf_files
-from qcase.store import Store
+from tests.container.builds import Case, write
 
 TOKEN = "a-token-that-nobody-else-has"
-
-
-def write(root: Path, files: Mapping[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text, encoding="utf-8")
-    return root
-
-
-def _no_packages() -> Supply:
-    raise AssertionError("no packages are wanted")
-
-
-class Case:
-    """One folder of sources, and builds of it. What was fetched is in a store; each build has a copy of the sources."""
-
-    def __init__(self, root: Path, engine: Engine, images: Mapping[str, str], environ: Mapping[str, str]) -> None:
-        self.root = root
-        self.store = Store(root / "store")
-        self.warnings: list[str] = []
-        self.offline = False
-        self.environ = environ
-        self._engine = engine
-        self._images = images
-        self._number = 0
-        (root / "staging").mkdir(parents=True)
-        (root / "apk").mkdir()
-        process.run(["mke2fs", "-q", "-t", "ext4", str(root / "base.img"), "4M"], timeout=60)
-
-    def build(
-        self, files: Mapping[str, str], arch: Arch = Arch.X86_64, made: Callable[[Path, Path, Workshop], None] = rust.build
-    ) -> Path:
-        """Build a case of these files; returns the overlay."""
-        self._number += 1
-        place = self.root / str(self._number)
-        overlay, scratch = place / "overlay", place / "scratch"
-        overlay.mkdir(parents=True)
-        scratch.mkdir()
-        made(write(place / "source", files), overlay, self._workshop(arch, scratch))
-        return overlay
-
-    def _workshop(self, arch: Arch, scratch: Path) -> Workshop:
-        def download(key: keys.Key, name: str, fetch: Callable[[Path], None]) -> Path:
-            with self.store.get_or_build(Kind.DOWNLOAD, key, fetch, scratch=scratch, made_for=name) as entry:
-                return entry.path
-
-        return Workshop(
-            case="normal/x",
-            arch=arch,
-            scratch=scratch,
-            log=scratch / "log",
-            config=WorkspaceConfig(),
-            base=self.root / "base.img",
-            staging=lambda: self.root / "staging",
-            engine=lambda: self._engine,
-            image=self._images.__getitem__,
-            environment={},
-            environ=self.environ,
-            offline=self.offline,
-            download=download,
-            say=lambda _: None,
-            warn=self.warnings.append,
-            supply=_no_packages,
-            apk=lambda: self.root / "apk",
-        )
-
-
-@pytest.fixture
-def case(tmp_path: Path, shared_engine: Engine, toolchain_c: Image, toolchain_rust: Image) -> Case:
-    return Case(tmp_path / "case", shared_engine, {"c": toolchain_c.id, "rust": toolchain_rust.id}, {"HOME": str(tmp_path)})
 
 
 PACKAGE = '[package]\nname = "{}"\nversion = "0.1.0"\nedition = "2021"\n'
