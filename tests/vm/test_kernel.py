@@ -68,7 +68,7 @@ def outcome(request: pytest.FixtureRequest, kernels: Mapping[Arch, Path], tmp_pa
     case("garbles", "garble 64 ; pass")
     case("loses-a-key", "say it is well ; pass", "-append", "qk=lose 9")
     case("misfits", "pass", "-device", "no-such-device")
-    return workspaces.run(made, store=tmp_path_factory.mktemp("kernel-store"), arch=arch)
+    return workspaces.run(made, "--jobs", "4", store=tmp_path_factory.mktemp("kernel-store"), arch=arch)
 
 
 def test_every_verdict(outcome: Outcome) -> None:
