@@ -47,6 +47,7 @@ _SUBTEST_STYLES = {
 _WORD = 12  # columns of the verdict; the longest is `build-error`
 _INDENT = " " * (_WORD + 1)
 _CONSOLE_LINES = 12
+_TIED = "\u00a0"  # a space at which a line is not broken
 _SLOWEST = 3  # cases that the summary names
 
 
@@ -210,7 +211,8 @@ class TerminalReport:
         if self._width is not None and _WORD + 1 + self._name_width + 20 + 45 > self._width:
             self._print_parts(verdict, (f" {result.label}", ""))
             if made or times:
-                self._print(_INDENT + "  ".join(part for part in (made, times) if part), "dim")
+                tied = times.replace("   ", "\n").replace(" ", _TIED).replace("\n", "   ")  # a figure stays beside its name
+                self._print(_INDENT + "  ".join(part for part in (made, tied) if part), "dim")
         else:
             facts = " " * (self._name_width - len(result.label)) + f"  {made:<15}  {times}"
             self._print_parts(verdict, (f" {result.label}", ""), (facts.rstrip(), "dim"))
@@ -277,7 +279,8 @@ class TerminalReport:
         said = ", ".join(parts) or "nothing ran"
         slowest = sorted((r for r in event.results if r.total), key=lambda r: -r.total)[:_SLOWEST]
         if count > 2 * _SLOWEST and self._verbosity >= 0:
-            self._print(f"slowest: {', '.join(f'{r.label} {_seconds(r.total)}' for r in slowest)}", "dim")
+            named = (f"{r.label} {_seconds(r.total)}".replace(" ", _TIED) for r in slowest)
+            self._print(f"slowest: {', '.join(named)}", "dim")
         self._print(
             f"{count} case{'' if count == 1 else 's'} in {_seconds(event.seconds)}: {said}",
             "bold green" if good else "bold red",
@@ -308,7 +311,7 @@ class TerminalReport:
     def _print(self, line: str, style: str = "") -> None:
         """A line. On a terminal it is broken between words, and what follows stands below where it began."""
         if self._width is None or len(line) <= self._width // 2:  # no character is wider than two columns
-            self._print_parts((line, style))
+            self._print_parts((line.replace(_TIED, " "), style))
             return
         from rich.text import Text
 
@@ -317,7 +320,7 @@ class TerminalReport:
         if line[len(margin) : len(margin) + 2] in ("| ", "> "):
             margin = line[: len(margin) + 2]
         for part in Text(line[len(margin) :]).wrap(self._console, max(self._width - len(margin), 20), tab_size=8):
-            self._print_parts((margin + part.plain.rstrip(), style))
+            self._print_parts((margin + part.plain.rstrip().replace(_TIED, " "), style))
 
     def _print_whole(self, line: str, style: str = "") -> None:
         """A line that somebody will copy: only the terminal may break it."""
