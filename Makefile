@@ -14,8 +14,9 @@ SITE ?= target/docs
 setup:
 	@.ci/setup
 
+# Where the package repositories that the guest names do not answer, one is made here, once; see tests/packages.
 demo: setup
-	@failed=0; for arch in $(ARCH); do \
+	@settings=$$(.venv/bin/python -m tests.packages) || exit; eval "$$settings"; failed=0; for arch in $(ARCH); do \
 		.venv/bin/qcase run --workspace examples/linux --arch $$arch || failed=$$?; \
 	done; exit $$failed
 

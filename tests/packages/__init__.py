@@ -8,11 +8,12 @@
 Made once, in containers, from Debian's source of CPython, and kept; the digest is that of everything it is made of. Packages:
 
     python3, py3-greeting                        CPython, cut down; a module
-    tally, tally-dev                             a library; its header, its link, its pkg-config file
+    lz4-libs, lz4-dev                            a library as Alpine has it; its headers, its link, its pkg-config file
+    tally, tally-dev                             the same, of three lines
     greeting → greeting-words → greeting-voice   a chain
 
-`python -m tests.packages WORKSPACE` has it made if the repositories that the guest names do not answer, and prints what to set in
-the environment then.
+`python -m tests.packages` has it made if the repositories that the guest names do not answer, and prints what a shell has to set
+for qcase to use it then; if they do, or the environment names others already, it does nothing.
 """
 
 from __future__ import annotations

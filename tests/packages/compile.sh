@@ -45,8 +45,17 @@ install_python() {
     python3.13 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s "$root" "$library"
 }
 
-library() {
+libraries() {
     root=/qcase/build/roots/$1
+    lz4=/opt/source/lz4/lib
+    mkdir -p "$root/lz4-libs/usr/lib" "$root/lz4-dev/usr/include" "$root/lz4-dev/usr/lib/pkgconfig"
+    (cd "$lz4" && "$1-linux-musl-gcc" -O2 -shared -fPIC -DXXH_NAMESPACE=LZ4_ -Wl,-soname,liblz4.so.1 \
+        -o "$root/lz4-libs/usr/lib/liblz4.so.1.10.0" lz4.c lz4hc.c lz4frame.c xxhash.c)
+    ln -s liblz4.so.1.10.0 "$root/lz4-libs/usr/lib/liblz4.so.1"
+    ln -s liblz4.so.1 "$root/lz4-dev/usr/lib/liblz4.so"
+    cp "$lz4/lz4.h" "$lz4/lz4hc.h" "$lz4/lz4frame.h" "$root/lz4-dev/usr/include/"
+    sed -e 's,@PREFIX@,/usr,; s,@LIBDIR@,${prefix}/lib,; s,@INCLUDEDIR@,${prefix}/include,; s,@VERSION@,1.10.0,; s, -lxxhash,,' \
+        "$lz4/liblz4.pc.in" >"$root/lz4-dev/usr/lib/pkgconfig/liblz4.pc"
     mkdir -p "$root/tally/usr/lib" "$root/tally-dev/usr/include" "$root/tally-dev/usr/lib/pkgconfig"
     "$1-linux-musl-gcc" -O2 -shared -fPIC -Wl,-soname,libtally.so.1 -o "$root/tally/usr/lib/libtally.so.1.0" /qcase/src/tally.c
     ln -s libtally.so.1.0 "$root/tally/usr/lib/libtally.so.1"
@@ -76,7 +85,7 @@ for arch in $ARCHITECTURES; do
     cd "/qcase/build/$arch"
     make -s -j"$(nproc)" python sharedmods platform >make.out || { tail -n 20 make.out; exit 1; }
     install_python "$arch"
-    library "$arch"
+    libraries "$arch"
     scripts "$arch"
 done
 cd /qcase/build

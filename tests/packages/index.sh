@@ -23,6 +23,8 @@ for arch in $ARCHITECTURES; do
     mkdir -p "$folder"
     package python3 3.13.5-r0 "depends:so:libc.musl-$arch.so.1"
     package py3-greeting 1.0-r0 depends:python3
+    package lz4-libs 1.10.0-r0 "depends:so:libc.musl-$arch.so.1" provides:so:liblz4.so.1=1.10.0
+    package lz4-dev 1.10.0-r0 depends:lz4-libs=1.10.0-r0
     package tally 1.0-r0 "depends:so:libc.musl-$arch.so.1" provides:so:libtally.so.1=1.0
     package tally-dev 1.0-r0 depends:tally=1.0-r0
     package greeting 1.2-r0 depends:greeting-words
