@@ -800,7 +800,8 @@ class Store:
             since = time.strftime("%H:%M:%S", time.localtime(about["since"]))
             host = "" if about["host"] == os.uname().nodename else f" on {about['host']}"
             case = f" ({about['case']})" if about["case"] else ""
-            return f"process {about['pid']}{host}{case}, which builds this {kind} since {since}"
+            who = "another build of this run" if about["pid"] == os.getpid() and not host else f"process {about['pid']}"
+            return f"{who}{host}{case}, which builds this {kind} since {since}"
         except (OSError, ValueError, TypeError, KeyError):
             return ""
 
