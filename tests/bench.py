@@ -10,6 +10,8 @@ Runs are made in turns, A B A B …, so that a machine whose speed drifts slows 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import resource
 import select
@@ -54,6 +56,59 @@ def main() -> None:
     warm_prepare()
     digest_of_a_base()
     large_suite(options.runs)
+    side_by_side()
+    many_tiny_cases()
+
+
+def side_by_side() -> None:
+    """The whole example suite, two cases at once against one after the other, everything warm."""
+    print("\nthe example suite, -j 2 against -j 1")
+    for arch in ("x86_64", "aarch64"):
+        command = [QCASE, "run", "-q", "--workspace", str(WORKSPACE), "--arch", arch]
+
+        def run(jobs: str, command: list[str] = command) -> float:
+            return timed(lambda: subprocess.run([*command, "-j", jobs], stdout=subprocess.DEVNULL, check=True))
+
+        run("2")
+        one, two = run("1"), run("2")
+        print(f"    {arch:<8} -j 1 {one:.1f} s, -j 2 {two:.1f} s: {one / two:.2f} times as fast")
+
+
+TINY = 500
+
+
+def many_tiny_cases() -> None:
+    """Cases of the test kernel in one run: memory and the time of each have to stay what they are, and nothing may be left."""
+    from qcase.containers import Engine
+    from tests import kernel
+    from tests.vm import workspaces
+
+    cache = Path(os.environ.get("QCASE_TEST_CACHE") or Path.home() / ".cache" / "qcase-tests")
+    kernels = kernel.build(Engine.connect, cache)
+    with tempfile.TemporaryDirectory() as name:
+        made = kernel.workspace(Path(name) / "w", kernels)
+        for number in range(TINY):
+            kernel.case(made, f"case{number:03}", "pass")
+        running = workspaces.start(made, "-q", store=Path(name) / "store")
+        sizes: list[tuple[int, int]] = []  # cases that have ended, KiB
+        while running.child.poll() is None:
+            with contextlib.suppress(OSError, ValueError, StopIteration):
+                lines = Path(f"/proc/{running.pid}/status").read_text().splitlines()
+                size = int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+                sizes.append((len(json.loads(running.json_file.read_text())["cases"]), size))
+            time.sleep(1)
+        outcome = running.outcome()
+        assert outcome.report is not None, outcome.said
+        assert set(outcome.verdicts.values()) == {"pass"}, outcome.said
+        ended = [case["times"]["total"] for case in outcome.report["cases"]]
+        first, last = statistics.median(ended[:100]), statistics.median(ended[-100:])
+        early = [size for count, size in sizes if 50 <= count < 150] or [0]
+        late = [size for count, size in sizes if count >= TINY - 100] or [0]
+        left = [*made.runs, *workspaces.containers_of(running.pid)]
+    print(f"\n{TINY} tiny cases in one run, {outcome.report['jobs']} at once: {outcome.report['seconds']:.0f} s")
+    print(f"    a case takes {first:.2f} s among the first hundred, {last:.2f} s among the last")
+    mib = [max(found) / 1024 for found in (early, late)]
+    print(f"    memory {mib[0]:.0f} MiB around the hundredth, {mib[1]:.0f} MiB at the end; {len(left)} leftovers")
 
 
 def start_up(runs: int) -> None:

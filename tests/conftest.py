@@ -25,7 +25,16 @@ from tests import kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 
-for name in ("CI", "QCASE_DISABLE_ROOTFS_CACHE", "QCASE_CACHE_DIR", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+for name in (
+    "CI",
+    "QCASE_DISABLE_ROOTFS_CACHE",
+    "QCASE_CACHE_DIR",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "COLUMNS",
+    "GITHUB_ACTIONS",
+    "GITLAB_CI",
+):
     os.environ.pop(name, None)
 
 

@@ -6,10 +6,12 @@ the case fails where there is much.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
 import shutil
+import signal
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -145,3 +147,26 @@ def test_a_missing_program_is_met_once_and_before_anything_is_fetched(tmp_path: 
     assert outcome.stdout.count("Debian: apt-get install qemu-utils") == 1
     assert "fetching" not in outcome.said
     assert not list((tmp_path / "store").rglob("*.whl"))
+
+
+def test_what_had_finished_survives_a_kill(workspace: Workspace, store: Path, tmp_path: Path) -> None:
+    slow = workspace.case("slow", shell_init_cmd="echo be''gun; sleep 1000", success_regex=["^never$"])
+    happened = tmp_path / "events.jsonl"
+    running = workspaces.start(workspace, "plain", "slow", "-j2", "--events", str(happened), store=store)
+    try:
+        running.until("pass ")
+        workspaces.eventually("the report", lambda: json.loads(running.json_file.read_text())["cases"])
+    finally:
+        workspaces.kill(running, signal.SIGKILL)
+        outcome = running.outcome()
+        shutil.rmtree(slow)
+    assert outcome.report is not None
+    assert (outcome.report["complete"], outcome.report["exit_code"]) == (False, None)
+    assert outcome.verdicts == {"plain": "pass"}
+    lines = [json.loads(line) for line in happened.read_text(encoding="utf-8").splitlines()]
+    assert lines[0]["event"] == "run-started"
+    assert [line["case"] for line in lines if line["event"] == "case-finished"] == ["normal/plain"]
+    page = tmp_path / "later.html"
+    done = process.run([str(workspaces.QCASE), "report", str(running.json_file), "--html", str(page)])
+    assert done.output == ""
+    assert "This run was killed" in page.read_text(encoding="utf-8")
