@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Need:
 
     processors: int
     memory: int
+    places: frozenset[str] = frozenset()  # ports and sockets of the host, which only one QEMU at a time can have
 
 
 def need(case: Case | BrokenCase) -> Need:
@@ -42,7 +44,23 @@ def need(case: Case | BrokenCase) -> Need:
         return Need(0, 0)
     # TCG runs all processors of an x86 guest in one thread, see `qemu._accelerator`.
     threads = 1 if case.arch is Arch.X86_64 else case.config.smp
-    return Need(threads, case.config.memory + OVERHEAD)
+    return Need(threads, case.config.memory + OVERHEAD, places(case.config.args))
+
+
+_PORT = re.compile(r"hostfwd=(tcp|udp):[^:,]*:(\d+)-|\b(tcp|udp|telnet|websocket):[^:,]*:(\d+)")
+_SOCKET = re.compile(r"\bunix:([^,]+)|\bsocket,(?:[^,]+,)*?path=([^,]+)")
+
+
+def places(args: Sequence[str]) -> frozenset[str]:
+    """The ports and sockets of the host that QEMU's arguments ask for. Port 0 is any that is free."""
+    found = set()
+    for arg in args:
+        for match in _PORT.finditer(arg):
+            kind, port = match[1] or match[3], match[2] or match[4]
+            if int(port):
+                found.add(f"{'udp' if kind == 'udp' else 'tcp'} {int(port)}")
+        found |= {match[1] or match[2] for match in _SOCKET.finditer(arg)}
+    return frozenset(found)
 
 
 class Budget:
@@ -57,6 +75,8 @@ class Budget:
     def take(self, case: Case | BrokenCase) -> Need | None:
         """What the case needs, which is then not free until `give`; None where there is no room for it now."""
         wanted = need(case)
+        if any(wanted.places & one.places for one in self._running):
+            return None
         if self._running and (len(self._running) >= self.places or (self._bound and not self._fits(wanted))):
             return None  # a case that is too large for the machine runs alone
         self._running.append(wanted)

@@ -75,6 +75,32 @@ def test_a_number_of_jobs_is_taken_at_its_word() -> None:
     assert [budget.take(case(name, ["-smp", "8", "-m", "64G"])) is None for name in "abcd"] == [False, False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (["-netdev", "user,id=net0,hostfwd=tcp::5555-:5555,hostfwd=udp:127.0.0.1:53-:53"], {"tcp 5555", "udp 53"}),
+        (["-netdev", "user,id=net0,hostfwd=tcp::0-:22"], set()),
+        (["-serial", "tcp:127.0.0.1:4444,server=on,wait=off", "-monitor", "telnet::4445,server"], {"tcp 4444", "tcp 4445"}),
+        (["-qmp", "unix:/run/q.sock,server=on"], {"/run/q.sock"}),
+        (["-chardev", "socket,id=c,server=on,path=/run/c.sock"], {"/run/c.sock"}),
+        (["-nographic", "-drive", "id=disk0,if=none,format=raw,file=x"], set()),
+    ],
+)
+def test_ports_and_sockets_that_arguments_ask_for(args: list[str], wanted: set[str]) -> None:
+    assert schedule.places(args) == wanted
+
+
+def test_two_cases_that_want_one_port_run_one_after_the_other() -> None:
+    forward = ["-netdev", "user,id=net0,hostfwd=tcp::5555-:5555"]
+    budget = Budget(8, MACHINE)
+    first = budget.take(case("a", forward))
+    assert first is not None
+    assert budget.take(case("b", forward)) is None
+    assert budget.take(case("c")) is not None
+    budget.give(first)
+    assert budget.take(case("b", forward)) is not None
+
+
 def test_this_machine_has_something_to_give() -> None:
     found = schedule.machine()
     assert found.processors >= 1
