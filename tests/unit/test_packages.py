@@ -1,0 +1,189 @@
+"""Packages without a network: what a script may say to apk, what a lock says, where packages come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qcase import packages
+from qcase.config import PackagesConfig, WorkspaceConfig
+from qcase.errors import BuildError, ConfigError, UsageError
+from qcase.model import Arch
+from qcase.packages import Downloads, Package, Sources
+from qcase.pipelines import brought, libraries, prebuild
+from qcase.pipelines.prebuild import Answer
+
+A = Package("zlib-dev", "1.3.2-r0", "x86_64", "a" * 64)
+B = Package("python3", "3.12.1-r0", "x86_64", "b" * 64)
+CASES = {(Arch.X86_64, "normal/one"): (A,), (Arch.X86_64, "normal/two"): (A, B), (Arch.AARCH64, "normal/one"): (A,)}
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("add zlib-dev", Answer("add", ("zlib-dev",), ("zlib-dev",))),
+        ("-q add --no-cache a b>1 so:libz.so.1", Answer("add", ("a", "b>1", "so:libz.so.1"), ("a", "b>1", "so:libz.so.1"))),
+        ("add -t .tools a", Answer("add", ("--virtual", ".tools", "a"), ("a",))),
+        ("--root /qcase/staging add a", Answer("add", ("a",), ("a",))),
+        ("add --virtual=.tools -u a", Answer("add", ("--virtual", ".tools", "--upgrade", "a"), ("a",))),
+        ("update", Answer("nothing")),
+        ("add", Answer("nothing")),
+        ("info -e zlib", Answer("run", ("info", "-e", "zlib"))),
+        ("del .tools", Answer("run", ("del", "--no-scripts", ".tools"))),
+    ],
+)
+def test_what_a_script_asks_apk(words: str, answer: Answer) -> None:
+    found = prebuild.answer_to(words.split())
+    assert found == answer or (answer.verb == "add" and "-u" in found.words and found.asked == answer.asked)
+
+
+@pytest.mark.parametrize(
+    "words", ["add -X http://x a", "--root / add a", "upgrade", "add ../a", "add --allow-untrusted a", "", "add -t", "add a;b"]
+)
+def test_what_a_script_may_not_ask_apk(words: str) -> None:
+    found = prebuild.answer_to(words.split())
+    assert found.verb == "refused"
+    assert found.words
+
+
+def test_a_lock_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = packages.write_lock(tmp_path, CASES)
+    lock = packages.read_lock(tmp_path)
+    assert lock is not None
+    assert lock.cases == {key: tuple(sorted(found)) for key, found in CASES.items()}
+    before = path.read_bytes()
+    packages.write_lock(tmp_path, lock.cases)
+    assert path.read_bytes() == before
+    with pytest.raises(ConfigError, match="it has no packages for the case normal/three on x86_64"):
+        lock.of(Arch.X86_64, "normal/three")
+
+
+def test_no_lock(tmp_path: Path) -> None:
+    assert packages.read_lock(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("format = ", "is not TOML"),
+        ("format = 2", "is of the format 2"),
+        ("format = 1\n[x86_64]\npackages = [{ name = 'a' }]", "'version' is missing"),
+        ("format = 1\n[x86_64]\npackages = [{ name = 'a', version = '1', arch = 'x', sha256 = 'no' }]", "has no sha256"),
+        ("format = 1\n[x86_64.cases]\n'n/a' = ['a-1']", "is missing"),
+        ("format = 1\nx86_64 = 1", "is no lock"),
+    ],
+)
+def test_a_lock_that_is_wrong_is_one_error(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / packages.LOCK_FILE).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        packages.read_lock(tmp_path)
+
+
+def test_what_a_new_lock_changes_is_named_package_by_package(tmp_path: Path) -> None:
+    packages.write_lock(tmp_path, CASES)
+    new = {
+        (Arch.X86_64, "normal/one"): (Package("zlib-dev", "1.4-r0", "x86_64", "c" * 64),),
+        (Arch.AARCH64, "normal/one"): (Package("zlib-dev", "1.3.2-r0", "x86_64", "d" * 64), B),
+    }
+    assert packages.lock_differences(packages.read_lock(tmp_path), new) == [
+        "x86_64: python3 3.12.1-r0 is gone",
+        "x86_64: zlib-dev 1.3.2-r0 → 1.4-r0",
+        "aarch64: python3 3.12.1-r0 is new",
+        "aarch64: zlib-dev 1.3.2-r0 has another content",
+    ]
+
+
+def sources(workspace: Path, environ: dict[str, str] | None = None, **table: tuple[str, ...]) -> Sources:
+    return Sources.of(WorkspaceConfig(packages=PackagesConfig(**table)), workspace, environ or {})
+
+
+def test_where_packages_come_from(tmp_path: Path) -> None:
+    (tmp_path / "repo" / "x86_64").mkdir(parents=True)
+    (tmp_path / "me.pub").write_text("key")
+    assert sources(tmp_path) == Sources(None, None)
+    found = sources(tmp_path, repositories=("https://example.org/main", "repo"), keys=("me.pub",))
+    assert found.repositories == ("https://example.org/main", str(tmp_path / "repo"))
+    assert found.lines() == ("https://example.org/main", "/qcase/repositories/0")
+    other = sources(tmp_path, {packages.REPOSITORIES_VARIABLE: "http://a http://b"}, repositories=("repo",))
+    assert other.repositories == ("http://a", "http://b")
+    with pytest.raises(UsageError, match="no such folder"):
+        sources(tmp_path, repositories=("nowhere",))
+    with pytest.raises(UsageError, match="no such key"):
+        sources(tmp_path, keys=("nowhere.pub",))
+
+
+def test_of_a_folder_the_index_enters_the_key_and_not_its_place(tmp_path: Path) -> None:
+    parts = []
+    for place in ("a", "b"):
+        (tmp_path / place / "repo" / "x86_64").mkdir(parents=True)
+        index = tmp_path / place / "repo" / "x86_64" / "APKINDEX.tar.gz"
+        index.write_text("index")
+        found = sources(tmp_path / place, repositories=("repo",))
+        parts.append(found.part(Arch.X86_64))
+        index.write_text("another")
+        assert found.part(Arch.X86_64) != parts[-1]
+    assert parts[0] == parts[1]
+
+
+def test_a_damaged_download_is_none(tmp_path: Path) -> None:
+    import hashlib
+
+    downloads = Downloads(tmp_path / "downloads")
+    file = tmp_path / "a.apk"
+    file.write_bytes(b"content")
+    package = Package("a", "1-r0", "x86_64", hashlib.sha256(b"content").hexdigest())
+    assert not downloads.has(package)
+    downloads.take(file, package)
+    assert downloads.has(package)
+    downloads.remember("key", ["a"], [package])
+    assert downloads.remembered("key") == [package]
+    downloads.path(package).chmod(0o644)
+    downloads.path(package).write_bytes(b"contenT")
+    assert downloads.remembered("key") is None
+    assert not downloads.path(package).exists()
+
+
+def test_a_guest_without_apk(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="no package database of apk"):
+        packages.installed(tmp_path)
+
+
+def test_what_is_new_in_a_root(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    for root in (before, after):
+        (root / "usr/lib").mkdir(parents=True)
+        (root / "lib/apk/db").mkdir(parents=True)
+        (root / "usr/lib/same").write_text("same")
+        (root / "usr/lib/other").write_text(f"of {root.name[0]}")
+        (root / "lib/apk/db/installed").write_text(root.name)
+        (root / "link").symlink_to(root.name)
+    (after / "usr/share/new").mkdir(parents=True)
+    (after / "usr/share/new/file").write_text("new")
+    (after / "usr/lib/same").chmod(0o755)
+    assert sorted(brought.new_paths(before, after)) == [
+        "link",
+        "usr/lib/other",
+        "usr/lib/same",
+        "usr/share",
+        "usr/share/new",
+        "usr/share/new/file",
+    ]
+
+
+def test_links_of_a_root_do_not_lead_out_of_it(tmp_path: Path) -> None:
+    outside = tmp_path / "secret"
+    outside.write_text("secret")
+    root = tmp_path / "root"
+    (root / "usr/lib").mkdir(parents=True)
+    (root / "usr/lib/liba.so.1.0").write_text("a")
+    (root / "usr/lib/liba.so.1").symlink_to("liba.so.1.0")
+    (root / "lib").symlink_to("/usr/lib")
+    (root / "usr/lib/libb.so").symlink_to(outside)
+    (root / "usr/lib/libc.so").symlink_to("../../../../../secret")
+    (root / "usr/lib/loop").symlink_to("loop")
+    assert libraries.inside(root, "lib/liba.so.1") == root / "usr/lib/liba.so.1.0"
+    assert libraries.inside(root, "usr/lib/libb.so") is None
+    assert libraries.inside(root, "usr/lib/libc.so") is None
+    assert libraries.inside(root, "usr/lib/loop") is None
+    assert libraries.inside(root, "usr/lib") is None
