@@ -1,0 +1,97 @@
+"""The same suite here and elsewhere: compares two stores, entry by entry.
+
+`python -m tests.same_everywhere`: the examples, on this machine and in the image `qcase`, as a table. Status 1 if any differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+ARCHES = ("x86_64", "aarch64")
+IMAGE = "qcase:latest"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry: its key, and the sha256 of what it holds, in either store; empty where it is not."""
+
+    made_for: str
+    kind: str
+    key: str
+    here: str
+    there: str
+
+
+def entries(store: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """By kind and key: for whom it was made, and its sha256: of every byte of an image, of an overlay's listing and contents."""
+    found = {}
+    for manifest in sorted(store.glob("v1/*/*/*/manifest.json")):
+        kind = {"overlays": "overlay", "images": "image"}[manifest.parent.parent.parent.name]
+        stored = json.loads(manifest.read_bytes())
+        digest = str(stored["digest"])
+        if kind == "image":
+            with (manifest.parent / "image.img").open("rb") as image:
+                digest = hashlib.file_digest(image, "sha256").hexdigest()
+        found[kind, manifest.parent.name] = (str(stored.get("made_for", "")), digest)
+    return found
+
+
+def copy(source: Path, target: Path) -> None:
+    """A folder with large files that are mostly holes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        subprocess.run(["cp", "-r", "--sparse=always", "--reflink=auto", str(source), str(target)], check=True)
+
+
+def compared(here: Path, there: Path) -> list[Row]:
+    ours, theirs = entries(here), entries(there)
+    rows = []
+    for kind, key in sorted({*ours, *theirs}, key=lambda one: (ours.get(one) or theirs[one])[0]):
+        made_for, digest = ours.get((kind, key), ("", ""))
+        other, their_digest = theirs.get((kind, key), ("", ""))
+        rows.append(Row(made_for or other, kind, key, digest, their_digest))
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| made for | | key | sha256 here | sha256 there | |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        same = "same" if row.here == row.there else "DIFFERENT"
+        lines.append(f"| {row.made_for} | {row.kind} | `{row.key[:12]}` | `{row.here[:12]}` | `{row.there[:12]}` | {same} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="qcase-same-") as folder:
+        here, there, suite = (Path(folder) / name for name in ("here", "there", "suite"))
+        shutil.copytree(ROOT / "examples" / "linux", suite, ignore=shutil.ignore_patterns("target"))
+        known = Path.home() / ".cache" / "qcase"
+        for store in (here, there):
+            for name in ("guests", "images"):
+                copy(known / name, store / name)
+        for arch in ARCHES:
+            argv = [str(Path(sys.executable).with_name("qcase")), "run", "--workspace", str(suite), "--arch", arch]
+            print(f"here, {arch}: status {subprocess.run([*argv, '--cache-dir', str(here)], check=False).returncode}", flush=True)
+            shutil.rmtree(suite / "target", ignore_errors=True)
+            argv = ["docker", "run", "--rm", "-v", "/var/run/docker.sock:/var/run/docker.sock", "-v", f"{suite}:/w"]
+            argv += ["-v", f"{there}:/cache", "--user", f"{os.getuid()}:{os.getgid()}", IMAGE, "run", "--arch", arch]
+            print(f"there, {arch}: status {subprocess.run(argv, check=False).returncode}", flush=True)
+        rows = compared(here, there)
+        print(table(rows))
+        different = [row for row in rows if row.here != row.there]
+        print(f"{len(rows)} entries, {len(different)} different")
+        sys.exit(bool(different))
+
+
+if __name__ == "__main__":
+    main()
