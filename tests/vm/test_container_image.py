@@ -73,9 +73,9 @@ def test_the_same_suite_here_and_there(
     here = fresh_store(tmp_path / "here", test_cache)
     assert set(run(workspace, store=here).verdicts.values()) == {"pass"}
     there = tmp_path / "there"
-    there.mkdir()
-    shutil.copytree(test_cache / "guests", there / "guests", symlinks=True)
-    shutil.copytree(test_cache / "images", there / "images", symlinks=True)
+    for guest in (test_cache / "guests").glob("*aarch64*"):
+        same_everywhere.copy(guest, there / "guests" / guest.name)
+    same_everywhere.copy(test_cache / "images", there / "images")
     shutil.rmtree(workspace.root / "target")
     for place in (workspace.root, there):
         subprocess.run(["chown", "-R", "{}:{}".format(*CALLER), str(place)], check=True)
