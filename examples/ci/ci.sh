@@ -18,7 +18,7 @@ for archive in "$images"/*.tar; do
 done
 
 status=0
-qcase run --arch "$ARCH" --json results.json || status=$?
+qcase run --arch "$ARCH" --junit junit.xml --json results.json || status=$?
 
 # What was not used for longest goes, so that the folder does not grow for ever.
 qcase cache gc --max-size "${STORE_SIZE:-2 GiB}" || true

@@ -86,6 +86,7 @@ def test_the_steps_for_github(checkout: dict[str, str], tmp_path: Path, shared_e
     assert (tmp_path / "temp" / "qcase" / "bin" / "qcase").is_file()
     (case,) = json.loads((Path(checkout["PWD"]) / "results.json").read_text())["cases"]
     assert case["verdict"] == "pass"
+    assert "smoke" in (Path(checkout["PWD"]) / "junit.xml").read_text()
 
 
 def test_images_are_saved_and_restored_and_a_failure_is_told(checkout: dict[str, str], shared_engine: Engine) -> None:
@@ -105,7 +106,7 @@ def test_images_are_saved_and_restored_and_a_failure_is_told(checkout: dict[str,
     toml.write_text(toml.read_text().replace("it 42 runs", "it 43 runs").replace("timeout", "timeout = 20\n#"))
     step(script, checkout, status=1)
     assert shared_engine.image_id(name) == known
-    assert (Path(checkout["PWD"]) / "results.json").is_file()
+    assert (Path(checkout["PWD"]) / "junit.xml").is_file()
 
 
 def test_packages_of_the_recipe_are_those_that_setup_asks_for() -> None:
