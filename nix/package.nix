@@ -4,6 +4,8 @@
   python3Packages,
   qemu,
   OVMF,
+  writeTextDir,
+  stdenv,
   mmdebstrap,
   debian-archive-keyring,
   commit ? "",
@@ -19,8 +21,38 @@ let
     in
     builtins.replaceStrings [ "." "_" ] [ "-" "-" ] (lib.toLower name);
 
+  # A description as QEMU's own: OVMF is for the machine's own architecture, QEMU's own firmware for the others.
+  ovmf = writeTextDir "50-ovmf.json" (
+    builtins.toJSON {
+      description = "UEFI firmware of nixpkgs";
+      interface-types = [ "uefi" ];
+      mapping = {
+        device = "flash";
+        executable = {
+          filename = OVMF.firmware;
+          format = "raw";
+        };
+        nvram-template = {
+          filename = OVMF.variables;
+          format = "raw";
+        };
+      };
+      targets = [
+        {
+          architecture = stdenv.hostPlatform.qemuArch;
+          machines = [
+            "pc-q35-*"
+            "virt-*"
+          ];
+        }
+      ];
+      features = [ ];
+      tags = [ ];
+    }
+  );
+
   environment = {
-    QCASE_FIRMWARE_PATH = "${dirOf OVMF.firmware}:${qemu}/share/qemu";
+    QCASE_FIRMWARE_PATH = "${ovmf}:${qemu}/share/qemu/firmware";
     QCASE_DEBIAN_KEYRING = "${debian-archive-keyring}/share/keyrings/debian-archive-keyring.gpg";
   };
 in

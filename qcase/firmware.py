@@ -6,6 +6,7 @@ name hides those below,
     $XDG_CONFIG_HOME/qemu/firmware/*.json     a user's
     /etc/qemu/firmware/*.json                 the administrator's
     /usr/share/qemu/firmware/*.json           the distribution's
+    $QCASE_FIRMWARE_PATH                      folders of such files that a package of qcase brings, as Nix's does
 
 and the first by name that is for the architecture, in flash, without Secure Boot is taken. The code is attached read-only. The
 variables are a template that is never written: `-snapshot` gives each run a copy of its own, gone with it.
@@ -91,7 +92,8 @@ def find(arch: Arch, environ: Mapping[str, str], folders: Sequence[Path] | None 
 def places(environ: Mapping[str, str]) -> list[Path]:
     home = environ.get("XDG_CONFIG_HOME") or (f"{environ['HOME']}/.config" if environ.get("HOME") else "")
     own = [Path(home, "qemu/firmware")] if home else []
-    return [*own, Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware")]
+    brought = [Path(folder) for folder in environ.get("QCASE_FIRMWARE_PATH", "").split(":") if folder]
+    return [*own, Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware"), *brought]
 
 
 def descriptors(folders: Sequence[Path]) -> list[Path]:

@@ -69,6 +69,7 @@ def test_where_it_is_looked_for() -> None:
     assert firmware.places({"HOME": "/home/me"})[0] == Path("/home/me/.config/qemu/firmware")
     assert firmware.places({"HOME": "/home/me", "XDG_CONFIG_HOME": "/cfg"})[0] == Path("/cfg/qemu/firmware")
     assert firmware.places({}) == [Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware")]
+    assert firmware.places({"QCASE_FIRMWARE_PATH": "/nix/a:/nix/b"})[2:] == [Path("/nix/a"), Path("/nix/b")]
 
 
 def test_firmware_by_path(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from qcase import __version__
+from qcase import __version__, firmware
+from qcase.model import Arch
 from tests.conftest import ROOT
 from tests.vm.workspaces import provide
 
@@ -143,6 +144,10 @@ def test_a_plain_case_runs_with_the_packages_own_qemu(nix: Nix, test_cache: Path
     wrapper = Path(program).read_text()
     assert re.search(r"^PATH='\S+-qemu/bin:\S+-mmdebstrap/bin'", wrapper, re.MULTILINE)
     assert re.search(r"^QCASE_DEBIAN_KEYRING=", wrapper, re.MULTILINE)
+    (folders,) = re.findall(r"^QCASE_FIRMWARE_PATH=\$\{QCASE_FIRMWARE_PATH-'([^']+)'\}", wrapper, re.MULTILINE)
+    found = firmware.find(Arch.X86_64, {}, firmware.places({"QCASE_FIRMWARE_PATH": folders})[2:3])
+    assert found.code.name == "OVMF_CODE.fd"
+    assert found.variables is not None
 
 
 def test_the_commands_of_the_docs_are_those_that_run_here() -> None:

@@ -54,7 +54,16 @@ let
       let
         fd = taken "OVMF" [ ] { "FV" = "/usr/share"; };
       in
-      { firmware = "${fd}/FV/OVMF_CODE.fd"; };
+      {
+        firmware = "${fd}/FV/OVMF/OVMF_CODE.fd";
+        variables = "${fd}/FV/OVMF/OVMF_VARS.fd";
+      };
+
+    stdenv.hostPlatform.qemuArch = builtins.head (builtins.split "-" system);
+
+    writeTextDir =
+      name: text:
+      build "text" { inherit text; passAsFile = [ "text" ]; } ''mkdir -p $out && cp "$textPath" $out/${name}'';
 
     runCommand =
       name: { nativeBuildInputs }: script:
