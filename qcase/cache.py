@@ -40,6 +40,7 @@ def sizes(store: Store) -> Iterator[str]:
         (Kind.IMAGE, "images"),
         (Kind.OVERLAY, "overlays"),
         (Kind.DOWNLOAD, "downloads"),
+        (gc.PACKAGE, "packages"),
         (gc.GUEST, "guests"),
         (gc.INITRAMFS, "initramfs"),
     ):

@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcase import guests, locks
+from qcase import guests, locks, packages
 from qcase.content import Kind, listed
 from qcase.store import Store
 
@@ -35,6 +35,7 @@ LARGEST_FLOOR = 0.1  # of the disk: on a small one a floor of gigabytes would le
 
 GUEST = "guest"
 INITRAMFS = "initramfs"
+PACKAGE = "package"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Item:
 
     @property
     def short(self) -> str:
-        return self.name[:12] if self.is_entry else self.name
+        return self.name[:12] if self.is_entry or self.what == PACKAGE else self.name
 
     @property
     def is_entry(self) -> bool:
@@ -61,7 +62,7 @@ class Item:
     @property
     def is_fetched(self) -> bool:
         """Whether a network is needed to have it again."""
-        return self.what in (Kind.DOWNLOAD, GUEST)
+        return self.what in (Kind.DOWNLOAD, GUEST, PACKAGE)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Broken:
 
 def items(store: Store) -> list[Item]:
     """All that the store keeps, in the order in which it would go."""
-    found = [*_entries(store), *_guests(store)]
+    found = [*_entries(store), *_guests(store), *_packages(store)]
     return sorted(found, key=lambda item: (item.is_fetched, item.used, item.name))
 
 
@@ -185,6 +186,8 @@ def verify(store: Store, *, repair: bool = False) -> Iterator[tuple[Item, Broken
             why = store.verify(Kind(item.what), item.name)
             if why and not item.path.exists():
                 continue  # somebody took it away meanwhile
+        elif item.what == PACKAGE:
+            why = packages.verify(item.path)
         else:
             why = guests.verify(item.path)
         if not why:
@@ -193,6 +196,8 @@ def verify(store: Store, *, repair: bool = False) -> Iterator[tuple[Item, Broken
             yield item, Broken(item, why)
         elif item.is_entry:
             yield item, Broken(item, why, store.remove(Kind(item.what), item.name, even_if_used=True))
+        elif item.what == PACKAGE:
+            yield item, Broken(item, why, _forget(item.path))
         else:  # a guest is made anew by its next user, who finds out by itself once it may not trust its facts
             with store.take_guests() as free:
                 yield item, Broken(item, why, free and store.trash(item.path))
@@ -273,7 +278,9 @@ def _sweep_records(store: Store, now: float) -> int:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 known.add(json.loads(path.read_bytes())["image"].removeprefix("sha256:"))
         swept += sum(_forget(path) for path in content if path.stem not in known and _older(path, now, LOCKS_KEPT))
-    for notes in (store.root / "memory", store.base / "last", store.base / "checked"):
+    own = store.root / "downloads"
+    caches = sorted((own / "apk").glob("*"))
+    for notes in (store.root / "memory", store.base / "last", store.base / "checked", own / "asked", *caches):
         if not notes.is_symlink():
             swept += sum(_forget(path) for path in listed(notes) if _older(path, now, NOTES_KEPT))
     return swept
@@ -333,6 +340,13 @@ def _guests(store: Store) -> Iterator[Item]:
             yield Item(what, path.name, path, disk_size(path), path.lstat().st_mtime)
 
 
+def _packages(store: Store) -> Iterator[Item]:
+    folder = store.root / "downloads" / "packages"
+    for path in listed(folder):
+        with contextlib.suppress(OSError):
+            yield Item(PACKAGE, path.stem, path, disk_size(path), path.lstat().st_mtime)
+
+
 def _free_and_floor(root: Path, floor: int) -> tuple[int, int]:
     about = os.statvfs(root)
     return about.f_bavail * about.f_frsize, min(floor, int(about.f_blocks * about.f_frsize * LARGEST_FLOOR))
@@ -365,6 +379,8 @@ class _Taker:
             if self._dry_run:
                 return not self._store.in_use(kind, item.name)
             return self._store.remove(kind, item.name)
+        if item.what == PACKAGE:  # who has just looked it up has touched it, so that it goes last
+            return self._dry_run or _forget(item.path)
         if self._guests_free is None:
             self._guests_free = self._stack.enter_context(self._store.take_guests())
         return self._guests_free and (self._dry_run or self._store.trash(item.path))

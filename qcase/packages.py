@@ -352,6 +352,11 @@ class Downloads:
         write_aside(path, json.dumps(plain, indent=1).encode())
 
 
+def verify(path: Path) -> str:
+    """What is wrong with a downloaded package, in words; empty if nothing is."""
+    return "" if _digest(path) == path.stem else "it is not what was downloaded"
+
+
 # --- what a staging root holds ------------------------------------------------------------------------------------------
 
 
@@ -651,7 +656,10 @@ class Supply:
             try:
                 target.hardlink_to(source)
             except OSError:
-                shutil.copyfile(source, target)
+                try:
+                    shutil.copyfile(source, target)
+                except FileNotFoundError:
+                    raise InfraError("was taken away just now", where=str(source), hint="run it again") from None
 
 
 def _shown(asked: Sequence[str]) -> str:

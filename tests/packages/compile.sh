@@ -31,7 +31,7 @@ END
 install_python() {
     root=/qcase/build/roots/$1/python3
     library=$root/usr/lib/python3.13
-    mkdir -p "$root/usr/bin" "$library/lib-dynload" "$library/site-packages"
+    mkdir -p "$root/usr/bin" "$library/lib-dynload"
     cp python "$root/usr/bin/python3.13"
     ln -s python3.13 "$root/usr/bin/python3"
     cp Modules/*.cpython-313-*.so "$library/lib-dynload/"
@@ -40,7 +40,6 @@ install_python() {
         --exclude=turtledemo --exclude=turtle.py --exclude=ensurepip --exclude=pydoc_data --exclude=lib2to3 --exclude=__pycache__ \
         --exclude=__phello__ --exclude=venv .) | tar -x -C "$library"
     cp build/lib.linux*/_sysconfigdata_*.py "$library/"
-    sed -i s/dist-packages/site-packages/ "$library/site.py" # which Debian renames
     # Bytes that say of themselves that they are good, whatever the time of the source is: the guest's times are fixed.
     python3.13 -m compileall -q -j 0 --invalidation-mode unchecked-hash -s "$root" "$library"
 }
@@ -67,12 +66,13 @@ libraries() {
 scripts() {
     root=/qcase/build/roots/$1
     for name in greeting greeting-words greeting-voice; do mkdir -p "$root/$name/usr/share/greeting"; done
-    mkdir -p "$root/greeting/usr/bin" "$root/py3-greeting/usr/lib/python3.13/site-packages"
+    # Debian's Python looks for modules of packages there.
+    mkdir -p "$root/greeting/usr/bin" "$root/py3-greeting/usr/lib/python3/dist-packages"
     printf '#!/bin/sh\necho "$(cat /usr/share/greeting/voice): $(cat /usr/share/greeting/words)"\n' >"$root/greeting/usr/bin/greeting"
     chmod 755 "$root/greeting/usr/bin/greeting"
     echo 'hello from a package' >"$root/greeting-words/usr/share/greeting/words"
     echo 'loud' >"$root/greeting-voice/usr/share/greeting/voice"
-    echo 'WORDS = "hello from a module"' >"$root/py3-greeting/usr/lib/python3.13/site-packages/greeting.py"
+    echo 'WORDS = "hello from a module"' >"$root/py3-greeting/usr/lib/python3/dist-packages/greeting.py"
 }
 
 rm -rf roots

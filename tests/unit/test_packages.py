@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
-from qcase import packages
+from qcase import gc, packages
 from qcase.config import PackagesConfig, WorkspaceConfig
 from qcase.errors import BuildError, ConfigError, UsageError
 from qcase.model import Arch
 from qcase.packages import Downloads, Package, Sources
 from qcase.pipelines import brought, libraries, prebuild
 from qcase.pipelines.prebuild import Answer
+from qcase.store import Store
 
 A = Package("zlib-dev", "1.3.2-r0", "x86_64", "a" * 64)
 B = Package("python3", "3.12.1-r0", "x86_64", "b" * 64)
@@ -127,8 +130,6 @@ def test_of_a_folder_the_index_enters_the_key_and_not_its_place(tmp_path: Path) 
 
 
 def test_a_damaged_download_is_none(tmp_path: Path) -> None:
-    import hashlib
-
     downloads = Downloads(tmp_path / "downloads")
     file = tmp_path / "a.apk"
     file.write_bytes(b"content")
@@ -187,3 +188,25 @@ def test_links_of_a_root_do_not_lead_out_of_it(tmp_path: Path) -> None:
     assert libraries.inside(root, "usr/lib/libc.so") is None
     assert libraries.inside(root, "usr/lib/loop") is None
     assert libraries.inside(root, "usr/lib") is None
+
+
+def test_downloads_are_collected_verified_and_listed_like_all_else(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    downloads = Downloads(store.root / "downloads")
+    files = []
+    for age, name in enumerate(("new", "old")):
+        (tmp_path / name).write_bytes(name.encode() * 10_000)
+        package = Package(name, "1-r0", "x86_64", hashlib.sha256(name.encode() * 10_000).hexdigest())
+        downloads.take(tmp_path / name, package)
+        files.append(downloads.path(package))
+        os.utime(files[-1], (1000 - age, 1000 - age))
+    assert [(item.what, item.path) for item in gc.items(store)] == [(gc.PACKAGE, files[1]), (gc.PACKAGE, files[0])]
+    assert [found for _, found in gc.verify(store)] == [None, None]
+    done = gc.collect(store, gc.Limits(max_size=gc.disk_size(store.root) - 1), now=2000.0)
+    assert [gone.item.path for gone in done.gone] == [files[1]]
+    files[0].chmod(0o644)
+    files[0].write_bytes(b"rotten")
+    ((_, broken),) = gc.verify(store, repair=True)
+    assert broken is not None
+    assert broken.why == "it is not what was downloaded"
+    assert not files[0].exists()
