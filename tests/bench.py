@@ -67,7 +67,7 @@ def side_by_side() -> None:
         command = [QCASE, "run", "-q", "--workspace", str(WORKSPACE), "--arch", arch]
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             subprocess.run([*command, "--json", file.name], stdout=subprocess.DEVNULL)
-            cases = [case["case"] for case in json.load(Path(file.name).open())["cases"] if case["verdict"] == "pass"]
+            cases = [case["case"] for case in json.loads(Path(file.name).read_text())["cases"] if case["verdict"] == "pass"]
 
         def run(jobs: str, command: Sequence[str] = (*command, *cases)) -> float:
             return timed(lambda: subprocess.run([*command, "-j", jobs], stdout=subprocess.DEVNULL, check=True))
