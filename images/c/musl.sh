@@ -22,6 +22,9 @@ main() {
         sysroot=/opt/qcase/musl/$arch
         private=/opt/qcase/gcc/$arch
         gcc=/usr/bin/$arch-linux-gnu-gcc
+        # Both compilers would use loongarch64's vector unit: a kernel has to switch it on for its programs, which a young one may
+        # not do, and QEMU before 8.1 has none. -mlsx asks for it.
+        case $arch in loongarch64) plain=" -msimd=none" ;; *) plain= ;; esac
         runtime=$private/lib/gcc/$arch-linux-musl/$($gcc -dumpversion)
         build_musl
         add_kernel_headers
@@ -53,7 +56,7 @@ build_musl() {
     mkdir "$work/$arch"
     cd "$work/$arch"
     "$source/configure" --target="$arch-linux-musl" --prefix=/ --syslibdir=/lib --disable-wrapper \
-        CC="$gcc" AR="$arch-linux-gnu-ar" RANLIB="$arch-linux-gnu-ranlib"
+        CC="$gcc$plain" AR="$arch-linux-gnu-ar" RANLIB="$arch-linux-gnu-ranlib"
     make -s -j"$(nproc)"
     make -s install DESTDIR="$sysroot"
     rmdir "$sysroot/bin" 2>/dev/null || true
@@ -93,7 +96,7 @@ add_runtime() {
     cp "$($gcc -print-file-name=libgcc_eh.a)" "$runtime/libgcc_eh.a"
     cd "$work/$arch"
     for name in dl_find_object getauxval; do
-        $gcc -O2 -fPIC -fexceptions -Wall -Wextra -Werror -nostdinc \
+        $gcc$plain -O2 -fPIC -fexceptions -Wall -Wextra -Werror -nostdinc \
             -isystem "$sysroot/include" -isystem "$($gcc -print-file-name=include)" -c "${0%/*}/$name.c" -o $name.o
         "$arch-linux-gnu-ar" rcs "$runtime/libgcc_eh.a" $name.o
     done
@@ -129,11 +132,12 @@ write_clang_config() {
 -static-libgcc
 -fuse-ld=lld
 END
+    [ -z "$plain" ] || echo "${plain# }" >>"$private/clang.cfg"
     printf '%s\n' @clang.cfg -nostdinc++ -nostdlib++ >"$private/c++.cfg"
 }
 
 write_wrappers() {
-    wrapper gcc "$gcc -mmusl --sysroot=$sysroot -specs=$private/musl.specs" ''
+    wrapper gcc "$gcc$plain -mmusl --sysroot=$sysroot -specs=$private/musl.specs" ''
     wrapper clang "/usr/bin/clang --config=$private/clang.cfg" ''
     wrapper c++ "/usr/bin/clang++ --config=$private/c++.cfg" ''
     wrapper ld "/usr/bin/$arch-linux-gnu-ld --sysroot=$sysroot -nostdlib" " -L=/usr/lib -rpath-link $sysroot/lib"

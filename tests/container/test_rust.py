@@ -79,8 +79,8 @@ def test_programs_for_every_architecture(arch: Arch, case: Case) -> None:
     programs = overlay / "usr/bin"
     assert sorted(path.name for path in programs.iterdir()) == ["one", "other"]
     assert all(elf.interpreter is None and not elf.needed for elf in elf_files(overlay))
-    if arch is not Arch.LOONGARCH64:
-        assert run_program(programs / "one", arch) == "one 42\n"
+    assert run_program(programs / "one", arch) == "one 42\n"
+    if arch is not Arch.LOONGARCH64:  # its unwinder, Debian's, uses the vector unit, which QEMU has from 8.1 on
         assert run_program(programs / "other", arch) == "other true 7\n"
     assert run_program(case.root / "2/overlay/usr/bin/hello", arch) == "hello\n"
     for program in (programs / "one", case.root / "2/overlay/usr/bin/hello"):
