@@ -239,9 +239,12 @@ def test_the_time_limit(engine: Engine, shell: Step, program: str) -> None:
 
 
 def test_the_time_limit_is_named(engine: Engine, shell: Step) -> None:
-    with pytest.raises(BuildError) as caught:
-        engine.check(replace(shell, argv=sh("echo last words; sleep 600"), timeout=1.5))
-    assert str(caught.value) == "probe took longer than 1.5 s and was stopped"
+    for limit in (1.5, 30.0):  # on a busy machine a container may not even have begun after the first one
+        with pytest.raises(BuildError) as caught:
+            engine.check(replace(shell, argv=sh("echo last words; sleep 600"), timeout=limit))
+        assert str(caught.value) == f"probe took longer than {limit:g} s and was stopped"
+        if caught.value.log:
+            break
     assert caught.value.log == "last words\n"
 
 
