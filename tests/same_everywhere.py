@@ -1,6 +1,6 @@
 """The same suite here and elsewhere: compares two stores, entry by entry.
 
-`python -m tests.same_everywhere`: the examples, on this machine and in the image `qcase`, as a table. Status 1 if any differs.
+`python -m tests.same_everywhere [CASE…]`: the examples here and in the image `qcase`, as a table. Status 1 if any differs.
 """
 
 from __future__ import annotations
@@ -81,10 +81,12 @@ def main() -> None:
                 copy(known / name, store / name)
         for arch in ARCHES:
             argv = [str(Path(sys.executable).with_name("qcase")), "run", "--workspace", str(suite), "--arch", arch]
-            print(f"here, {arch}: status {subprocess.run([*argv, '--cache-dir', str(here)], check=False).returncode}", flush=True)
+            argv += ["--cache-dir", str(here), *sys.argv[1:]]
+            print(f"here, {arch}: status {subprocess.run(argv, check=False).returncode}", flush=True)
             shutil.rmtree(suite / "target", ignore_errors=True)
             argv = ["docker", "run", "--rm", "-v", "/var/run/docker.sock:/var/run/docker.sock", "-v", f"{suite}:/w"]
             argv += ["-v", f"{there}:/cache", "--user", f"{os.getuid()}:{os.getgid()}", IMAGE, "run", "--arch", arch]
+            argv += sys.argv[1:]
             print(f"there, {arch}: status {subprocess.run(argv, check=False).returncode}", flush=True)
         rows = compared(here, there)
         print(table(rows))
