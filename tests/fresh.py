@@ -21,6 +21,7 @@ import argparse
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["demo", "test"], help="one of the two commands")
     parser.add_argument("--quick", action="store_true", help="the first way alone: as root, with a network")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # so that nothing of a machine is left
     commands = [command for command in two_commands() if options.only is None or command == f"make {options.only}"]
     rows: list[Row] = []
     for suite in options.suites or SUITES:

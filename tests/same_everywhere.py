@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,7 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # so that the stores go
     with tempfile.TemporaryDirectory(prefix="qcase-same-") as folder:
         here, there, suite = (Path(folder) / name for name in ("here", "there", "suite"))
         shutil.copytree(ROOT / "examples" / "linux", suite, ignore=shutil.ignore_patterns("target"))
