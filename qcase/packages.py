@@ -337,18 +337,21 @@ class Downloads:
             staged.unlink(missing_ok=True)
 
     def remembered(self, key: str) -> list[Package] | None:
-        """What a request came to the last time, if all of it is still there."""
+        """What a request came to the last time, if all of it is still there. Raises the `BuildError` that it came to."""
         try:
-            rows = json.loads((self.root / "asked" / f"{key}.json").read_bytes())["packages"]
-            found = [Package(*(str(word) for word in row)) for row in rows]
-        except (OSError, ValueError, KeyError, TypeError):
+            plain = json.loads((self.root / "asked" / f"{key}.json").read_bytes())
+            if refused := str(plain.get("refused", "")):
+                raise BuildError(refused)
+            found = [Package(*(str(word) for word in row)) for row in plain["packages"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return found if all(self.has(package) for package in found) else None
 
-    def remember(self, key: str, asked: Sequence[str], packages: Iterable[Package]) -> None:
+    def remember(self, key: str, asked: Sequence[str], packages: Iterable[Package], refused: str = "") -> None:
+        """`refused`: why it came to nothing. A script may go on all the same, and has to find the same without a network."""
         path = self.root / "asked" / f"{key}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {"asked": list(asked), "packages": [package.row for package in packages]}
+        plain = {"asked": list(asked), "packages": [package.row for package in packages], "refused": refused}
         write_aside(path, json.dumps(plain, indent=1).encode())
 
 
@@ -390,10 +393,14 @@ def skeleton(root: Path, target: Path) -> None:
 
 
 def _state(root: Path) -> str:
-    """A digest of what is installed, and asked for, in a root."""
-    rows = sorted([name, *facts] for name, facts in installed(root).items())
+    """A digest of what is installed, and asked for, in a root.
+
+    Virtual packages (`apk add --virtual .tools`) are left out: apk gives them the time of day as their version.
+    """
+    rows = sorted([name, *facts] for name, facts in installed(root).items() if not name.startswith("."))
     world = root / "etc/apk/world"
-    return keys.digest({"installed": rows, "world": world.read_text() if world.is_file() else ""})
+    asked = world.read_text().splitlines() if world.is_file() else []
+    return keys.digest({"installed": rows, "world": [line for line in asked if not line.startswith(".")]})
 
 
 def _cached_name(name: str, version: str, checksum: str) -> str:
@@ -466,7 +473,11 @@ class Supply:
                     hint="run once without --offline",
                 )
             return remembered
-        self._resolved[key] = self._fetch(case, asked, (), root, scratch, log)
+        try:
+            self._resolved[key] = self._fetch(case, asked, (), root, scratch, log)
+        except BuildError as error:
+            self.downloads.remember(key, asked, (), error.what)
+            raise
         self.downloads.remember(key, asked, self._resolved[key])
         return self._note(case, self._resolved[key])
 
@@ -590,22 +601,22 @@ class Supply:
     def _refusal(self, case: str, stage: str, output: str, expected: Sequence[Package]) -> Exception:
         """What apk's failure means."""
         lines = [line.strip() for line in output.splitlines() if line.strip()]
-        if stage == "update":
-            for line in lines:
-                if found := re.match(r"(?:WARNING|ERROR): (?:updating and )?opening (\S+?): (.*)", line):
-                    address, why = found[1], found[2]
-                    if "UNTRUSTED" in why or "BAD signature" in why or "not trusted" in why:
-                        return InfraError(
-                            f"the repository's index is not signed by a key that is trusted ({why})",
-                            where=address,
-                            hint="[packages] keys names the files of the keys; else they are those of the guest's base image",
-                        )
+        for line in lines:  # of a folder, `apk update` minds nothing
+            if found := re.match(r"(?:WARNING|ERROR): (?:updating and )?opening (?:from cache )?(\S+?): (.*)", line):
+                address, why = found[1], found[2]
+                if "UNTRUSTED" in why or "BAD signature" in why or "not trusted" in why:
                     return InfraError(
-                        f"the repository cannot be reached: {why}",
-                        where=address,
-                        hint="check the network; what was fetched once is there with --offline, and [packages] repositories "
-                        "names others",
+                        f"the repository's index is not signed by a key that is trusted ({why})",
+                        where=self._named(address),
+                        hint="[packages] keys names the files of the keys; else they are those of the guest's base image",
                     )
+                return InfraError(
+                    f"the repository cannot be reached: {why}",
+                    where=self._named(address),
+                    hint="check the network; what was fetched once is there with --offline, and [packages] repositories "
+                    "names others",
+                )
+        if stage == "update":
             return InfraError("\n".join(lines[-10:]), where=f"{case}: apk update")
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
         if "unable to select packages:" in errors:
@@ -619,6 +630,12 @@ class Supply:
                 )
             return BuildError(f"apk: unable to select packages: {' '.join(reason[:6])}", where=case, log="\n".join(lines))
         return InfraError(f"apk: {'; '.join(errors[:4]) or ' '.join(lines[-4:])}", where=case)
+
+    def _named(self, address: str) -> str:
+        """A repository as a person knows it: a folder by its place on the host."""
+        for number, folder in enumerate(self.sources.folders):
+            address = address.replace(f"{_LOCAL}/{number}/", f"{folder}/")
+        return address
 
     def _proxies(self) -> dict[str, str]:
         both = [spelling for name in PROXIES for spelling in (name, name.upper())]

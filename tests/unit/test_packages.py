@@ -210,3 +210,18 @@ def test_downloads_are_collected_verified_and_listed_like_all_else(tmp_path: Pat
     assert broken is not None
     assert broken.why == "it is not what was downloaded"
     assert not files[0].exists()
+
+
+def test_the_state_of_a_root_knows_no_time(tmp_path: Path) -> None:
+    states = []
+    for place, version in (("a", "20240101.120000"), ("b", "20240101.120001")):
+        (tmp_path / place / "lib/apk/db").mkdir(parents=True)
+        (tmp_path / place / "etc/apk").mkdir(parents=True)
+        stanzas = f"C:Q1x=\nP:musl\nV:1.2.5-r9\nA:x86_64\nF:lib\n\nC:Q1{place}=\nP:.tools\nV:{version}\nA:noarch\n\n"
+        (tmp_path / place / "lib/apk/db/installed").write_text(stanzas)
+        (tmp_path / place / "etc/apk/world").write_text(f"musl\n.tools={version}\n")
+        states.append(packages._state(tmp_path / place))
+    assert states[0] == states[1]
+    assert packages.installed(tmp_path / "a")["musl"] == ("1.2.5-r9", "x86_64", "Q1x=")
+    (tmp_path / "a/etc/apk/world").write_text("musl\nzlib\n")
+    assert packages._state(tmp_path / "a") != states[0]
