@@ -21,7 +21,7 @@ from qcase import images, process
 from qcase.containers import Engine
 from qcase.images import Image
 from qcase.model import Arch
-from tests import kernel
+from tests import kernel, packages
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,3 +108,9 @@ def kernels(request: pytest.FixtureRequest, test_cache: Path) -> Mapping[Arch, P
 def toolchain_rust(shared_engine: Engine, test_cache: Path) -> Image:
     """The image `rust`, likewise."""
     return images.ensure("rust", shared_engine, test_cache)
+
+
+@pytest.fixture(scope="session")
+def repository(shared_engine: Engine, test_cache: Path) -> packages.Repository:
+    """The package repository of the tests, made if it is not there. Who may wait for it needs a timeout of its own."""
+    return packages.provide(shared_engine, test_cache)

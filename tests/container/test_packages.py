@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 
 from qcase import content
-from qcase.containers import Engine
 from qcase.model import Arch
-from tests import packages
 from tests.packages import Repository
 from tests.vm import workspaces
 from tests.vm.workspaces import QCASE, Workspace, c_program, environment, run
 
-pytestmark = [pytest.mark.container, pytest.mark.vm]
+# The first test waits for the repository, in which a Python is compiled twice where it is not there yet.
+pytestmark = [pytest.mark.container, pytest.mark.vm, pytest.mark.timeout(2400)]
 
 TALLY = """\
     cmake_minimum_required(VERSION 3.20)
@@ -47,12 +46,6 @@ PYTHON = """\
     assert subprocess.run(["sh", "-c", "exit 3"]).returncode == 3
     print(greeting.WORDS, os.uname().machine)
     """
-
-
-@pytest.fixture(scope="session")
-def repository(shared_engine: Engine, test_cache: Path) -> Repository:
-    """The repository, made if it is not there."""
-    return packages.provide(shared_engine, test_cache)
 
 
 @pytest.fixture

@@ -18,12 +18,13 @@ import pytest
 
 from qcase.containers import socket_path
 from tests.conftest import ROOT
+from tests.packages import Repository
 from tests.vm import workspaces
 from tests.vm.workspaces import Workspace, c_program
 
 UID = 54321
 
-pytestmark = [pytest.mark.vm, pytest.mark.container]
+pytestmark = [pytest.mark.vm, pytest.mark.container, pytest.mark.timeout(2400)]
 
 
 def as_another_user(folder: Path, cache: Path) -> list[str]:
@@ -65,12 +66,15 @@ def fill(root: Path) -> Workspace:
         "two/rust/src/main.rs": 'fn main() { println!("{} {}", file!(), env!("CARGO_MANIFEST_DIR")); }\n',
         "three/sh/say-sh": "#!/bin/sh\necho from sh\n",
     }
-    workspace.case("group", group, test_commands=["say-c", "say-rust", "say-sh"])
+    # Packages of both ways: in the guest, and for the compiler alone.
+    group["one/c/prebuild.sh"] += "apk add tally-dev\n"
+    commands = ["say-c", "say-rust", "say-sh", "greeting"]
+    workspace.case("group", group, test_commands=commands, qcase={"packages": ["greeting"]})
     return workspace
 
 
 def test_all_that_is_made_belongs_to_who_made_it_and_is_the_same_for_everybody(
-    place: Path, test_cache: Path, toolchain_rust: object
+    place: Path, test_cache: Path, toolchain_rust: object, repository: Repository
 ) -> None:
     mine = place / "mine"
     workspace = fill(mine / "w")
@@ -85,14 +89,14 @@ def test_all_that_is_made_belongs_to_who_made_it_and_is_the_same_for_everybody(
         uid, prefix = UID, as_another_user(place, test_cache)
         for path in (mine, *mine.rglob("*")):
             os.chown(path, UID, UID, follow_symlinks=False)
-    ran = workspaces.run(workspace, store=store, prefix=prefix)
+    ran = workspaces.run(workspace, store=store, prefix=prefix, env=repository.environment)
     assert ran.verdicts == {"group": "pass"}, ran.said
     made = [mine, *mine.rglob("*")]
     assert len(made) > 100
     assert {path.lstat().st_uid for path in made} == {uid}
 
     other = fill(place / "a place of another name" / "w")
-    again = workspaces.run(other, store=workspaces.fresh_store(place / "another store", test_cache))
+    again = workspaces.run(other, store=workspaces.fresh_store(place / "another store", test_cache), env=repository.environment)
     assert again.case("group")["cache"] == "miss"
     images = [Path(outcome.case("group")["image"]) for outcome in (ran, again)]
     assert images[0] != images[1]
