@@ -47,7 +47,8 @@ def name(engine: Engine) -> Iterator[str]:
 def recipes(tmp_path: Path, name: str) -> Path:
     folder = tmp_path / "recipes" / name
     folder.mkdir(parents=True)
-    (folder / "Containerfile").write_text("ARG BASE\nFROM ${BASE}\nRUN echo hello | tee /greeting\n")
+    # With the name in it, the engine's layer cache holds nothing of another test's.
+    (folder / "Containerfile").write_text(f"ARG BASE\nFROM ${{BASE}}\nRUN echo hello {name} | tee /greeting\n")
     return tmp_path / "recipes"
 
 
@@ -59,11 +60,11 @@ def test_an_image_is_built_once_and_then_known(engine: Engine, name: str, recipe
     events: list[Event] = []
     built = images.ensure(name, engine, tmp_path, events.append, recipes)
     said = messages(events)
-    assert f"image {name}: step 3/6: RUN echo hello | tee /greeting" in said
+    assert f"image {name}: step 3/6: RUN echo hello {name} | tee /greeting" in said
     assert said[-1].startswith(f"image {name}: built in ")
     assert any(line.startswith("base-files amd64 13") for line in built.packages)
     assert built.identity == images.identity(images.recipe_digest(name, recipes), built.packages)
-    assert "hello\n" in (tmp_path / "images" / f"{name}.log").read_text()
+    assert f"\nhello {name}\n" in (tmp_path / "images" / f"{name}.log").read_text()
 
     events.clear()
     assert images.ensure(name, engine, tmp_path, events.append, recipes) == built
