@@ -93,7 +93,7 @@ def test_kill_during_a_build(workspace: Workspace, store: Path) -> None:
 @pytest.mark.parametrize("number", GRACEFUL)
 def test_an_interrupt_during_a_build(number: signal.Signals, workspace: Workspace, store: Path) -> None:
     """The build is the one that others were killed in: their locks are free."""
-    with running(workspace, "builds", "first", store=store) as run:
+    with running(workspace, "builds", "first", "-j1", store=store) as run:
         run_id = building(run)
         workspaces.kill(run, number)
         outcome = run.outcome()
