@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import tempfile
+import threading
 import zlib
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -36,6 +38,15 @@ for name in (
     "GITLAB_CI",
 ):
     os.environ.pop(name, None)
+
+# Under nohup, and in the background of a script, these are ignored, which every child inherits; but tests send them.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
