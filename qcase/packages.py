@@ -602,7 +602,9 @@ class Supply:
         """What apk's failure means."""
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         for line in lines:  # of a folder, `apk update` minds nothing
-            if found := re.match(r"(?:WARNING|ERROR): (?:updating and )?opening (?:from cache )?(\S+?): (.*)", line):
+            if found := re.match(
+                r"(?:WARNING|ERROR): (?:updating and opening|updating|opening from cache|opening) (\S+?): (.*)", line
+            ):
                 address, why = found[1], found[2]
                 if "UNTRUSTED" in why or "BAD signature" in why or "not trusted" in why:
                     return InfraError(

@@ -6,15 +6,19 @@ import functools
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from qcase import content
+from qcase import content, images
+from qcase.containers import Engine, Step
 from qcase.model import Arch
-from tests.packages import Repository
+from tests import packages
+from tests.packages import Repository, older
 from tests.vm import workspaces
 from tests.vm.workspaces import QCASE, Workspace, c_program, environment, run
 
@@ -242,3 +246,37 @@ def test_a_hook_prepares_the_staging_root(tmp_path: Path, own: Repository, test_
     outcome = run(made, store=store, env=own.environment)
     assert outcome.verdicts == {"hook": "build-error"}
     assert "prepare_staging_root ended with status 4" in outcome.case("hook")["reason"]
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_mirror_with_packages_of_the_older_format(
+    tmp_path: Path, repository: Repository, shared_engine: Engine, test_cache: Path
+) -> None:
+    """By HTTP, from this machine as containers see it; the mirror is away when everything is built again."""
+    compiler = images.ensure("packages", shared_engine, test_cache, recipes=packages.HERE / "images")
+    alpine = images.ensure("alpine", shared_engine, test_cache)
+    older.make(tmp_path / "mirror", Arch.AARCH64, repository, shared_engine, compiler.id, alpine.id)
+    route = Step(image=alpine.id, argv=("ip", "route", "show", "default"), network=True, timeout=60, name="route")
+    gateway = shared_engine.check(route).output.split()[2]
+    store = workspaces.fresh_store(tmp_path / "store", test_cache)
+    made = Workspace.make(tmp_path / "w")
+    made.case("older", shell_init_cmd="cat /usr/share/older", success_regex=["^of the older"], qcase={"packages": ["older"]})
+    handler = functools.partial(_Quiet, directory=str(tmp_path / "mirror"))
+    with ThreadingHTTPServer((gateway, 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = {
+            "QCASE_PACKAGE_REPOSITORIES": f"http://{gateway}:{server.server_port}",
+            "QCASE_PACKAGE_KEYS": str(repository.key),
+        }
+        outcome = run(made, store=store, env=settings)
+        server.shutdown()
+    assert outcome.verdicts == {"older": "pass"}, outcome.said
+    (file,) = downloads(store)
+    assert file.read_bytes() == (tmp_path / "mirror" / Arch.AARCH64 / older.NAME).read_bytes()
+    content.remove_tree(store / "v1")
+    assert "cannot be reached" in run(made, store=store, env=settings).case("older")["reason"]
+    assert run(made, "--offline", store=store, env=settings).verdicts == {"older": "pass"}
