@@ -160,7 +160,7 @@ def test_the_examples_load_without_a_warning() -> None:
 def test_make_demo_names_the_example_workspace() -> None:
     assert (ROOT / "examples" / "linux" / "qcase.toml").is_file()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    assert "make -s test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
 @pytest.mark.parametrize("text", [b for _, b in blocks("sh")], ids=[n for n, _ in blocks("sh")])

@@ -1,6 +1,6 @@
 """The image of the Containerfile: the same suite on this machine and in it gives the same keys, overlays and images.
 
-`docs/installing.md` has the table for all examples, which `python -m tests.same_everywhere` prints.
+`python -m tests.same_everywhere` prints a table of that for all examples.
 """
 
 from __future__ import annotations

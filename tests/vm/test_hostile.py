@@ -45,7 +45,7 @@ try "hostname" hostname planted
 
 # Sockets: the machine, the engine's bridge, the world, names.
 for place in 127.0.0.1 HOST 192.0.2.1; do try "connect to $place" timeout 2 bash -c ": >/dev/tcp/$place/PORT"; done
-try "resolve a name" timeout 5 getent hosts deb.debian.org
+try "resolve a name" timeout 5 getent hosts example.org
 [ "$(ls /sys/class/net)" = lo ] || could "see a network: $(ls /sys/class/net)"
 try "listen where others see it" sh -c 'ip addr 2>/dev/null | grep -v " lo" | grep -q "inet "'
 
