@@ -84,7 +84,8 @@ class Console:
         return said.decode(errors="replace").replace("\r\n", "\n")
 
     def prompt(self, name: str = "[a-z.]+") -> str:
-        return self.until(f"\nroot@{name}:/[^\r\n]*# $")
+        # After Ctrl-C Linux signals first and echoes then: "^C" may come between the shell's line feed and its prompt.
+        return self.until(rf"\n(?:\^C)?root@{name}:/[^\r\n]*# $")
 
     def type(self, data: bytes) -> None:
         assert self.child.stdin is not None
