@@ -265,17 +265,19 @@ def run_command(
 
 @app.command("report")
 def report_command(
-    file: Annotated[Path, typer.Argument(metavar="RESULTS.json", help="What `qcase run --json` wrote.")],
+    results_files: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS.json...", help="What `qcase run --json` wrote: one, or that of every shard.")
+    ],
     junit_file: JUnitOption = None,
     html_file: HtmlOption = None,
 ) -> None:
-    """Make other reports of the results of a run."""
+    """Make other reports of the results of a run, or of all shards of one."""
     with _reported():
         from qcase.report import files, html, junit, results
 
         if junit_file is None and html_file is None:
             raise UsageError("no report is asked for", hint="add --junit FILE or --html FILE")
-        run = results.load(file)
+        run = results.whole([(path, results.load(path)) for path in results_files])
         for option, path, write in (("--junit", junit_file, junit.write), ("--html", html_file, html.write)):
             if path is not None:
                 files.check(path, option)

@@ -1,15 +1,16 @@
 """A run as JUnit XML, as Jenkins and GitLab read it (`junit-10.xsd` of Jenkins' xunit plugin, which surefire's is close to).
 
     <testsuites name="linux">
-      <testsuite name="normal" …>                              one for each folder of cases
-        <testcase classname="x86_64.normal" name="smoke" time="4.6" file="suite/normal/smoke"/>
+      <testsuite name="normal" file="suite/normal" …>          one for each folder of cases
+        <testcase classname="x86_64.normal" name="smoke" time="4.6"/>
         <testcase classname="x86_64.normal.syscalls" name="/usr/bin/epoll" …>      each command of a grouped case
           <failure type="fail" message="status 7">…</failure>
           <system-out>the console's last lines</system-out>
 
 A grouped case stands for itself only where something is wrong that no command of it shows. A `fail`, `panic`, `timeout`, `exited`
 or `build-error` is a failure, an `error` an error. What passed at a later attempt has a `flakyFailure` for each one before; what
-did not, a `rerunFailure`. XML 1.0 has no way to write most control characters, not even escaped: they become U+FFFD.
+did not, a `rerunFailure`. A testcase has no `file`: that plugin refuses a report with one. XML 1.0 has no way to write most
+control characters, not even escaped: they become U+FFFD.
 """
 
 from __future__ import annotations
@@ -61,10 +62,12 @@ def render(run: Results) -> str:
         name = case.case if name == "." else name
         suite = suites.get(name)
         if suite is None:
-            suite = suites[name] = junit.TestSuite(_clean(name))  # type: ignore[no-untyped-call]
+            suite = suites[name] = _suite(name)
             if run.started:
                 suite.timestamp = datetime.fromtimestamp(run.started, UTC).strftime("%Y-%m-%dT%H:%M:%S")
             suite.hostname = "localhost"
+            if case.path:
+                suite.file = _clean(case.path if case.case == name else str(PurePosixPath(case.path).parent))
         for test in _tests(case, name):
             suite.add_testcase(test)
     for suite in suites.values():
@@ -72,6 +75,16 @@ def render(run: Results) -> str:
         whole.add_testsuite(suite)
     whole.update_statistics()  # type: ignore[no-untyped-call]
     return str(whole.tostring().decode("utf-8")) + "\n"  # type: ignore[no-untyped-call]
+
+
+def _suite(name: str) -> Any:
+    from junitparser import Attr
+    from junitparser import xunit2 as junit
+
+    class TestSuite(junit.TestSuite):
+        file = Attr()
+
+    return TestSuite(_clean(name))  # type: ignore[no-untyped-call]
 
 
 def _tests(case: CaseReport, folder: str) -> Iterator[Any]:
@@ -88,7 +101,7 @@ def _whole(case: CaseReport, folder: str) -> Any:
     from junitparser import xunit2 as junit
 
     name = case.label if case.case == folder else case.label.removeprefix(f"{folder}/")
-    test = _test(case, name, f"{case.arch}.{folder.replace('/', '.')}", case.times.total)
+    test = _test(name, f"{case.arch}.{folder.replace('/', '.')}", case.times.total)
     if case.verdict is Verdict.SKIPPED:
         test.append(junitparser.Skipped(_clean(case.reason)))
     elif case.verdict is not Verdict.PASS:
@@ -103,7 +116,7 @@ def _whole(case: CaseReport, folder: str) -> Any:
 def _subtest(case: CaseReport, subtest: Subtest) -> Any:
     import junitparser
 
-    test = _test(case, subtest.name, f"{case.arch}.{case.label.replace('/', '.')}", subtest.seconds or 0.0)
+    test = _test(subtest.name, f"{case.arch}.{case.label.replace('/', '.')}", subtest.seconds or 0.0)
     if subtest.status is SubtestStatus.NOT_RUN:
         test.append(junitparser.Skipped(_clean(subtest.reason or f"not run: {_first_line(case)}")))
     elif subtest.status is not SubtestStatus.PASS:
@@ -117,22 +130,16 @@ def _subtest(case: CaseReport, subtest: Subtest) -> Any:
     return test
 
 
-def _test(case: CaseReport, name: str, classname: str, seconds: float) -> Any:
-    from junitparser import Attr
+def _test(name: str, classname: str, seconds: float) -> Any:
     from junitparser import xunit2 as junit
 
-    class TestCase(junit.TestCase):
-        file = Attr()
-
-    test = TestCase(_clean(name), _clean(classname), round(seconds, 3))
-    if case.path:
-        test.file = _clean(case.path)
-    return test
+    return junit.TestCase(_clean(name), _clean(classname), round(seconds, 3))
 
 
 def _fault(kind: Any, case: CaseReport) -> Any:
     fault = kind(_clean(_first_line(case)), case.verdict.value)
-    text = _clean("\n".join(part for part in (case.reason, case.excerpt or "", case.details) if part))
+    limits = f"limits: {'; '.join(limit.shown for limit in case.limits)}" if case.limits else ""
+    text = _clean("\n".join(part for part in (case.reason, case.excerpt or "", case.details, limits) if part))
     if kind.__name__.startswith(("Flaky", "Rerun")):
         fault.stack_trace = text
         if case.console_tail:

@@ -7,6 +7,7 @@ another `format`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,12 @@ class Limit(_Document):
     seconds: float
     used: float | None
     ended: bool
+
+    @property
+    def shown(self) -> str:
+        """`boot_timeout 4.5 of 30 s`, and whether it was this one that ended the case."""
+        used = min(self.used or 0.0, self.seconds)
+        return f"{self.name} {used:.3g} of {self.seconds:g} s{', which ended it' if self.ended else ''}"
 
 
 class Boot(_Document):
@@ -147,6 +154,50 @@ def load(path: Path) -> Results:
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
         hint = "give it what `qcase run --json FILE` wrote"
         raise UsageError(f"are no results of a run: {place}: {first['msg']}", where=str(path), hint=hint) from None
+
+
+def whole(parts: Sequence[tuple[Path, Results]]) -> Results:
+    """The results of all shards of a run as those of one. Raises `UsageError` where they are not of one, or one is missing."""
+    first_path, first = parts[0]
+    if len(parts) == 1:
+        return first
+    by_number: dict[int, Path] = {}
+    count = 0
+    for path, part in parts:
+        if not part.shard:
+            hint = "results of one run need no others; several are put together where each is of a --shard"
+            raise UsageError("are not those of a shard", where=str(path), hint=hint)
+        for what, ours, others in (
+            ("architecture", part.arch, first.arch),
+            ("target", part.target, first.target),
+            ("partition", part.partition, first.partition),
+        ):
+            if ours != others:
+                hint = "all shards need the same cases, the same N and the same --times" if what == "partition" else ""
+                raise UsageError(f"are of the {what} {ours}, {first_path} of {others}", where=str(path), hint=hint)
+        number, count = (int(number) for number in part.shard.split("/"))
+        if number in by_number:
+            raise UsageError(f"are of shard {part.shard}, as are {by_number[number]}", where=str(path))
+        by_number[number] = path
+    if missing := [f"{number}/{count}" for number in range(1, count + 1) if number not in by_number]:
+        hint = "what did not run must not look as if it had passed"
+        raise UsageError(f"no results of shard {', '.join(missing)} are given", hint=hint)
+    runs = [part for _, part in parts]
+    codes = [run.exit_code for run in runs if run.exit_code is not None]
+    return first.model_copy(
+        update={
+            "started": min(run.started for run in runs),
+            "jobs": sum(run.jobs for run in runs),
+            "shard": "",
+            "partition": "",
+            "seconds": max(run.seconds for run in runs),
+            "complete": all(run.complete for run in runs),
+            "interrupted": any(run.interrupted for run in runs),
+            "exit_code": max(codes) if len(codes) == len(runs) else None,
+            "cases": tuple(sorted((case for run in runs for case in run.cases), key=lambda case: (case.case, case.repetition))),
+            "repeats": tuple(rate for run in runs for rate in run.repeats),
+        }
+    )
 
 
 def of_document(document: Any) -> Results:

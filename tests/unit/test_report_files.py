@@ -82,8 +82,10 @@ def test_junit_is_what_its_schema_says_whatever_happened() -> None:
 
 
 def test_a_failure_in_junit() -> None:
-    (test,) = cases_of(FAILED).values()
+    limited = replace(FAILED, limits=(LimitUse("timeout", 60.0, 4.5), LimitUse("idle_timeout", 5.0, 5.01, True)))
+    (test,) = cases_of(limited).values()
     (failure,) = test.findall("failure")
+    assert "limits: timeout 4.5 of 60 s; idle_timeout 5 of 5 s, which ended it" in (failure.text or "")
     assert failure.get("type") == "fail"
     assert failure.get("message") == "matched the fail pattern '^FAIL'"
     assert "FAIL: woken 2 of 3" in (failure.text or "")
@@ -110,7 +112,8 @@ def test_commands_of_a_group_in_junit() -> None:
 def test_attempts_in_junit() -> None:
     (flaky,) = cases_of(FLAKY).values()
     assert [child.tag for child in flaky] == ["flakyFailure"]
-    assert flaky.get("file") == "suite/normal/epoll"
+    (suite,) = ElementTree.fromstring(junit.render(loaded(FLAKY, ROOT))).iterfind("testsuite[@file]")
+    assert (suite.get("name"), suite.get("file")) == ("normal", "suite/normal")
     (twice,) = cases_of(TWICE).values()
     assert [child.tag for child in twice if child.tag.endswith("ailure")] == ["failure", "rerunFailure", "rerunFailure"]
 
@@ -222,6 +225,42 @@ def test_a_file_that_holds_no_results(text: str, wanted: str, tmp_path: Path) ->
         results.load(tmp_path / "gone.json")
 
 
+def shard(number: int, *found: CaseResult, **changed: object) -> tuple[Path, results.Results]:
+    document = results_document(replace(STARTED, shard=f"{number}/2", partition="5e1f"), events.RunFinished(found, 1.5 * number))
+    return Path(f"{number}.json"), results.of_document({**document, **changed})
+
+
+def test_the_shards_of_a_run_are_one_run() -> None:
+    one, two = shard(1, FLAKY, BROKEN), shard(2, PASSED, FAILED)
+    whole = results.whole([two, one])
+    assert [case.case for case in whole.cases] == ["normal/epoll", "normal/futex", "normal/smoke", "normal/sysctl"]
+    assert (whole.seconds, whole.jobs, whole.exit_code, whole.complete, whole.shard) == (3.0, 4, 2, True, "")
+    XSD.validate(junit.render(whole))
+    killed = results.whole([one, shard(2, complete=False, exit_code=None)])
+    assert (killed.complete, killed.exit_code) == (False, None)
+    assert results.whole([one]) == one[1]
+
+
+@pytest.mark.parametrize(
+    ("second", "wanted"),
+    [
+        (shard(1, PASSED), "are of shard 1/2, as are 1.json"),
+        (shard(2, PASSED, partition="0bad"), "are of the partition 0bad, 1.json of 5e1f"),
+        (shard(2, PASSED, arch="aarch64"), "are of the architecture aarch64, 1.json of x86_64"),
+        (shard(2, PASSED, target="x"), "are of the target x, 1.json of x86_64-unknown-none"),
+        (shard(2, PASSED, shard=""), "are not those of a shard"),
+    ],
+)
+def test_results_that_are_not_of_one_run_are_not_put_together(second: tuple[Path, results.Results], wanted: str) -> None:
+    with pytest.raises(UsageError, match=wanted):
+        results.whole([shard(1, FLAKY), second])
+
+
+def test_a_shard_that_is_missing_is_named() -> None:
+    with pytest.raises(UsageError, match="no results of shard 1/4, 3/4 are given"):
+        results.whole([shard(2, PASSED, shard="2/4"), shard(2, PASSED, shard="4/4")])
+
+
 # --- HTML -----------------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +274,7 @@ def test_a_page_shows_every_case_and_nothing_that_a_guest_says_does_anything(tmp
     assert "&lt;tag&gt;" in page
     assert "<tag>" not in page
     assert "attempt 1 of 2 ended with fail" in page
+    assert "limits: timeout 4.5 of 60 s; idle_timeout 5 of 5 s, which ended it" in page
     assert "http" not in page.replace("https://json-schema.org", "")  # nothing is fetched
 
 
