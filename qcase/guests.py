@@ -447,7 +447,12 @@ def _fetch_url(url: str, target: Path, emit: Emit) -> None:
         try:
             with urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT) as source, target.open("wb") as out:  # noqa: S310 - checked
                 shutil.copyfileobj(source, out, 1 << 20)
+                length = source.headers.get("Content-Length", "")
+                # `read` takes a connection that breaks off for the end of the file.
+                if length.isdecimal() and out.tell() < int(length):
+                    raise _MomentaryError(f"the connection broke off after {out.tell()} of {length} bytes", where=url)
         except urllib.error.HTTPError as error:
+            error.close()
             kind = _MomentaryError if error.code in (500, 502, 503, 504) else InfraError
             raise kind(f"the server says {error.code} {error.reason}", where=url) from None
         except urllib.error.URLError as error:

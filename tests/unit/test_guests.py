@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
 import json
 import os
 import site
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from qcase import guests, kernels
+from qcase.config import Download
 from qcase.errors import InfraError, UsageError
 from qcase.events import Event, Progress, Warned
 from qcase.guests import GuestSpec, command_line, resolve
@@ -353,3 +356,72 @@ def test_pip_is_called_where_it_is_even_if_only_we_look_there(tmp_path: Path) ->
     argv = [sys.executable, "-I", "-S", "-c", program, places]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, env={"PATH": str(tmp_path)})
     assert done.stdout.startswith("pip ")
+
+
+# --- files by their address -----------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A real HTTP server of one file, which breaks off the first `broken` answers in the middle."""
+
+    def __init__(self, data: bytes, broken: int = 0, status: int = 200) -> None:
+        self.asked = 0
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(handler) -> None:  # noqa: N805 - as the base class has it
+                self.asked += 1
+                handler.send_response(status)
+                handler.send_header("Content-Length", str(len(data)))
+                handler.end_headers()
+                handler.wfile.write(data[: len(data) // 2] if self.asked <= broken else data)
+
+            def log_message(handler, *_: object) -> None:  # noqa: N805
+                """Quiet."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/kernel.img"
+
+    def __enter__(self) -> Server:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def download(url: str, data: bytes) -> Download:
+    return Download(url=url, sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_a_file_by_http_is_fetched_once_and_again_where_it_breaks_off(tmp_path: Path) -> None:
+    data, said = os.urandom(3_000_000), []
+    with Server(data, broken=1) as server:
+        for _ in range(2):
+            path = guests.fetched(download(server.url, data), tmp_path, emit=said.append)
+            assert path.read_bytes() == data
+        assert server.asked == 2
+    assert any("the download broke off, trying again" in str(event) for event in said)
+    with pytest.raises(InfraError, match="is not in the store, and fetching is switched off"):
+        guests.fetched(download(server.url, b"other"), tmp_path, offline=True, emit=lambda _: None)
+
+
+def test_a_server_that_has_another_file_or_none_is_one_message(tmp_path: Path) -> None:
+    with Server(b"another") as server, pytest.raises(InfraError, match=r"the sha256 .* expected") as caught:
+        guests.fetched(download(server.url, b"this"), tmp_path, emit=lambda _: None)
+    assert caught.value.where == server.url
+    with Server(b"gone", status=404) as server:
+        with pytest.raises(InfraError, match="the server says 404 Not Found"):
+            guests.fetched(download(server.url, b"this"), tmp_path, emit=lambda _: None)
+        assert server.asked == 1
+    assert [path.name for path in (tmp_path / "guests").iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_qcow2_image_is_converted_where_a_root_filesystem_is_meant(tmp_path: Path) -> None:
+    raw, packed = tmp_path / "raw", tmp_path / "packed.qcow2"
+    raw.write_bytes(os.urandom(70_000).ljust(1 << 20, b"\0"))
+    subprocess.run(["qemu-img", "convert", "-c", "-O", "qcow2", str(raw), str(packed)], check=True)
+    with Server(packed.read_bytes()) as server:
+        wanted = download(server.url, packed.read_bytes())
+        assert guests.fetched(wanted, tmp_path, raw=True, emit=lambda _: None).read_bytes() == raw.read_bytes()
+        assert guests.fetched(wanted, tmp_path, emit=lambda _: None).read_bytes() == packed.read_bytes()
