@@ -48,6 +48,33 @@ def test_a_kernel_is_built_in_a_toolchain_image_and_made_a_raw_binary(arch: Arch
     assert raw.read_bytes()[:5] == b"qcase"
 
 
+RUST_BUILD = """
+cargo build --release --offline --target ${arch}-unknown-linux-musl
+"""
+RUST_MAIN = """
+#![no_std]
+#![no_main]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
+#[no_mangle]
+pub extern "C" fn _start() -> ! { loop {} }
+"""
+
+
+def test_a_rust_kernel_is_built_in_the_rust_image(shared_engine: Engine, toolchain_rust: Image, tmp_path: Path) -> None:
+    tools = Tools(tmp_path, {}, lambda: shared_engine, lambda name: {"rust": toolchain_rust.id}[name])
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/main.rs").write_text(RUST_MAIN)
+    (tmp_path / "Cargo.toml").write_text(
+        '[package]\nname = "kernel"\nversion = "0.1.0"\nedition = "2021"\n[profile.release]\npanic = "abort"\n'
+    )
+    (tmp_path / "build.rs").write_text('fn main() { println!("cargo:rustc-link-arg=-nostartfiles"); }\n')
+    recipe = KernelBuild(build=RUST_BUILD, output="target/${arch}-unknown-linux-musl/release/kernel", where="rust")
+    kernel = Builder(recipe, tools).kernel(Group("g", None, Arch.AARCH64, "none"), quiet, quiet)
+    assert kernels.built_for(kernel.path.read_bytes()[:64]) == ("aarch64",)
+    assert (tmp_path / "target/aarch64-unknown-linux-musl").stat().st_uid == tmp_path.stat().st_uid
+
+
 def test_a_build_in_an_image_that_fails_and_what_is_no_elf(tools: Tools, tmp_path: Path) -> None:
     group = Group("g", None, Arch.AARCH64, "none")
     recipe = KernelBuild(build="echo no such crate >&2; exit 3", output="k", where="c")

@@ -182,7 +182,7 @@ def test_a_hang(outcomes: dict[str, Outcome]) -> None:
     case = outcomes["slow"].case("hangs")
     assert case["phase"] == "command"
     assert "'^never$' within 25 s" in case["reason"]
-    assert 25 <= case["times"]["boot"] + case["times"]["command"] < 28
+    assert 25 <= case["times"]["boot"] + case["times"]["command"] < 60
     assert case["console_tail"][-1] == "asleep-42"
 
 
