@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qcase import qemu
-from qcase.console import Judge, Limits, Rules
 from qcase.errors import InfraError
 from qcase.model import Arch
 from qcase.qemu import Spec
@@ -78,6 +77,8 @@ def prove(spec: Spec, kernel_sha256: str, prompt: str, memory: Path, limit: floa
 
 def boot(spec: Spec, prompt: str, limit: float = LIMIT) -> str:
     """Boot a machine; why it did not come to its prompt, empty if it did."""
+    from qcase.console import Judge, Limits, Rules
+
     rules = Rules(prompt=None, command=None, success=(re.escape(prompt),), fail=())
     judge = Judge(rules, started=time.monotonic(), limits=Limits(limit))
     try:

@@ -1,14 +1,14 @@
 """The guardian of one run: clears away what a qcase leaves behind that was killed with KILL.
 
 It runs as a process of its own, `python -I -S guardian.py RUN_ID`, with the standard library alone, and blocks on its standard
-input, whose other end only qcase holds. The end of that input without a line `done` means that qcase is gone. Lines it takes:
+input, whose other end only qcase holds: its end means that qcase is gone. A qcase that has cleared away kills its guardian. Lines that
+it takes:
 
     engine SOCKET     containers with the label `qcase.run=RUN_ID` on the engine behind this unix socket are to be removed
     dir PATH          a folder to be removed
     drop PATH         … that has been removed already
     terminal TTY A    a terminal that was made raw, and the attributes that it had
     terminal-restored it has them again
-    done              nothing is left to do
 
 Then it kills each process whose environment says `QCASE_RUN_ID=RUN_ID`, until there is none, and removes containers and folders.
 """
@@ -16,15 +16,11 @@ Then it kills each process whose environment says `QCASE_RUN_ID=RUN_ID`, until t
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +28,23 @@ LABEL = "qcase.run"
 PATIENCE = 20.0  # seconds; a container that was being created when qcase died appears a moment later
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=PATIENCE)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 def _request(engine: str, method: str, path: str) -> bytes:
-    connection = _UnixConnection(engine)
+    # Most guardians have nothing to say to an engine, and qcase itself takes a function from here: they need no HTTP.
+    import http.client
+    import socket
+
+    class UnixConnection(http.client.HTTPConnection):
+        def connect(self) -> None:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(engine)
+
+    connection = UnixConnection("localhost", timeout=PATIENCE)
     try:
         connection.request(method, path)
         return connection.getresponse().read()
+    except http.client.HTTPException as error:
+        raise OSError(str(error)) from None
     finally:
         connection.close()
 
@@ -83,6 +80,9 @@ def kill_processes(run_id: str) -> int:
 
 def remove_containers(engine: str, run_id: str) -> int:
     """Remove the containers of this run, running or not. Returns how many there were; one where the engine gave no answer."""
+    import json
+    import urllib.parse
+
     filters = urllib.parse.quote(json.dumps({"label": [f"{LABEL}={run_id}"]}))
     try:
         listing = json.loads(_request(engine, "GET", f"/containers/json?all=true&filters={filters}"))
@@ -90,7 +90,7 @@ def remove_containers(engine: str, run_id: str) -> int:
             _request(engine, "DELETE", f"/containers/{container['Id']}?force=true&v=true")
     except (FileNotFoundError, ConnectionRefusedError):
         return 0  # the engine is gone
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+    except (OSError, ValueError, KeyError, TypeError):
         return 1
     return len(listing)
 
@@ -124,8 +124,6 @@ def main() -> None:
     terminal = ""
     for raw in sys.stdin.buffer:
         word, _, rest = raw.decode(errors="surrogateescape").rstrip("\n").partition(" ")
-        if word == "done":
-            return
         if word == "engine":
             engines.add(rest)
         elif word == "dir":

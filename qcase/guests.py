@@ -41,13 +41,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from qcase import debian, initramfs, kernels, locks, process
+from qcase import initramfs, kernels, locks, process
 from qcase.config import Download
 from qcase.errors import InfraError, UsageError
 from qcase.events import Emit, Progress, Warned
 from qcase.model import Arch
 
 if TYPE_CHECKING:
+    from qcase import debian
     from qcase.containers import Engine
 
 T = TypeVar("T")
@@ -136,8 +137,15 @@ def built_in(
 
     Raises `UsageError` for an architecture that it does not have, `InfraError` if it cannot be fetched or made.
     """
-    known: Mapping[Arch, object] = _RELEASES if name == ALPINE else debian.RELEASES
+    if name == ALPINE:
+        known: Mapping[Arch, object] = _RELEASES
+    else:
+        from qcase import debian
+
+        known = debian.RELEASES
     if arch not in known:
+        from qcase import debian
+
         others = [other for other, releases in ((ALPINE, _RELEASES), (DEBIAN, debian.RELEASES)) if arch in releases]
         raise UsageError(
             f"there is no guest '{name}' for {arch}, only for {', '.join(known)}",
@@ -364,6 +372,8 @@ def _maker(release: _Release, arch: Arch, offline: bool, emit: Emit) -> Callable
 
 
 def _debian_maker(release: debian.Release, name: str, offline: bool, tools: Tools | None, emit: Emit) -> Callable[[Path], None]:
+    from qcase import debian
+
     def make(staged: Path) -> None:
         if offline or tools is None:
             raise _not_there(name, staged)

@@ -28,7 +28,6 @@ import os
 import re
 import shlex
 import shutil
-import tarfile
 import tempfile
 import threading
 import time
@@ -40,7 +39,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from qcase import guests, locks, process
 from qcase.containers import LABELS, PROXIES, Engine, Step, hint_for
@@ -49,6 +48,9 @@ from qcase.errors import ConfigError, InfraError, Problem, UsageError
 from qcase.events import Emit, Event, Progress
 from qcase.ext4 import Ext4Image, Kind
 from qcase.model import Arch
+
+if TYPE_CHECKING:
+    import tarfile
 
 FORMAT = 1  # of the records, and part of every identity
 
@@ -380,6 +382,7 @@ def _tag(name: str, recipe: str) -> str:
 def _context(folder: Path) -> Iterator[IO[bytes]]:
     """A recipe's folder as the engine takes it: of the modes the executable bit, owner root, so that the layers of one user serve
     the next."""
+    import tarfile
 
     def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
@@ -723,6 +726,7 @@ def mmdebstrap_arguments(definition: BaseDefinition, mirrors: Mirrors, archive: 
 
 def packages_of_archive(archive: Path) -> list[str]:
     """The packages of a root file system in a tar file, as `name architecture version`."""
+    import tarfile
 
     with tarfile.open(archive, "r|") as tar:
         for member in tar:

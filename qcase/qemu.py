@@ -21,12 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 from qcase import process
-from qcase.console import Judge
 from qcase.errors import InfraError
 from qcase.model import Arch
+
+if TYPE_CHECKING:
+    from qcase.console import Judge
 
 Network = Literal["restricted", "user", "none"]
 Accel = Literal["tcg", "kvm"]

@@ -24,16 +24,18 @@ from concurrent.futures import wait as wait_for
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from qcase import events, process, qemu, schedule
-from qcase.console import Judge, Limits, Rules
 from qcase.errors import BuildError, ConfigError, InfraError, KernelError, QcaseError
 from qcase.model import Arch, Booted, CaseResult, Fault, Phase, SubtestResult, SubtestStatus, Verdict
 from qcase.pipelines import grouped
 from qcase.prepare import BrokenBuild, PreparedCase, Session, case_asset_layout, prepare_case_assets
 from qcase.schedule import Budget, Need
 from qcase.suite import BrokenCase, Case
+
+if TYPE_CHECKING:
+    from qcase.console import Judge, Limits, Rules
 
 _TAIL = 40  # lines of the console in a result
 _DETAILS = 40  # lines of what a build said
@@ -355,6 +357,8 @@ def _logs(session: Session, case: str) -> Logs:
 
 def rules(case: Case, session: Session) -> Rules:
     """What the console waits for, types and decides by."""
+    from qcase.console import Rules
+
     config = case.config
     if config.is_grouped:
         limit = limits(case, session).command
@@ -372,6 +376,8 @@ def rules(case: Case, session: Session) -> Rules:
 
 def limits(case: Case, session: Session) -> Limits:
     """The limits of a case's time, scaled."""
+    from qcase.console import Limits
+
     scale = session.workspace.config.run.timeout_scale
     config = case.config
     given = (config.timeout, config.boot_timeout, config.command_timeout, config.idle_timeout)
@@ -489,8 +495,11 @@ def _boot(case: Case, prepared: PreparedCase, session: Session, logs: Logs) -> t
         file.write(qemu.pasteable(argv).encode() + b"\n")
     with logs.fresh("console.log") as file:
         log = qemu.ConsoleLog(file)
-        judge = Judge(rules(case, session), started=time.monotonic(), limits=limits(case, session))
+        started = time.monotonic()
         with qemu.start(case.arch, argv, keep_open=prepared.keep_open) as machine:
+            from qcase.console import Judge  # 25 ms the first time, in which the guest boots
+
+            judge = Judge(rules(case, session), started=started, limits=limits(case, session))
             said = qemu.converse(machine, judge, log, _Watch(case.display_name, judge, session.emit))
         log.close()
     if log.cut:

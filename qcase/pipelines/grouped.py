@@ -28,11 +28,14 @@ import re
 import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qcase.config import CaseConfig, GroupedRunner
-from qcase.console import Group, Rules
 from qcase.errors import UsageError
 from qcase.pipelines import make_folders
+
+if TYPE_CHECKING:
+    from qcase.console import Rules
 
 RECIPE = 2
 _LABEL = 72  # characters of a label, at most
@@ -282,6 +285,8 @@ def rules(config: CaseConfig, runner: GroupedRunner, nonce: str = "", limit: flo
     The case's own success patterns are replaced, as axbuild does. The runner's fail pattern is the marker of a single
     command, which the judge reads for each command; one that a suite sets to something else is looked for as well.
     """
+    from qcase.console import Group, Rules
+
     default_fail = GroupedRunner.model_validate({**runner.model_dump(exclude={"fail_regex"})}).fail_regex
     fail = [pattern for pattern in config.fail_regex if pattern not in (default_fail, runner.fail_regex)]
     if runner.fail_regex != default_fail:

@@ -395,7 +395,8 @@ def download(url: str, data: bytes) -> Download:
 
 
 def test_a_file_by_http_is_fetched_once_and_again_where_it_breaks_off(tmp_path: Path) -> None:
-    data, said = os.urandom(3_000_000), []
+    data = os.urandom(3_000_000)
+    said: list[Event] = []
     with Server(data, broken=1) as server:
         for _ in range(2):
             path = guests.fetched(download(server.url, data), tmp_path, emit=said.append)
