@@ -1,8 +1,8 @@
 """The guardian of one run: clears away what a qcase leaves behind that was killed with KILL.
 
 It runs as a process of its own, `python -I -S guardian.py RUN_ID`, with the standard library alone, and blocks on its standard
-input, whose other end only qcase holds: its end means that qcase is gone. A qcase that has cleared away kills its guardian. Lines that
-it takes:
+input, whose other end only qcase holds: its end means that qcase is gone. A qcase that has cleared away itself kills it. Lines
+that it takes:
 
     engine SOCKET     containers with the label `qcase.run=RUN_ID` on the engine behind this unix socket are to be removed
     dir PATH          a folder to be removed
