@@ -291,16 +291,23 @@ def foreign_identity(reference: str) -> str:
     return _sha256({"format": FORMAT, "foreign": match["digest"]})
 
 
-def foreign(reference: str, engine: Engine, emit: Emit | None = None) -> Image:
-    """An image by `name@sha256:…`, pulled if the engine does not have it. The pull is untested: no registry was at hand."""
+def foreign(reference: str, engine: Engine, emit: Emit | None = None, *, offline: bool = False) -> Image:
+    """An image by `name@sha256:…`, pulled if the engine does not have it, unless `offline`. Raises `InfraError`."""
     identity = foreign_identity(reference)
     found = engine.image_id(reference)
     if found is None:
+        if offline:
+            raise InfraError("is not there, and fetching is switched off", where=reference, hint="run once without --offline")
         _say(emit, f"pulling {reference}")
-        with engine.faults(f"pulling {reference}"):
-            for message in engine.api.pull(reference, stream=True, decode=True):
-                if "error" in message:
-                    raise InfraError(str(message["error"]), where=f"pulling {reference}")
+        where = f"pulling {reference}"
+        try:
+            with engine.faults(where):
+                for message in engine.api.pull(reference, stream=True, decode=True):
+                    if "error" in message:
+                        raise InfraError(str(message["error"]), where=where)
+        except InfraError as error:
+            hint = error.hint or "does the engine reach the registry, and has it an image of that digest?"
+            raise InfraError(" ".join(error.what.split()), where=where, hint=hint) from None
         found = engine.image_id(reference)
         if found is None:
             raise InfraError("pulled, and not there", where=reference)

@@ -530,7 +530,7 @@ class Session:
         def make() -> images.Image:
             foreign = self.workspace.config.toolchain.image(name)
             if foreign is not None:
-                image = images.foreign(foreign, self.engine)
+                image = images.foreign(foreign, self.engine, self.emit, offline=self.offline)
             else:
                 image = self._own_toolchain(name)
             known = self._cells.get(f"identity of {name}")
