@@ -274,15 +274,14 @@ def report_command(
 ) -> None:
     """Make other reports of the results of a run, or of all shards of one."""
     with _reported():
-        from qcase.report import files, html, junit, results
+        from qcase.report import results, whole
 
         if junit_file is None and html_file is None:
             raise UsageError("no report is asked for", hint="add --junit FILE or --html FILE")
         run = results.whole([(path, results.load(path)) for path in results_files])
-        for option, path, write in (("--junit", junit_file, junit.write), ("--html", html_file, html.write)):
+        for path, report in ((junit_file, whole.junit), (html_file, whole.html)):
             if path is not None:
-                files.check(path, option)
-                write(run, path)
+                report(path).write(run)
 
 
 @app.command("list")
@@ -1032,13 +1031,13 @@ class ReportFiles:
         if self.events is not None:
             found.append(EventsReport(self.events))
         if self.junit is not None:
-            from qcase.report.junit import JUnitReport
+            from qcase.report import whole
 
-            found.append(JUnitReport(self.junit))
+            found.append(whole.junit(self.junit))
         if self.html is not None:
-            from qcase.report.html import HtmlReport
+            from qcase.report import whole
 
-            found.append(HtmlReport(self.html))
+            found.append(whole.html(self.html))
         return found
 
 

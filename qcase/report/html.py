@@ -6,33 +6,9 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qcase import events
-from qcase.report import files, json, results
 from qcase.report.results import Results
 
 _ORDER = ("error", "build-error", "panic", "fail", "timeout", "exited", "flaky", "skipped", "pass")
-
-
-class HtmlReport:
-    """Listens to events; writes the file when the run ends. Raises `UsageError` at once where it could not."""
-
-    def __init__(self, path: Path) -> None:
-        files.check(path, "--html")
-        self._path = path
-        self._started: events.RunStarted | None = None
-
-    def __call__(self, event: events.Event) -> None:
-        if isinstance(event, events.RunStarted):
-            self._started = event
-        elif isinstance(event, events.RunFinished):
-            assert self._started is not None
-            document = results.of_document(json.results_document(self._started, event))
-            write(document, self._path)
-
-
-def write(run: Results, path: Path) -> None:
-    """Write the page of a run. Raises `InfraError` where it cannot be written."""
-    files.write(path, render(run), "--html")
 
 
 def render(run: Results) -> str:

@@ -21,34 +21,10 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from qcase import events
 from qcase.model import SubtestStatus, Verdict
-from qcase.report import files, json, results
 from qcase.report.results import CaseReport, Results, Subtest
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-class JUnitReport:
-    """Listens to events; writes the file when the run ends. Raises `UsageError` at once where it could not."""
-
-    def __init__(self, path: Path) -> None:
-        files.check(path, "--junit")
-        self._path = path
-        self._started: events.RunStarted | None = None
-
-    def __call__(self, event: events.Event) -> None:
-        if isinstance(event, events.RunStarted):
-            self._started = event
-        elif isinstance(event, events.RunFinished):
-            assert self._started is not None
-            document = results.of_document(json.results_document(self._started, event))
-            write(document, self._path)
-
-
-def write(run: Results, path: Path) -> None:
-    """Write the report of a run. Raises `InfraError` where it cannot be written."""
-    files.write(path, render(run), "--junit")
 
 
 def render(run: Results) -> str:

@@ -11,8 +11,13 @@ import hashlib
 import io
 import ipaddress
 import json
+import os
+import signal
+import socket
+import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -269,6 +274,54 @@ def test_without_a_lock_file_the_crates_are_those_of_today_and_that_is_said(mirr
     overlay = mirrored.build(uses("tiny"))
     assert run_program(overlay / "usr/bin/user", Arch.X86_64) == "from the registry\n"
     assert mirrored.warnings == ["there is no rust/Cargo.lock, so its crates are those of the day on which they were fetched"]
+
+
+@pytest.fixture
+def repository_of_git(host_address: str, tmp_path: Path) -> Iterator[str]:
+    """A crate in a git repository, by a real `git daemon`: its address and the commit, as a lock file has them."""
+    crate = tmp_path / "repositories" / "small"
+    write(crate, {"Cargo.toml": PACKAGE.format("small"), "src/lib.rs": 'pub fn text() -> &\'static str { "from git" }\n'})
+    who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(crate), *who, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q", "-b", "main")
+    git("add", ".")
+    git("commit", "-q", "-m", "a crate")
+    with socket.create_server((host_address, 0)) as free:
+        port = free.getsockname()[1]
+    argv = ["git", "daemon", "--export-all", "--reuseaddr", f"--listen={host_address}", f"--port={port}"]
+    argv += [f"--base-path={crate.parent}", str(crate.parent)]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=True) as daemon:
+        try:
+            deadline = process.Deadline.after(60)
+            while True:
+                try:
+                    socket.create_connection((host_address, port), 5).close()
+                    break
+                except OSError:
+                    assert not deadline.passed
+                    time.sleep(0.05)
+            yield f"git://{host_address}:{port}/small#{git('rev-parse', 'HEAD')}"
+        finally:
+            os.killpg(daemon.pid, signal.SIGKILL)
+
+
+def test_a_crate_of_a_git_repository_at_the_commit_of_the_lock(case: Case, repository_of_git: str) -> None:
+    address = repository_of_git.partition("#")[0]
+    small = f'[[package]]\nname = "small"\nversion = "0.1.0"\nsource = "git+{repository_of_git}"\n'
+    user = '[[package]]\nname = "user"\nversion = "0.1.0"\ndependencies = [\n "small",\n]\n'
+    files = {
+        "rust/Cargo.toml": PACKAGE.format("user") + f'[dependencies]\nsmall = {{ git = "{address}" }}\n',
+        "rust/src/main.rs": 'fn main() { println!("{}", small::text()); }\n',
+        "rust/Cargo.lock": f"version = 4\n\n{small}\n{user}",
+    }
+    assert run_program(case.build(files) / "usr/bin/user", Arch.X86_64) == "from git\n"
+    case.offline = True
+    files["rust/src/main.rs"] = 'fn main() { print!("{}!", small::text()); }\n'
+    assert run_program(case.build(files) / "usr/bin/user", Arch.X86_64) == "from git!"
+    assert case.warnings == []
 
 
 def fails(case: Case, files: Mapping[str, str]) -> QcaseError:

@@ -15,10 +15,8 @@ import xmlschema
 from qcase import events
 from qcase.errors import InfraError, UsageError
 from qcase.model import Arch, Cache, CaseResult, Fault, LimitUse, Phase, Pipeline, SubtestResult, SubtestStatus, Verdict
-from qcase.report import html, junit, results
-from qcase.report.html import HtmlReport
+from qcase.report import html, junit, results, whole
 from qcase.report.json import EventsReport, JsonReport, event_document, results_document
-from qcase.report.junit import JUnitReport
 from tests.unit.test_reports import BROKEN, FAILED, GROUP, PASSED
 
 XSD = xmlschema.XMLSchema(Path(__file__).with_name("junit-10.xsd"))
@@ -200,7 +198,7 @@ def test_events_that_cannot_be_written_are_said_at_the_end() -> None:
     report.close()
 
 
-@pytest.mark.parametrize("make", [JsonReport, EventsReport, JUnitReport, HtmlReport])
+@pytest.mark.parametrize("make", [JsonReport, EventsReport, whole.junit, whole.html])
 def test_a_place_that_cannot_be_is_said_before_anything_runs(make: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="its folder does not exist"):
         make(tmp_path / "gone" / "file")
@@ -232,10 +230,10 @@ def shard(number: int, *found: CaseResult, **changed: object) -> tuple[Path, res
 
 def test_the_shards_of_a_run_are_one_run() -> None:
     one, two = shard(1, FLAKY, BROKEN), shard(2, PASSED, FAILED)
-    whole = results.whole([two, one])
-    assert [case.case for case in whole.cases] == ["normal/epoll", "normal/futex", "normal/smoke", "normal/sysctl"]
-    assert (whole.seconds, whole.jobs, whole.exit_code, whole.complete, whole.shard) == (3.0, 4, 2, True, "")
-    XSD.validate(junit.render(whole))
+    together = results.whole([two, one])
+    assert [case.case for case in together.cases] == ["normal/epoll", "normal/futex", "normal/smoke", "normal/sysctl"]
+    assert (together.seconds, together.jobs, together.exit_code, together.complete, together.shard) == (3.0, 4, 2, True, "")
+    XSD.validate(junit.render(together))
     killed = results.whole([one, shard(2, complete=False, exit_code=None)])
     assert (killed.complete, killed.exit_code) == (False, None)
     assert results.whole([one]) == one[1]
@@ -265,7 +263,7 @@ def test_a_shard_that_is_missing_is_named() -> None:
 
 
 def test_a_page_shows_every_case_and_nothing_that_a_guest_says_does_anything(tmp_path: Path) -> None:
-    report = HtmlReport(tmp_path / "r.html")
+    report = whole.html(tmp_path / "r.html")
     report(STARTED)
     report(FINISHED)
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
