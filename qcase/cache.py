@@ -22,14 +22,16 @@ def parse_age(text: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
-def listing(store: Store, *, now: float | None = None) -> Iterator[str]:
-    """One line for each item: what, name, size on the disk, last use, the case that made it. Least recently used first."""
+def listing(store: Store, *, now: float | None = None, narrow: bool = False) -> Iterator[str]:
+    """One line for each item: what, size on the disk, last use, name, the case that made it. Least recently used first.
+
+    `narrow`: without the name, which is a key, where there is a case.
+    """
     moment = time.time() if now is None else now
-    found = gc.items(store)
-    width = max((len(item.short) for item in found), default=0)
-    for item in found:
+    for item in gc.items(store):
         used = age(moment - item.used) if item.used else "never used"
-        yield f"{item.what:<9}  {item.short:<{width}}  {size(item.size):>10}  {used:<12}  {item.made_for}".rstrip()
+        name = item.made_for if narrow and item.made_for else f"{item.short:<12}  {item.made_for}"
+        yield f"{item.what:<9}  {size(item.size):>10}  {used:<10}  {name}".rstrip()
 
 
 def sizes(store: Store) -> Iterator[str]:

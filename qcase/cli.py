@@ -441,8 +441,8 @@ def cache_list(cache_dir: CacheOption = "") -> None:
     with _reported():
         from qcase import cache
 
-        for line in cache.listing(_looked_at(cache_dir)):
-            print(line)
+        for line in cache.listing(_looked_at(cache_dir), narrow=_narrow()):
+            print(_wrapped(line, " " * 35))
 
 
 @cache_app.command("size")
@@ -724,7 +724,7 @@ def doctor_command(
             lines.append(line)
             if as_json:
                 continue
-            narrow = _columns() is not None and (_columns() or 0) < 80
+            narrow = _narrow()
             head = f"{line.state:<8} {line.what}: " if narrow else f"{line.state:<8} {line.what:<{width}}  "
             indent = " " * (9 if narrow else len(head))
             shown = _wrapped(f"{head}{line.says}", indent)
@@ -1317,6 +1317,11 @@ def _columns() -> int | None:
     import shutil
 
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _narrow() -> bool:
+    columns = _columns()
+    return columns is not None and columns < 80
 
 
 def _wrapped(line: str, indent: str) -> str:
