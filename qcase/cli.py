@@ -267,7 +267,7 @@ def run_command(
 @app.command("report")
 def report_command(
     results_files: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS.json...", help="What `qcase run --json` wrote: one, or that of every shard.")
+        list[Path], typer.Argument(metavar="RESULTS.json", help="What `qcase run --json` wrote: one, or that of every shard.")
     ],
     junit_file: JUnitOption = None,
     html_file: HtmlOption = None,
@@ -787,7 +787,9 @@ def schema_command(
         from qcase import schema
         from qcase.report import results
 
-        if name in results.SCHEMAS and not as_toml:
+        if name in results.SCHEMAS:
+            if as_toml:
+                raise UsageError(f"{name} are JSON, and no file that is written by hand", where="--toml", hint="leave out --toml")
             print(results.json_schema(name), end="")
             return
         print(schema.toml(name) if as_toml else schema.json_schema(name), end="")

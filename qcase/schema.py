@@ -181,7 +181,7 @@ def commented(name: str, *, leave_out: Callable[[str], bool]) -> list[str]:
 
 def _known(name: str) -> type[BaseModel]:
     if name not in MODELS:
-        raise UsageError(f"there is no schema {name!r}", hint=f"there are: {', '.join(MODELS)}")
+        raise UsageError(f"there is no schema {name!r}", hint=f"there are: {', '.join((*MODELS, 'results', 'events'))}")
     return MODELS[name]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from qcase import images
 from qcase.containers import Engine
+from qcase.content import remove_tree
 from qcase.errors import InfraError
 from qcase.process import Deadline
 from tests.conftest import ROOT
@@ -82,7 +83,7 @@ def pushed(registry: str, shared_engine: Engine, test_cache: Path) -> Iterator[P
 def greeting(root: Path, reference: str) -> Workspace:
     """A case that needs the toolchain `alpine`, to install a package."""
     workspace = Workspace.make(root, f'[toolchain.alpine]\nimage = "{reference}"\n')
-    workspace.case("greets", shell_init_cmd="greeting", success_regex=["^hello"], qcase={"packages": ["greeting"]})
+    workspace.case("greets", shell_init_cmd="greeting", success_regex=["hello from a package"], qcase={"packages": ["greeting"]})
     return workspace
 
 
@@ -91,9 +92,6 @@ def test_an_image_is_pulled_by_its_digest_and_used(
 ) -> None:
     workspace = greeting(tmp_path / "w", pushed.reference)
     store = workspaces.fresh_store(tmp_path / "store", test_cache)
-    offline = run(workspace, "--offline", store=store, env=repository.environment)
-    assert offline.exit_code == 3
-    assert "is not there, and fetching is switched off" in offline.case("greets")["reason"]
     first = run(workspace, store=store, env=repository.environment)
     assert first.verdicts == {"greets": "pass"}, first.said
     assert f"pulling {pushed.reference}" in first.said
@@ -105,6 +103,12 @@ def test_an_image_is_pulled_by_its_digest_and_used(
     again = run(workspace, "--offline", store=store, env=repository.environment)
     assert again.case("greets")["cache"] == "hit"
     assert "pulling" not in again.said
+    # The packages are in the store, but nothing can be made of them.
+    pushed.forget()
+    remove_tree(store / "v1" / "overlays")
+    offline = run(workspace, "--offline", store=store, env=repository.environment)
+    assert offline.exit_code == 3
+    assert f"{pushed.reference}: is not there, and fetching is switched off" in offline.case("greets")["reason"]
 
 
 def test_an_image_that_the_registry_does_not_have_and_a_registry_that_is_not_there(pushed: Pushed) -> None:
