@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import zlib
@@ -17,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
-from qcase import images, process
+from qcase import guests, images, process
 from qcase.containers import Engine
 from qcase.images import Image
 from qcase.model import Arch
@@ -83,6 +86,22 @@ def test_cache() -> Path:
     cache = Path(os.environ.get("QCASE_TEST_CACHE") or Path.home() / ".cache" / "qcase-tests")
     cache.mkdir(parents=True, exist_ok=True)
     return cache
+
+
+@pytest.fixture
+def wheels(test_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The guests' wheels, fetched once, in place of the package index: who fetches a guest needs no network from then on."""
+    folder = test_cache / "wheels"
+    folder.mkdir(exist_ok=True)
+    with FileLock(test_cache / "wheels.lock"):
+        for release in guests._RELEASES.values():
+            if not any(folder.glob(f"*{release.platform}*.whl")):
+                argv = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--no-input"]
+                argv += ["--platform", release.platform, "--dest", str(folder), release.requirement]
+                subprocess.run(argv, check=True)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -263,7 +263,7 @@ def test_a_full_store_is_no_failure(tmp_path: Path, test_cache: Path) -> None:
     assert all(f"the disk of {store} is full" in line and "is not stored" in line for line in warnings)
 
 
-def test_a_store_too_small_for_the_guest(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_store_too_small_for_the_guest(workspace: Workspace, wheels: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
     outcome = run(workspace, "plain", store=store, prefix=in_namespace(f'mount -t tmpfs -o size=64k none "{store}"'))

@@ -280,7 +280,7 @@ def test_the_initramfs_is_the_same_bytes_each_time(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("guest", [Arch.AARCH64], indirect=True)
-def test_a_store_may_be_moved_but_not_changed(guest: Guest, cache: Path, tmp_path: Path) -> None:
+def test_a_store_may_be_moved_but_not_changed(guest: Guest, cache: Path, wheels: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
     subprocess.run(["cp", "-r", "--sparse=always", cache / "guests", store], check=True)
