@@ -5,6 +5,7 @@ Exit codes: 1 a case did not pass, 2 usage or configuration, 3 infrastructure; w
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -48,8 +49,11 @@ def message(outcome: Outcome) -> str:
 
 def in_namespace(script: str) -> list[str]:
     """A command that runs another one where something is mounted that nobody else sees."""
-    may_mount = subprocess.run(["unshare", "-m", "true"], stderr=subprocess.DEVNULL).returncode == 0
-    return ["unshare", *([] if may_mount else ["-r"]), "-m", "sh", "-euc", f'{script}; exec "$@"', "sh"]
+    if subprocess.run(["unshare", "-m", "true"], stderr=subprocess.DEVNULL).returncode == 0:
+        return ["unshare", "-m", "sh", "-euc", f'{script}; exec "$@"', "sh"]
+    # Who may not mount is root of a namespace of his own to do so, and goes on as himself: steps run as the calling user.
+    back = f"unshare --user --map-user={os.getuid()} --map-group={os.getgid()}"
+    return ["unshare", "-r", "-m", "sh", "-euc", f'{script}; exec {back} "$@"', "sh"]
 
 
 # --- before any case ----------------------------------------------------------------------------------------------------
