@@ -316,6 +316,10 @@ def _base(engine: Engine) -> Iterator[Line]:
             "base", State.BAD, "mmdebstrap is not installed, which makes the base of the images", "apt-get install mmdebstrap"
         )
         return
+    if os.geteuid() != 0 and shutil.which("newuidmap") is None:
+        what = "newuidmap is not installed, which mmdebstrap needs without root to make the base of the images"
+        yield Line("base", State.BAD, what, "apt-get install uidmap")
+        return
     main = images.host_mirrors(Path("/etc/apt"), os.environ).main
     if main is None:
         yield Line("mirror", State.GOOD, "the base of the images comes from mmdebstrap's own mirror, which was not tried")

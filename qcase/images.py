@@ -443,6 +443,11 @@ def build_hint(text: str) -> str:
         return "the build needs the Debian mirror that the base names: is there a network, also from inside a container?"
     if re.search(r"404 +Not Found", text):
         return "the mirror has moved on: build it anew, base and all (`qcase images build --fresh`)"
+    if "unable to pick chroot mode" in text:
+        return (
+            "without root mmdebstrap needs user namespaces, newuidmap (`apt-get install uidmap`) and ids of your own in "
+            "/etc/subuid and /etc/subgid; or let root run `qcase images build c` once, for all who use this engine"
+        )
     return hint_for(text)
 
 

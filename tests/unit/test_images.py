@@ -272,6 +272,7 @@ def test_a_silent_build_shows_that_it_lives() -> None:
         ("W: Failed to fetch http://x  Temporary failure resolving 'x'", "is there a network"),
         ("E: Failed to fetch http://x/y.deb  404  Not Found", "--fresh"),
         ("tar: write error: No space left on device", "is full"),
+        ("E: unable to pick chroot mode automatically (use --mode for manual selection)", "apt-get install uidmap"),
         ("gcc: error: no input files", ""),
     ],
 )
