@@ -48,9 +48,7 @@ def test_a_kernel_is_built_in_a_toolchain_image_and_made_a_raw_binary(arch: Arch
     assert raw.read_bytes()[:5] == b"qcase"
 
 
-RUST_BUILD = """
-cargo build --release --offline --target ${arch}-unknown-linux-musl
-"""
+RUST_BUILD = "cargo rustc --release --offline --target ${arch}-unknown-linux-musl -- -C linker=ld.lld -C link-self-contained=no"
 RUST_MAIN = """
 #![no_std]
 #![no_main]
@@ -68,7 +66,6 @@ def test_a_rust_kernel_is_built_in_the_rust_image(shared_engine: Engine, toolcha
     (tmp_path / "Cargo.toml").write_text(
         '[package]\nname = "kernel"\nversion = "0.1.0"\nedition = "2021"\n[profile.release]\npanic = "abort"\n'
     )
-    (tmp_path / "build.rs").write_text('fn main() { println!("cargo:rustc-link-arg=-nostartfiles"); }\n')
     recipe = KernelBuild(build=RUST_BUILD, output="target/${arch}-unknown-linux-musl/release/kernel", where="rust")
     kernel = Builder(recipe, tools).kernel(Group("g", None, Arch.AARCH64, "none"), quiet, quiet)
     assert kernels.built_for(kernel.path.read_bytes()[:64]) == ("aarch64",)
