@@ -47,9 +47,12 @@ process.dismiss_guardian()
 
 
 @pytest.fixture
-def volume(shared_engine: Engine) -> Iterator[str]:
+def volume(shared_engine: Engine, test_cache: Path) -> Iterator[str]:
     name = f"qcase-test-{uuid.uuid4().hex[:8]}"
     shared_engine.api.create_volume(name, labels={"qcase": "1"})
+    # The engine gives it to root; whoever runs the tests is to write there.
+    open_it = ["docker", "run", "--rm", "-v", f"{name}:/cache", images.base(shared_engine, test_cache), "chmod", "1777", "/cache"]
+    subprocess.run(open_it, check=True)
     yield name
     shared_engine.api.remove_volume(name, force=True)
 
@@ -59,7 +62,9 @@ def run(engine: Engine, cache: Path, arguments: list[str], workspace: str, store
     base = images.base(engine, cache)
     own = {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), ROOT}
     seen = [path for path in own if not path.is_relative_to("/usr")]
+    group = Path(socket_path(os.environ)).stat().st_gid
     argv = ["docker", "run", "--rm", "--network", "none", "-v", "/usr:/usr:ro"]
+    argv += ["--user", f"{os.getuid()}:{os.getgid()}", "--group-add", str(group)]
     argv += [part for path in seen for part in ("-v", f"{path}:{path}:ro")]
     argv += ["-v", f"{socket_path(os.environ)}:/var/run/docker.sock", *arguments]
     argv += ["--env", f"PYTHONPATH={ROOT}", base, sys.executable, "-c", PROGRAM, images.base(engine, cache), workspace, store]
