@@ -24,7 +24,8 @@ from tests.vm.workspaces import Workspace, c_program, fresh_store, run, says
 pytestmark = [pytest.mark.vm, pytest.mark.container]
 
 IMAGE = "qcase/test-image"
-CALLER = (1234, 1235)
+# Somebody who is not known here; only root can have another one's workspace.
+CALLER = (1234, 1235) if os.geteuid() == 0 else (os.getuid(), os.getgid())
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def image() -> str:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    """A workspace that belongs to somebody who is not known here."""
+    """A workspace that `CALLER` may own meanwhile."""
     made = Workspace.make(tmp_path / "w")
     keys = {"success_regex": ["^fine$"]}
     made.case("compiled", c_program(says("fine")), shell_init_cmd="prog", **keys)  # type: ignore[arg-type]
@@ -95,7 +96,8 @@ def test_the_same_suite_here_and_there(
 
 def test_a_store_that_the_engine_does_not_see(image: str, workspace: Workspace, test_cache: Path) -> None:
     """One error before anything is built, for each case that needs the engine."""
-    mounts = ["-v", f"{workspace.root}:/w", "-e", "QCASE_CACHE_DIR=/tmp/cache", "-v", f"{test_cache}/guests:/tmp/cache/guests:ro"]
+    mounts = ["-v", f"{workspace.root}:/w", "-e", "QCASE_CACHE_DIR=/tmp/cache", "--tmpfs", "/tmp/cache:mode=1777"]
+    mounts += ["-v", f"{test_cache}/guests:/tmp/cache/guests:ro"]
     done = docker_run(image, *mounts, "run --arch aarch64 compiled")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "/tmp/cache: the container engine, which sits outside of this container, does not see it" in done.stdout
