@@ -18,6 +18,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -338,10 +339,17 @@ class _Case:
                 problem = Problem(said, self.file, self.lines.get(loc, 0), ".".join(loc), "set it to some times that")
                 yield _warning("timeout", problem)
 
+    def _commands_on_any_architecture(self) -> Iterator[str]:
+        """A subcase may be for some architectures alone."""
+        for path in sorted(self.case.path.glob("qemu-*.toml")):
+            with suppress(ConfigError, OSError):  # said where that file is looked at
+                commands = read_toml(path).get("test_commands", [])
+                yield from (str(command) for command in commands if isinstance(commands, list))
+
     def _unreached(self) -> Iterator[Finding]:
         """Programs that nothing starts, as far as their names can be seen in the sources."""
         if self.case.pipeline is Pipeline.GROUPED:
-            text = "\n".join(self.config.test_commands)
+            text = "\n".join(self._commands_on_any_architecture())
             for subcase in self.case.subcases:
                 names = programs(subcase.path / subcase.kind.value, subcase.kind)
                 if names and not any(_names(text, name) for name in names):

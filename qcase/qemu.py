@@ -480,7 +480,7 @@ def converse(machine: Machine, judge: Judge, log: ConsoleLog, on_data: Callable[
     while True:
         now = time.monotonic()
         for _ in range(machine.take_resets()):
-            judge.reset()
+            judge.reset(now)
         judge.tick(now)
         if judge.ruling is not None:
             return ""

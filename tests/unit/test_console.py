@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from qcase.console import CHUNK, DRAIN, EXCERPT, PROMPT_DELAY, QUIET, RESETS, WINDOW, Group, Judge, Limits, Rules
+from qcase.console import (
+    CHUNK,
+    DRAIN,
+    EXCERPT,
+    PROMPT_DELAY,
+    QUIET,
+    RESET_BURST,
+    RESET_SILENCE,
+    RESETS,
+    WINDOW,
+    Group,
+    Judge,
+    Limits,
+    Rules,
+)
 from qcase.model import Phase, SubtestStatus, Verdict
 from qcase.transcript import Terminal
 
@@ -763,12 +777,25 @@ def test_a_program_that_speaks_of_firmware_is_no_reset_loop() -> None:
 def test_resets_that_the_machine_counts_are_a_loop_too() -> None:
     guest = booted(shell())
     for _ in range(RESETS):
-        guest.judge.reset()
+        guest.waits(RESET_SILENCE).judge.reset(guest.now)
     assert guest.verdict() is None
-    guest.judge.reset()
+    guest.waits(RESET_SILENCE).judge.reset(guest.now)
     assert guest.verdict() is Verdict.PANIC
     assert guest.judge.ruling is not None
     assert guest.judge.ruling.reason == "the guest's machine was reset 4 times"
+
+
+def test_resets_in_a_row_with_nothing_said_are_one() -> None:
+    """What SeaBIOS makes of a reboot."""
+    guest = booted(shell())
+    for _ in range(4 * RESETS):
+        guest.judge.reset(guest.now)
+        guest.waits(0.03)
+    for _ in range(RESETS - 1):
+        guest.waits(RESET_BURST).prints("booting\r\n").judge.reset(guest.now)
+    assert guest.verdict() is None
+    guest.waits(RESET_BURST).prints("booting\r\n").judge.reset(guest.now)
+    assert guest.verdict() is Verdict.PANIC
 
 
 def test_a_reset_before_the_prompt_is_a_panic_and_later_an_end() -> None:

@@ -106,7 +106,8 @@ def test_the_whole_tree_arrives(options: tuple[str, ...], tree: Path, tmp_path: 
         found = dict(image.walk())
         assert list(found) == sorted(found, key=lambda name: name.split("/") if name != "/" else [])
         expected = {"/", "/lost+found"}
-        for host in sorted(tree.rglob("*")):
+        # (Path.rglob before Python 3.11.4 fails at a link whose target is too long for a name.)
+        for host in sorted(Path(folder, name) for folder, folders, files in os.walk(tree) for name in (*folders, *files)):
             inside = "/" + str(host.relative_to(tree))
             expected.add(inside)
             node, facts = found[inside], host.lstat()

@@ -182,19 +182,10 @@ def as_root(engine: Engine, cache: Path, *command: str) -> None:
     """Run a command as root of the machine that the engine is on, where whoever may use the engine can be that."""
     prefix: list[str] = []
     if os.geteuid() != 0:
-        prefix = [
-            "docker",
-            "run",
-            "--rm",
-            "--privileged",
-            "--pid",
-            "host",
-            images.base(engine, cache),
-            "nsenter",
-            "-t",
-            "1",
-            "-m",
-        ]
+        # All that the engine can give where it has not got every capability itself.
+        prefix = ["docker", "run", "--rm", "--pid", "host", "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE"]
+        prefix += [part for what in ("seccomp", "apparmor") for part in ("--security-opt", f"{what}=unconfined")]
+        prefix += [images.base(engine, cache), "nsenter", "-t", "1", "-m"]
     subprocess.run([*prefix, *command], check=True)
 
 

@@ -89,7 +89,16 @@ class Workspace:
     @property
     def runs(self) -> list[Path]:
         """Run folders, and their locks: those of a run that was killed are swept by the next one."""
-        return list(self.root.glob("target/*/qemu-cases/**/runs/*"))
+        # (Path.glob before Python 3.11.4 fails at a folder that goes meanwhile.)
+        folders = (Path(folder) for target in self.root.glob("target/*/qemu-cases") for folder, _, _ in os.walk(target))
+        return [Path(entry) for folder in folders if folder.name == "runs" for entry in _listed(folder)]
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(folder))
+    except FileNotFoundError:
+        return []
 
 
 def c_program(main: str, name: str = "prog", folder: str = "c", **more: str) -> dict[str, str]:
