@@ -120,9 +120,10 @@ def spawn(
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
     pass_fds: Sequence[int] = (),
+    grace: float = TERM_GRACE,
     hint: str = "",
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a child in a session of its own; at the end of the `with`, nothing of its process group is left.
+    """Start a child in a session of its own; at the end of the `with`, nothing of its process group is left. `grace`: see `end`.
 
     Raises `InfraError` if it cannot be started, `StoppedError` after `stop`.
     """
@@ -150,7 +151,7 @@ def spawn(
         check_stopped()  # `stop` may have looked for children a moment ago
         yield child
     finally:
-        end(child)
+        end(child, grace)
         with _lock:
             _children.discard(child)
 

@@ -40,6 +40,7 @@ _DRIVE_PREFIX = f"id={_DISK},if=none,format=raw,file="
 _MONITOR = "qcase-monitor"
 CONSOLE_LIMIT = 256 << 20  # bytes of a console that are kept, beside its end
 _END_KEPT = 1 << 20
+_GRACE = 0.3  # seconds for QEMU to end; on a busy machine it takes long, and it has nothing to put away
 _LAST_WORDS = 2.0  # seconds for QEMU to end after it closed its console
 
 INSTALL_HINT = {
@@ -422,6 +423,7 @@ def start(arch: Arch, argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> 
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     pass_fds=(*keep_open, theirs.fileno(), log.fileno()),
+                    grace=_GRACE,
                     hint=INSTALL_HINT[arch],
                 )
             )

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from qcase import images
 from qcase.containers import Engine, socket_path
 from tests.vm.workspaces import Outcome, Workspace, c_program, fresh_store, run, says, start
 
@@ -178,17 +177,7 @@ def reason(outcome: Outcome, case: str) -> str:
     return str(outcome.case(case)["reason"])
 
 
-def as_root(engine: Engine, cache: Path, *command: str) -> None:
-    """Run a command as root of the machine that the engine is on, where whoever may use the engine can be that."""
-    prefix: list[str] = []
-    if os.geteuid() != 0:
-        # All that the engine can give where it has not got every capability itself.
-        prefix = ["docker", "run", "--rm", "--pid", "host", "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE"]
-        prefix += [part for what in ("seccomp", "apparmor") for part in ("--security-opt", f"{what}=unconfined")]
-        prefix += [images.base(engine, cache), "nsenter", "-t", "1", "-m"]
-    subprocess.run([*prefix, *command], check=True)
-
-
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk that the engine sees, too")
 def test_a_build_that_fills_the_disk(tmp_path: Path, test_cache: Path, shared_engine: Engine) -> None:
     """It is stopped, said, and cleared away; what was built from the same disk before and after it is not the worse for it."""
     workspace = Workspace.make(tmp_path / "w")
@@ -198,8 +187,7 @@ def test_a_build_that_fills_the_disk(tmp_path: Path, test_cache: Path, shared_en
     workspace.case("a-fills", c_program(says("fine"), prebuild_sh=FILLS), **keys)
     workspace.case("good", c_program(says("fine")), **keys)
     store = fresh_store(tmp_path / "store", test_cache)
-    owner = f"size=400m,uid={os.getuid()},gid={os.getgid()}"
-    as_root(shared_engine, test_cache, "mount", "-t", "tmpfs", "-o", owner, "qcase-test", str(disk))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "qcase-test", str(disk)], check=True)
     try:
         outcome = run(workspace, store=store)
         assert outcome.verdicts == {"a-fills": "build-error", "good": "pass"}
@@ -207,4 +195,4 @@ def test_a_build_that_fills_the_disk(tmp_path: Path, test_cache: Path, shared_en
         assert workspace.run_folders == []
         assert sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) < 10 << 20
     finally:
-        as_root(shared_engine, test_cache, "umount", str(disk))
+        subprocess.run(["umount", str(disk)], check=True)
