@@ -87,6 +87,10 @@ CALL_TIMEOUT = 120.0  # seconds for one answer of the engine; creating a contain
 CROWD_INTERVAL = 2.0  # seconds between two looks at how many processes a step has
 CROWD_LOOKS = 3  # looks in a row at which it has nearly all that it may have: no build lives like that, a fork bomb does
 CROWD_SHARE = 0.9
+STILL_LOOKS = (
+    10  # looks in a row at which it has as many as before, and STILL_SHARE of what it may have: something else is used up
+)
+STILL_SHARE = 0.25
 KILLED = 128 + 9
 DYING = 30.0  # seconds from a kill to the end; the kernel has memory to free, and the engine layers to unmount
 
@@ -128,7 +132,7 @@ class StepResult:
 
     `oom` says that the kernel killed some process of it for memory, which the step may have survived with status 0. Status 137
     without a time-out counts as that too: where the whole step dies of it at once, the engine often misses the kernel's word,
-    and nobody else sends KILL. `crowded`: it stood at its limit of processes for a while, as a fork bomb does, and was stopped.
+    and nobody else sends KILL. `crowded`: it stood at a limit of processes for a while, as a fork bomb does, and was stopped.
     """
 
     exit_status: int
@@ -358,20 +362,16 @@ class Engine:
 
     @contextmanager
     def _crowd(self, name: str, step: Step, facts: Facts) -> Iterator[threading.Event]:
-        """Stop a step that stays at its limit of processes. Set: that was done.
-
-        A fork bomb never ends by itself: it would keep the machine busy until the step's time is up, half an hour for a build.
-        """
+        """Stop a step whose processes are a `Crowd`. Set: that was done."""
         stopped, done = threading.Event(), threading.Event()
 
         def watch() -> None:
-            full = 0
+            crowd = Crowd(step.pids)
             while not done.wait(CROWD_INTERVAL):
                 try:
                     seen = self.api.stats(name, stream=False, **_ONE_SHOT)
                     current = int((seen.get("pids_stats") or {}).get("current") or 0)
-                    full = full + 1 if current >= step.pids * CROWD_SHARE else 0
-                    if full >= CROWD_LOOKS and not done.is_set():
+                    if crowd.look(current) and not done.is_set():
                         stopped.set()
                         self._kill(name)
                         return
@@ -676,13 +676,36 @@ def _on_host(place: str, mounts: tuple[Mount, ...]) -> Path | None:
     return innermost.source / path.relative_to(innermost.target)
 
 
+class Crowd:
+    """Tells from looks at how many processes a step has whether it is a fork bomb.
+
+    That never ends by itself: it would keep the machine busy until the step's time is up, half an hour for a build. It stays at the
+    limit of processes, or below it where another limit comes first: with fuse-overlayfs each process takes a dozen of the
+    driver's open files, and the bomb goes on with processes that cannot open what they need.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._full = 0
+        self._still = 0
+        self._before = 0
+
+    def look(self, count: int) -> bool:
+        """The next look. True: it is one."""
+        same = abs(count - self._before) <= self._limit / 100
+        self._full = self._full + 1 if count >= self._limit * CROWD_SHARE else 0
+        self._still = self._still + 1 if count >= self._limit * STILL_SHARE and same else 0
+        self._before = count
+        return self._full >= CROWD_LOOKS or self._still >= STILL_LOOKS
+
+
 def verdict_of(step: Step, result: StepResult) -> tuple[str, str]:
     """What to say of a step that failed, and the hint."""
     if result.timed_out:
         return f"{step.name} took longer than {step.timeout:g} s and was stopped", ""
     if result.crowded:
         return (
-            f"{step.name} kept busy all {step.pids} processes that it may have, as a fork bomb does, and was stopped",
+            f"{step.name} stayed with too many of the {step.pids} processes that it may have, as a fork bomb does, and was stopped",
             "",
         )
     if result.filled is not None:

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcase import containers
-from qcase.containers import CappedLog, Engine, Facts, Frames, Mount, Step, StepResult
+from qcase.containers import CROWD_LOOKS, STILL_LOOKS, CappedLog, Crowd, Engine, Facts, Frames, Mount, Step, StepResult
 from qcase.errors import InfraError, UsageError
 
 
@@ -250,3 +251,15 @@ def test_a_step_that_succeeds_may_speak_of_forks() -> None:
 def test_a_full_disk_names_the_folder() -> None:
     facts = Facts.of({"DockerRootDir": "/var/lib/docker"})
     assert "/var/lib/docker" in containers.hint_for("write /x: no space left on device", facts)
+
+
+def test_a_fork_bomb_stays_at_a_limit_and_a_build_does_not() -> None:
+    def stopped_at(counts: Iterable[int]) -> int | None:
+        crowd = Crowd(4096)
+        return next((number for number, count in enumerate(counts, 1) if crowd.look(count)), None)
+
+    assert stopped_at([4000, 4096, 4096]) == CROWD_LOOKS
+    assert stopped_at([100, 4000, 100, 4000, 4000, 100] * 10) is None
+    assert stopped_at([1575 + n % 3 for n in range(100)]) == STILL_LOOKS + 1
+    assert stopped_at([1500 if n % 9 else 1000 for n in range(100)]) is None
+    assert stopped_at([600] * 1000) is None
