@@ -679,9 +679,9 @@ def _on_host(place: str, mounts: tuple[Mount, ...]) -> Path | None:
 class Crowd:
     """Tells from looks at how many processes a step has whether it is a fork bomb.
 
-    That never ends by itself: it would keep the machine busy until the step's time is up, half an hour for a build. It stays at the
-    limit of processes, or below it where another limit comes first: with fuse-overlayfs each process takes a dozen of the
-    driver's open files, and the bomb goes on with processes that cannot open what they need.
+    That never ends by itself: it would keep the machine busy until the step's time is up, half an hour for a build. It stays
+    at the limit of processes, or below it where another limit comes first: with fuse-overlayfs each process takes a dozen of
+    the driver's open files, and the bomb goes on with processes that cannot open what they need.
     """
 
     def __init__(self, limit: int) -> None:
@@ -705,7 +705,7 @@ def verdict_of(step: Step, result: StepResult) -> tuple[str, str]:
         return f"{step.name} took longer than {step.timeout:g} s and was stopped", ""
     if result.crowded:
         return (
-            f"{step.name} stayed with too many of the {step.pids} processes that it may have, as a fork bomb does, and was stopped",
+            f"{step.name} stayed at too many of the {step.pids} processes that it may have, as a fork bomb does; it was stopped",
             "",
         )
     if result.filled is not None:

@@ -222,7 +222,7 @@ def test_a_fork_bomb_ends_with_its_time(engine: Engine, shell: Step) -> None:
 
 def test_a_fork_bomb_is_stopped_long_before_its_time(engine: Engine, shell: Step) -> None:
     """Without a word of its own: what tells is that it stays at its limit."""
-    with pytest.raises(BuildError, match="probe stayed with too many of the 60 processes that it may have, as a fork bomb does"):
+    with pytest.raises(BuildError, match="probe stayed at too many of the 60 processes that it may have, as a fork bomb does"):
         engine.check(replace(shell, argv=("bash", "-c", "b() { b | b & }; b 2>&-; sleep 600"), pids=60, timeout=600))
 
 
