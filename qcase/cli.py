@@ -901,7 +901,8 @@ def program() -> NoReturn:
         code = leaving.code or 0
     try:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            if stream is not None and not stream.closed:
+                stream.flush()
     except OSError:
         if code != INTERRUPTED:
             sys.exit(code)  # type: ignore[arg-type]  # Python has words for it

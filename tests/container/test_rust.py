@@ -276,6 +276,19 @@ def test_without_a_lock_file_the_crates_are_those_of_today_and_that_is_said(mirr
     assert mirrored.warnings == ["there is no rust/Cargo.lock, so its crates are those of the day on which they were fetched"]
 
 
+def test_a_crate_of_a_registry_that_has_a_name(mirrored: Case, registry: Registry) -> None:
+    files = uses("tiny")
+    files["rust/Cargo.toml"] = files["rust/Cargo.toml"].replace('tiny = "1"', 'tiny = { version = "1", registry = "mirror" }')
+    source = f"sparse+{registry.url}/index/"
+    files["rust/Cargo.lock"] = lock().replace("registry+https://github.com/rust-lang/crates.io-index", source)
+    assert run_program(mirrored.build(files) / "usr/bin/user", Arch.X86_64) == "from the registry\n"
+    registry.asked.clear()
+    mirrored.offline = True
+    files["rust/src/main.rs"] = 'fn main() { print!("{}!", tiny::text()); }\n'
+    assert run_program(mirrored.build(files) / "usr/bin/user", Arch.X86_64) == "from the registry!"
+    assert registry.asked == []
+
+
 @pytest.fixture
 def repository_of_git(host_address: str, tmp_path: Path) -> Iterator[str]:
     """A crate in a git repository, by a real `git daemon`: its address and the commit, as a lock file has them."""
