@@ -47,16 +47,22 @@ def test_every_example_is_the_same_wherever_and_by_whomever_it_is_built(
     for folder in (mine, other):
         shutil.copytree(EXAMPLES, folder / "w", ignore=shutil.ignore_patterns("target"))
     store, second = (workspaces.fresh_store(folder / "store", test_cache) for folder in (mine, other))
+    # Crates and packages are kept, so that they are fetched once: where the tests run again, there may be no network.
+    (test_cache / "downloads").mkdir(exist_ok=True)
+    (second / "downloads").symlink_to(test_cache / "downloads")
+    theirs = prepared(other / "w", second, arch, repository)
     prefix: Sequence[str] = ()
-    if os.geteuid() == 0:
-        for name in ("images", "memory"):  # what is written there belongs to the user, too
-            (store / name).unlink()
+    if os.geteuid() != 0:
+        (store / "downloads").symlink_to(test_cache / "downloads")
+    else:
+        for name in ("images", "memory", "downloads"):  # what is written there belongs to the user, too
+            (store / name).unlink(missing_ok=True)
             shutil.copytree(test_cache / name, store / name, ignore=shutil.ignore_patterns("*.lock", "*.owner", ".*"))
         (mine / "w.outside/tmp").mkdir(parents=True)
         prefix = as_another_user(place, test_cache)
         for path in (mine, *mine.rglob("*")):
             os.chown(path, UID, UID, follow_symlinks=False)
-    ours, theirs = prepared(mine / "w", store, arch, repository, prefix), prepared(other / "w", second, arch, repository)
+    ours = prepared(mine / "w", store, arch, repository, prefix)
     assert list(ours) == list(theirs)
     assert len(ours) == len(list(EXAMPLES.rglob(f"qemu-{arch}.toml")))
     assert overlays(store) == overlays(second)

@@ -160,8 +160,10 @@ def test_a_guest_that_is_not_in_the_store(
     assert trouble is None or trouble.what in line.says
 
 
-def test_the_package_index_is_really_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_index_is_really_asked(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert guests.obstacle(guests.ALPINE, Arch.AARCH64, tmp_path) is None
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     assert guests.obstacle(guests.ALPINE, Arch.AARCH64, tmp_path) is not None
