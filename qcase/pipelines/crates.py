@@ -200,7 +200,7 @@ def _failure(step: Step, result: containers.StepResult, case: str) -> BuildError
             hint="`cargo generate-lockfile` or `cargo update` in rust/ makes it fit; it belongs to the case's sources",
             log=said,
         )
-    if re.search(r"no matching package|failed to select a version|checksum|failed to parse manifest", said):
+    if re.search(r"no matching package|failed to select a version|checksum (?:for|of) |failed to parse manifest", said):
         return BuildError(f"its crates cannot be had: {what}", where=case, log=said)
     return InfraError(
         f"its crates could not be fetched: {what}",

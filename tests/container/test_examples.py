@@ -21,6 +21,7 @@ from tests.vm.test_ordinary_user import place as place
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(2400)]
 
+DOWNLOADS = ("downloads", "v1/downloads")  # of packages; of crates
 EXAMPLES = ROOT / "examples" / "linux"
 
 
@@ -48,14 +49,17 @@ def test_every_example_is_the_same_wherever_and_by_whomever_it_is_built(
         shutil.copytree(EXAMPLES, folder / "w", ignore=shutil.ignore_patterns("target"))
     store, second = (workspaces.fresh_store(folder / "store", test_cache) for folder in (mine, other))
     # Crates and packages are kept, so that they are fetched once: where the tests run again, there may be no network.
-    (test_cache / "downloads").mkdir(exist_ok=True)
-    (second / "downloads").symlink_to(test_cache / "downloads")
+    for name in DOWNLOADS:
+        for place_of_it in (test_cache / name, (second / name).parent, (store / name).parent):
+            place_of_it.mkdir(parents=True, exist_ok=True)
+        (second / name).symlink_to(test_cache / name)
     theirs = prepared(other / "w", second, arch, repository)
     prefix: Sequence[str] = ()
     if os.geteuid() != 0:
-        (store / "downloads").symlink_to(test_cache / "downloads")
+        for name in DOWNLOADS:
+            (store / name).symlink_to(test_cache / name)
     else:
-        for name in ("images", "memory", "downloads"):  # what is written there belongs to the user, too
+        for name in ("images", "memory", *DOWNLOADS):  # what is written there belongs to the user, too
             (store / name).unlink(missing_ok=True)
             shutil.copytree(test_cache / name, store / name, ignore=shutil.ignore_patterns("*.lock", "*.owner", ".*"))
         (mine / "w.outside/tmp").mkdir(parents=True)
