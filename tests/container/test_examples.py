@@ -34,6 +34,13 @@ def prepared(suite: Path, store: Path, arch: str, repository: Repository, prefix
     return {case: Path(image) for case, _, image in (line.partition(" ") for line in done.stdout.splitlines())}
 
 
+def copy_downloads(source: Path, target: Path) -> None:
+    """What one store has downloaded, into another one that has nothing."""
+    for name in DOWNLOADS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, symlinks=True, ignore=shutil.ignore_patterns("*.lock", "*.owner"))
+
+
 def overlays(store: Path) -> dict[str, str]:
     """Key and digest of every overlay."""
     found = store.glob("v1/overlays/*/*/manifest.json")
@@ -49,18 +56,17 @@ def test_every_example_is_the_same_wherever_and_by_whomever_it_is_built(
         shutil.copytree(EXAMPLES, folder / "w", ignore=shutil.ignore_patterns("target"))
     store, second = (workspaces.fresh_store(folder / "store", test_cache) for folder in (mine, other))
     # Crates and packages are kept, so that they are fetched once: where the tests run again, there may be no network.
-    for name in DOWNLOADS:
-        for place_of_it in (test_cache / name, (second / name).parent, (store / name).parent):
-            place_of_it.mkdir(parents=True, exist_ok=True)
-        (second / name).symlink_to(test_cache / name)
+    kept = test_cache / "examples" / arch
+    copy_downloads(kept, second)
     theirs = prepared(other / "w", second, arch, repository)
+    if not kept.exists():
+        copy_downloads(second, kept.with_name(f".{arch}.{os.getpid()}"))
+        kept.with_name(f".{arch}.{os.getpid()}").rename(kept)
+    copy_downloads(kept, store)
     prefix: Sequence[str] = ()
-    if os.geteuid() != 0:
-        for name in DOWNLOADS:
-            (store / name).symlink_to(test_cache / name)
-    else:
-        for name in ("images", "memory", *DOWNLOADS):  # what is written there belongs to the user, too
-            (store / name).unlink(missing_ok=True)
+    if os.geteuid() == 0:
+        for name in ("images", "memory"):  # what is written there belongs to the user, too
+            (store / name).unlink()
             shutil.copytree(test_cache / name, store / name, ignore=shutil.ignore_patterns("*.lock", "*.owner", ".*"))
         (mine / "w.outside/tmp").mkdir(parents=True)
         prefix = as_another_user(place, test_cache)
