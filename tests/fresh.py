@@ -122,7 +122,7 @@ class Machine:
 
     def received(self) -> int:
         said = docker("exec", self.name, "cat", "/sys/class/net/eth0/statistics/rx_bytes", check=False)
-        return int(said or 0)
+        return int(said) if said.isdecimal() else 0  # without a network, or without an answer
 
     def unplug(self) -> None:
         docker("network", "disconnect", "bridge", self.name)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from qcase.containers import socket_path
+from qcase.content import remove_tree
 from tests.conftest import ROOT
 from tests.packages import Repository
 from tests.vm import workspaces
@@ -53,7 +54,7 @@ def place() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="qcase-user-"))
     folder.chmod(0o755)
     yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)  # a store's entries are read-only
 
 
 def fill(root: Path) -> Workspace:
