@@ -156,6 +156,7 @@ def test_what_had_finished_survives_a_kill(workspace: Workspace, store: Path, tm
     try:
         running.until("pass ")
         workspaces.eventually("the report", lambda: json.loads(running.json_file.read_text())["cases"])
+        workspaces.eventually("its event", lambda: '"case-finished"' in happened.read_text())  # which is written after the report
     finally:
         workspaces.kill(running, signal.SIGKILL)
         outcome = running.outcome()
