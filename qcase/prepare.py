@@ -746,11 +746,12 @@ def _has_overlays(case: Case) -> bool:
 
 
 def _named_subcases(case: Case) -> Iterator[Subcase]:
-    """The subcases that may install something that a command names. What needs no container is made in any case."""
+    """The subcases that may install what a command names. What needs no container and no packages is made in any case."""
     named = grouped.names(case.config.test_commands)
     for subcase in case.subcases:
         craft = CRAFTS.get(subcase.kind)
-        if named is None or (craft is not None and craft.image is None) or grouped.may_install(subcase.path, named):
+        cheap = craft is not None and craft.image is None and not craft.packages
+        if named is None or cheap or grouped.may_install(subcase.path, named):
             yield subcase
 
 
