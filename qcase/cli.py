@@ -279,9 +279,9 @@ def report_command(
         if junit_file is None and html_file is None:
             raise UsageError("no report is asked for", hint="add --junit FILE or --html FILE")
         run = results.whole([(path, results.load(path)) for path in results_files])
-        for path, report in ((junit_file, whole.junit), (html_file, whole.html)):
-            if path is not None:
-                report(path).write(run)
+        wanted = ((junit_file, whole.junit), (html_file, whole.html))
+        for report in [make(path) for path, make in wanted if path is not None]:  # none is written where one cannot be
+            report.write(run)
 
 
 @app.command("list")
