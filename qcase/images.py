@@ -456,6 +456,10 @@ def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in both if environ.get(name)}
 
 
+# The engine's builder shows what a step writes to its standard error in red, in the midst of lines too.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
 class BuildLog:
     """What a build says: to a file, its steps to the heart, its last lines for an error."""
 
@@ -481,7 +485,7 @@ class BuildLog:
             self.error = str(message["error"]).strip()
             self._file.write(self.error + "\n")
         *lines, self._partial = (self._partial + str(message.get("stream", ""))).split("\n")
-        for line in lines:
+        for line in (_COLOUR.sub("", line) for line in lines):
             self._file.write(line + "\n")
             if re.match(r"Step \d+/\d+ : ", line):
                 self.step = _shortened(line.replace("Step", "step", 1).replace(" : ", ": ", 1), 100)

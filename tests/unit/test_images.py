@@ -250,6 +250,13 @@ def test_steps_become_progress_and_the_last_lines_stay(tmp_path: Path) -> None:
     assert "line 0\n" in (tmp_path / "tiny.log").read_text()
 
 
+def test_the_red_of_standard_error_is_taken_out(tmp_path: Path) -> None:
+    with Heart("image tiny", None) as heart, BuildLog(tmp_path / "tiny.log", heart) as said:
+        said.take({"stream": "\x1b[91m   Compiling core v0.0.0\x1b[0m\x1b[91m\n\x1b[0mdone\n"})
+    assert list(said.last) == ["   Compiling core v0.0.0", "done"]
+    assert (tmp_path / "tiny.log").read_text() == "   Compiling core v0.0.0\ndone\n"
+
+
 def test_a_silent_build_shows_that_it_lives() -> None:
     beaten = threading.Event()
     heard: list[str] = []
