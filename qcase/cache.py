@@ -48,7 +48,11 @@ def sizes(store: Store) -> Iterator[str]:
     ):
         some = [item for item in found if item.what == what]
         yield f"{many:<10} {len(some):>6}  {size(sum(item.size for item in some)):>10}"
-    rest = whole - sum(item.size for item in found)
+    # Not ours to collect: they do not count against `[cache] max_size`.
+    others = sum(gc.disk_size(path) for path in gc.others(store))
+    if others:
+        yield f"{'other formats':<17}  {size(others):>10}"
+    rest = whole - others - sum(item.size for item in found)
     yield f"{'the rest':<10} {'':>6}  {size(max(rest, 0)):>10}"
     yield f"{'all':<10} {len(found):>6}  {size(whole):>10}"
 

@@ -8,7 +8,8 @@ have to be fetched, go after all that can be made again without a network. What 
 own lock (see `qcase.store`), whoever boots a guest holds `guests.lock`, and QEMU holds both. A leftover goes only when its owner
 is gone, and that is told by the lock which it held, never by a process id: ids are used again, and containers have their own.
 
-A folder below the root that is a symbolic link is somebody else's and left alone.
+A folder below the root that is a symbolic link is somebody else's and left alone. So is the folder of another format (`v0/`),
+which does not count against the size either: it may not be touched, so all of ours would go for its sake, each time.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Gone:
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection did. `size`: bytes that the store takes afterwards; `busy`: what had to stay although it should go."""
+    """What a collection did. `size`: bytes that the store takes afterwards, less those of other formats; `busy`: what had to stay
+    although it should go."""
 
     gone: tuple[Gone, ...]
     busy: tuple[Item, ...]
@@ -134,12 +136,22 @@ def disk_size(path: Path) -> int:
     return total
 
 
+def others(store: Store) -> list[Path]:
+    """The folders of other formats, older or newer."""
+    return [path for path in listed(store.root) if re.fullmatch("v[0-9]+", path.name) and path != store.base]
+
+
+def _own_size(store: Store) -> int:
+    """Bytes on the disk of what is ours."""
+    return disk_size(store.root) - sum(disk_size(path) for path in others(store))
+
+
 def collect(store: Store, limits: Limits, *, dry_run: bool = False, now: float | None = None) -> Collected:
     """Sweep leftovers, then take items away until the store keeps to its limits. `dry_run`: only say what would go."""
     moment = time.time() if now is None else now
     leftovers = 0 if dry_run else sweep(store, now=moment)
     kept = items(store)
-    size = disk_size(store.root)
+    size = _own_size(store)
     free, floor = _free_and_floor(store.root, limits.min_free)
     gone: list[Gone] = []
     busy: list[Item] = []
@@ -155,7 +167,7 @@ def collect(store: Store, limits: Limits, *, dry_run: bool = False, now: float |
                 free += item.size
             else:
                 busy.append(item)
-    return Collected(tuple(gone), tuple(busy), size if dry_run else disk_size(store.root), leftovers)
+    return Collected(tuple(gone), tuple(busy), size if dry_run else _own_size(store), leftovers)
 
 
 def clear(store: Store, *, everything: bool = False, dry_run: bool = False) -> Collected:
@@ -176,7 +188,7 @@ def clear(store: Store, *, everything: bool = False, dry_run: bool = False) -> C
                     busy.append(item)
         if everything and not dry_run and (fd := _alone_with_images(store, stack)):
             leftovers += sum(_forget(path) for path in listed(store.root / "images") if path.suffix in (".json", ".log") and fd)
-    return Collected(tuple(gone), tuple(busy), disk_size(store.root), leftovers)
+    return Collected(tuple(gone), tuple(busy), _own_size(store), leftovers)
 
 
 def verify(store: Store, *, repair: bool = False) -> Iterator[tuple[Item, Broken | None]]:

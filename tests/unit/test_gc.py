@@ -102,6 +102,25 @@ def test_the_least_recently_used_goes_first_until_the_size_is_kept(root: Path) -
     assert gc.collect(Store(root), gc.Limits(max_size=size)).gone == ()
 
 
+def test_another_format_does_not_count(root: Path) -> None:
+    """It may not be touched, so everything of ours would go, and the store be too big all the same."""
+    put(root, "a", used=DAY)
+    assert "other formats" not in "".join(cache.sizes(Store(root)))
+    before = gc.disk_size(root)
+    for other in ("v0", "v2"):
+        (root / other / "images").mkdir(parents=True)
+        (root / other / "images" / "theirs.img").write_bytes(b"x" * 4 * MIB)
+    done = gc.collect(Store(root), gc.Limits(max_size=before + MIB))
+    assert done.gone == ()
+    assert done.size == before
+    lines = list(cache.sizes(Store(root)))
+    assert re.fullmatch(r"other formats +8\.0 MiB", lines[-3])
+    assert re.fullmatch(r"the rest +\d+\.\d KiB", lines[-2])
+    assert re.fullmatch(r"all +1 +9\.\d MiB", lines[-1])
+    assert names(gc.clear(Store(root), everything=True)) == ["a"]
+    assert gc.disk_size(root) > 8 * MIB
+
+
 def test_age(root: Path) -> None:
     put(root, "old", used=3 * DAY)
     put(root, "new", used=10)
