@@ -461,16 +461,23 @@ class Store:
     def remove(self, kind: Kind, key: str, *, even_if_used: bool = False) -> bool:
         """Take an entry away. False if somebody uses or builds it, or there is none.
 
-        `even_if_used` is for what is broken: nobody new gets it, and it is deleted once nobody has it any more.
+        `even_if_used` is for what was found broken: nobody new gets it, and it is deleted once nobody has it any more. Where it
+        has been replaced since by one that is whole, that one stays.
         """
         with _guarded(self.root):
             self._prepare()
             lock = self._builders_lock(kind, key)
             if not locks.try_lock(lock):
                 return False
+            broken = None
             try:
-                return self._throw_away(kind, key, even_if_used=even_if_used)
+                if even_if_used:
+                    broken = locks.open_lock(self.folder(kind, key) / "lock")
+                    if not self.verify(kind, key):
+                        return True
+                return self._throw_away(kind, key, broken=broken)
             finally:
+                locks.close(broken)
                 lock.release()
 
     def in_use(self, kind: Kind, key: str) -> bool:
@@ -512,25 +519,31 @@ class Store:
 
     def _look(self, kind: Kind, key: str, warn: Say) -> Entry | None:
         """The entry of a key if it is there and whole, with its shared lock held."""
+        entry, broken = self._inspect(kind, key, warn)
+        locks.close(broken)
+        return entry
+
+    def _inspect(self, kind: Kind, key: str, warn: Say) -> tuple[Entry | None, int | None]:
+        """As `_look`; where something else is there, a descriptor of its lock, not held: open, it tells that one from others."""
         folder = self.folder(kind, key)
         lock_fd = locks.share(folder / "lock")
         if lock_fd is None:
-            return None
+            return None, None
         try:
             try:
                 manifest = self._read_manifest(kind, key)
                 problem = self._problem(manifest)
             except FileNotFoundError:
-                locks.close(lock_fd)
-                return None  # no manifest: rubbish
+                fcntl.flock(lock_fd, fcntl.LOCK_UN)  # nobody else has this descriptor
+                return None, lock_fd  # no manifest: rubbish
             except (ValueError, TypeError, KeyError) as error:
                 problem = str(error) if isinstance(error, ValueError) else "its manifest is no manifest"
             if problem:
                 warn(f"the stored {kind} {key[:12]} is not used, {problem}")
-                locks.close(lock_fd)
-                return None
+                fcntl.flock(lock_fd, fcntl.LOCK_UN)
+                return None, lock_fd
             self.touch(kind, key)
-            return Entry(kind, key, folder / kind.content, manifest, hit=True, lock_fd=lock_fd)
+            return Entry(kind, key, folder / kind.content, manifest, hit=True, lock_fd=lock_fd), None
         except BaseException:
             locks.close(lock_fd)
             raise
@@ -591,7 +604,7 @@ class Store:
         """Build and store; or wait for the one who does. Raises `_StoreFullError` where the disk is full."""
         with _full_is_no_failure(self.root, kind, key), _guarded(self.root):
             self._prepare()
-            lock, found = self._become_builder(kind, key, on_wait, warn)
+            lock, found, broken = self._become_builder(kind, key, on_wait, warn)
         if found is not None:
             return found
         assert lock is not None
@@ -599,15 +612,20 @@ class Store:
             with _full_is_no_failure(self.root, kind, key), _guarded(self.root):
                 self._announce(kind, key.digest, made_for)
                 self._trace("locked")
-                self._throw_away(kind, key.digest, even_if_used=True)  # what is there is not whole, or it had been found
+                winner = self._make_room(kind, key.digest, broken, warn)
+                if winner is not None:
+                    return winner
             return self._put(kind, key, build, made_for, warn)
         finally:
+            locks.close(broken)
             with contextlib.suppress(OSError):
                 self._holder(kind, key.digest).unlink()
             lock.release()
 
-    def _become_builder(self, kind: Kind, key: keys.Key, on_wait: Say, warn: Say) -> tuple[FileLock | None, Entry | None]:
-        """The builder's lock, or the entry that somebody else made in the meantime."""
+    def _become_builder(
+        self, kind: Kind, key: keys.Key, on_wait: Say, warn: Say
+    ) -> tuple[FileLock | None, Entry | None, int | None]:
+        """The builder's lock, and what `_inspect` found broken; or the entry that somebody else made in the meantime."""
         lock = self._builders_lock(kind, key.digest)
         told = ""
         began = time.monotonic()
@@ -615,15 +633,16 @@ class Store:
             got = locks.try_lock(lock)
             try:
                 # Looked at even without the lock: when the builder is done, all who wait go on at once and not one by one.
-                found = self._look(kind, key.digest, warn)
+                found, broken = self._inspect(kind, key.digest, warn)
             except BaseException:
                 lock.release()
                 raise
             if found is not None:
                 lock.release()
-                return None, found
+                return None, found, None
             if got:
-                return lock, None
+                return lock, None, broken
+            locks.close(broken)
             holder = self._describe_holder(kind, key.digest)
             if not holder and time.monotonic() - began > 0.5:  # it says so a moment after it took the lock
                 holder = f"another process, which builds this {kind}"
@@ -631,6 +650,22 @@ class Store:
                 told = holder
                 on_wait(f"waiting for {holder}")
             process.pause(POLL)
+
+    def _make_room(self, kind: Kind, key: str, broken: int | None, warn: Say) -> Entry | None:
+        """Throw away what was found broken, and nothing else.
+
+        Where the builders' locks were lost, another builder may have installed the entry since, and somebody boots it: then it
+        is returned. Which one is there tells the lock; that of the broken one is open, so that its inode is not used again.
+        """
+        lock = self.folder(kind, key) / "lock"
+        with ExitStack() as stack:
+            while not (locks.is_at(broken, lock) if broken is not None else not lock.exists()):
+                winner, broken = self._inspect(kind, key, warn)
+                stack.callback(locks.close, broken)
+                if winner is not None:
+                    return winner
+            self._throw_away(kind, key, broken=broken)
+        return None
 
     def _put(self, kind: Kind, key: keys.Key, build: Build, made_for: str, warn: Say) -> Entry:
         """Stage, build, seal, flush, digest, write the manifest, rename."""
@@ -706,23 +741,31 @@ class Store:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == 2:
                     raise
-                if (winner := self._look(kind, key, warn)) is not None:
+                winner, broken = self._inspect(kind, key, warn)
+                try:
+                    if winner is None:
+                        winner = self._make_room(kind, key, broken, warn)
+                finally:
+                    locks.close(broken)
+                if winner is not None:
                     return replace(winner, hit=False)
-                self._throw_away(kind, key, even_if_used=True)
             else:
                 return None
         raise AssertionError("unreachable")
 
-    def _throw_away(self, kind: Kind, key: str, *, even_if_used: bool) -> bool:
-        """Rename an entry out of the way, and delete it once nobody uses it. The builder's lock must be held."""
+    def _throw_away(self, kind: Kind, key: str, *, broken: int | None = None) -> bool:
+        """Rename an entry out of the way, and delete it once nobody uses it. The builder's lock must be held.
+
+        False if there is none, or if somebody uses it: one whose lock `broken` is a descriptor of goes even so.
+        """
         folder = self.folder(kind, key)
         with ExitStack() as stack:
-            if not even_if_used:
-                fd = locks.open_lock(folder / "lock")
-                if fd is not None:
-                    stack.callback(os.close, fd)
-                    if not locks.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, folder):
-                        return False
+            fd = locks.open_lock(folder / "lock")
+            if fd is not None:
+                stack.callback(os.close, fd)
+                is_broken = broken is not None and os.path.sameopenfile(fd, broken)
+                if not is_broken and not locks.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, folder):
+                    return False
             trash = f"trash-{kind}-{key[:12]}-{os.getpid()}-{os.urandom(6).hex()}"
             try:
                 if not folder.is_symlink() and folder.is_dir():

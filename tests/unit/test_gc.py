@@ -355,6 +355,19 @@ def test_verify_throws_away_what_is_broken_even_if_it_is_in_use(root: Path) -> N
     assert store.sweep() == 1
 
 
+def test_verify_leaves_what_somebody_has_replaced_meanwhile(root: Path) -> None:
+    path = put(root, "a", used=0)
+    store = Store(root)
+    path.chmod(0o644)
+    os.truncate(path, 100)
+    assert store.verify(Kind.IMAGE, key("a").digest)
+    put(root, "a", used=0)
+    with store.reader(Kind.IMAGE, key("a").digest) as entry:
+        assert entry is not None
+        assert store.remove(Kind.IMAGE, key("a").digest, even_if_used=True)
+        assert path.stat().st_size == 1 << 30
+
+
 def test_verify_reads_guests(root: Path) -> None:
     Store(root)
     folder = put_guest(root, "alpine-3.23.6-x86_64", used=0)

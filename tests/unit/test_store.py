@@ -517,6 +517,29 @@ def test_the_loser_of_a_race_accepts_the_winner(root: Path, scratch: Path) -> No
     assert staging(root) == []
 
 
+@pytest.mark.parametrize("harm", [None, cut, lose_image])
+def test_a_winner_in_use_stays_where_it_is(harm: Callable[[Path], None] | None, root: Path, scratch: Path) -> None:
+    """As above, but the winner comes before the loser has begun: where it found nothing, or a broken one, a whole one is now."""
+    if harm is not None:
+        harm(put(root, scratch).parent)
+
+    def trace(step: str) -> None:
+        if step == "locked" and not held:
+            locks = root / "v1/locks"
+            locks.rename(root / "v1/lost")
+            locks.mkdir()
+            held.append(stack.enter_context(stored(root, scratch)))
+
+    held: list[Entry] = []
+    with contextlib.ExitStack() as stack:
+        with Store(root, trace=trace).get_or_build(Kind.IMAGE, KEY, must_not_build, scratch=scratch) as entry:
+            assert entry.hit
+        lock_fd = held[0].lock_fd
+        assert lock_fd is not None
+        assert os.fstat(lock_fd).st_ino == (held[0].path.parent / "lock").stat().st_ino
+        assert staging(root) == []
+
+
 def test_threads_of_one_process_build_once(root: Path, scratch: Path) -> None:
     store = Store(root)
     builds: list[int] = []
