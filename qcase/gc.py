@@ -28,6 +28,7 @@ from pathlib import Path
 
 from qcase import guests, locks, packages
 from qcase.content import Kind, listed
+from qcase.errors import InfraError
 from qcase.store import Store
 
 NOTES_KEPT = 180 * 86400.0  # seconds after which a note that can be had again is forgotten
@@ -299,19 +300,20 @@ def _sweep_records(store: Store, now: float) -> int:
 
 
 def _sweep_locks(store: Store, now: float) -> int:
-    """Locks of keys that are not stored. A builder who waits for one just then builds beside another, which does no harm."""
-    from filelock import FileLock
+    """Locks of keys that are not stored. A builder who has just opened one finds that it is gone, and takes a new one.
 
+    Not by filelock: to release a lock, some of its versions remove the file of that name, which may be another's by then.
+    """
     swept = 0
     stored = {f"{kind}-{key}.lock" for kind, key, _ in store.entries()}
     for path in listed(store.base / "locks"):
         if path.suffix == ".lock" and path.name not in stored and _older(path, now, LOCKS_KEPT):
-            with contextlib.suppress(OSError):
-                lock = FileLock(path)
-                if locks.try_lock(lock):
+            with contextlib.suppress(OSError, InfraError):
+                fd = locks.sole(path)
+                if fd is not None:
                     swept += _forget(path)
                     _forget(path.with_suffix(".holder"))
-                    lock.release()
+                    os.close(fd)
     return swept
 
 

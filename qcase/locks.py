@@ -125,7 +125,10 @@ def is_at(fd: int, path: Path) -> bool:
 
 
 def try_lock(lock: FileLock) -> bool:
-    """Acquire, without waiting."""
+    """Acquire, without waiting.
+
+    A lock whose file was removed between its opening and its locking counts as not acquired: filelock looks, since 3.21.
+    """
     from filelock import Timeout
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import select
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from qcase import cache, gc, keys
+from qcase import cache, gc, keys, locks
 from qcase.content import Kind, remove_tree
 from qcase.errors import UsageError
 from qcase.store import Store
@@ -293,16 +294,37 @@ def test_locks_and_notes_that_nobody_needs(root: Path) -> None:
     put(root, "old", used=0)
     store = Store(root)
     store.remove(Kind.IMAGE, key("old").digest)
-    locks = root / "v1" / "locks"
-    for path in (*locks.iterdir(), *(root / "v1" / "last").iterdir()):
+    folder = root / "v1" / "locks"
+    for path in (*folder.iterdir(), *(root / "v1" / "last").iterdir()):
         os.utime(path, (1, 1))
-    with FileLock(locks / f"image-{key('old').digest}.lock"):
+    with FileLock(folder / f"image-{key('old').digest}.lock"):
         gc.sweep(store)
-        assert (locks / f"image-{key('old').digest}.lock").exists()
-    os.utime(locks / f"image-{key('old').digest}.lock", (1, 1))
+        assert (folder / f"image-{key('old').digest}.lock").exists()
+    os.utime(folder / f"image-{key('old').digest}.lock", (1, 1))
     gc.sweep(store)
-    assert sorted(path.name for path in locks.iterdir()) == [f"image-{key('a').digest}.lock", "probe"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"image-{key('a').digest}.lock", "probe"]
     assert list((root / "v1" / "last").iterdir()) == []
+
+
+def test_a_builder_whose_lock_is_swept_away_takes_a_new_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has opened the file, and a sweep comes before it can lock it: what it holds has to be what all others look for."""
+    path = root / "v1" / "locks" / f"image-{key('a').digest}.lock"
+    store = Store(root)
+    real = fcntl.flock
+    swept = []
+
+    def flock(fd: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        os.utime(path, (1, 1))
+        swept.append(gc.sweep(store))
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock = FileLock(path)
+    locks.wait(lock)
+    assert swept == [1]
+    assert locks.sole(path) is None
+    lock.release()
 
 
 # --- verify, clear ------------------------------------------------------------------------------------------------------
