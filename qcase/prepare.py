@@ -204,6 +204,8 @@ class Session:
         if self.store.readonly:
             return
         with contextlib.suppress(OSError, InfraError):
+            self.store.sweep_staged()
+        with contextlib.suppress(OSError, InfraError):
             gc.sweep_unfinished(self.store)
         with contextlib.suppress(OSError, InfraError):
             runs.sweep_runs(self.store)

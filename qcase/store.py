@@ -504,16 +504,20 @@ class Store:
 
     def sweep(self) -> int:
         """Clear away what makers left who are gone. Returns how many leftovers there were."""
-        swept = 0
+        swept = self.sweep_staged()
         with _guarded(self.root):
-            for name in sorted({path.name.removesuffix(".lock") for path in listed(self._staging)}):
-                swept += self._sweep_one(name)
             for folder in (self._locks, self._checked, self._last):
                 for path in folder.glob(".*"):  # see `write_aside`; it takes a moment, not an hour
                     with contextlib.suppress(OSError):
                         if path.stat().st_mtime < time.time() - 3600:
                             path.unlink()
         return swept
+
+    def sweep_staged(self) -> int:
+        """As `sweep`, of entries alone, which may be large. Where there are none, it looks into one folder."""
+        with _guarded(self.root):
+            names = {path.name.removesuffix(".lock") for path in listed(self._staging)}
+            return sum(self._sweep_one(name) for name in sorted(names))
 
     # --- looking ----------------------------------------------------------------------------------------------------------
 

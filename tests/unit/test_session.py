@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import pickle
 import threading
 from collections.abc import Callable
@@ -122,6 +123,24 @@ def test_a_wait_ends_when_the_run_is_stopped() -> None:
         finally:
             process.go_on()
     assert process.run(["true"]).returncode == 0
+
+
+def test_a_start_sweeps_what_a_killed_run_was_storing(tmp_path: Path) -> None:
+    """It may be large, and a run that stores nothing by itself would never come to it."""
+    shared = session(tmp_path)
+    staging = tmp_path / "store" / "v1" / "staging"
+    staging.mkdir(parents=True)
+    for name in ("image-dead-1-abc", "image-alive-1-def"):
+        (staging / name).mkdir()
+        (staging / name / "image.img").write_bytes(b"half")
+        (staging / f"{name}.lock").touch()
+    reading = replace(shared, store=Store(tmp_path / "store", readonly=True))
+    with (staging / "image-alive-1-def.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        with reading:
+            assert len(list(staging.iterdir())) == 4
+        with shared:
+            assert sorted(path.name for path in staging.iterdir()) == ["image-alive-1-def", "image-alive-1-def.lock"]
 
 
 # --- many cases, none of which comes to boot --------------------------------------------------------------------------------
