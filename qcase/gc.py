@@ -33,6 +33,7 @@ from qcase.store import Store
 
 NOTES_KEPT = 180 * 86400.0  # seconds after which a note that can be had again is forgotten
 LOCKS_KEPT = 86400.0
+WRITING = 3600.0  # what is written under a hidden name gets its own within a moment
 LARGEST_FLOOR = 0.1  # of the disk: on a small one a floor of gigabytes would leave nothing
 
 GUEST = "guest"
@@ -177,6 +178,8 @@ def clear(store: Store, *, everything: bool = False, dry_run: bool = False) -> C
     Nothing goes that is in use.
     """
     leftovers = 0 if dry_run else sweep(store)
+    if everything and not dry_run:
+        leftovers += _sweep_hidden(store, time.time(), patience=60)  # a run that fetches just now goes on
     gone: list[Gone] = []
     busy: list[Item] = []
     with ExitStack() as stack:
@@ -222,7 +225,8 @@ def verify(store: Store, *, repair: bool = False) -> Iterator[tuple[Item, Broken
 def sweep(store: Store, *, now: float | None = None) -> int:
     """Remove what is of no use to anybody any more. Returns how many things that were."""
     moment = time.time() if now is None else now
-    return store.sweep() + sweep_unfinished(store, moment) + _sweep_records(store, moment) + _sweep_locks(store, moment)
+    swept = store.sweep() + sweep_unfinished(store, moment) + _sweep_hidden(store, moment)
+    return swept + _sweep_records(store, moment) + _sweep_locks(store, moment)
 
 
 def sweep_unfinished(store: Store, now: float | None = None) -> int:
@@ -248,6 +252,16 @@ def _hidden(folder: Path) -> list[Path]:
             return sorted(folder / item.name for item in found if item.name.startswith("."))
     except OSError:
         return []
+
+
+def _sweep_hidden(store: Store, now: float, patience: float = WRITING) -> int:
+    """Half-written files beside those that they would have become. Nobody holds a lock for them; it takes seconds, not hours."""
+    folders = [store.root / "memory"]
+    for above, names in ((store.root / "memory", ["accel"]), (store.root / "downloads", ["asked", "packages"])):
+        folders += [] if above.is_symlink() else [above / name for name in names]
+    above = store.root / "guests"
+    folders += [] if above.is_symlink() else [path for path in listed(above) if path.is_dir()]
+    return sum(_forget(path) for folder in folders for path in _hidden(folder) if _older(path, now, patience))
 
 
 def _with_lock(path: Path, left: Path) -> bool:

@@ -276,6 +276,28 @@ def test_scratch_of_toolchain_builders_that_are_gone_is_swept(root: Path) -> Non
     assert sorted(path.name for path in images.iterdir() if path.suffix != ".lock") == [".c.123.young"]
 
 
+def test_what_killed_processes_had_half_written_is_swept(root: Path) -> None:
+    """A package that is copied, a note, a manifest: under a hidden name, and nothing else knows of it."""
+    put(root, "a", used=0)
+    folders = [root / name for name in ("downloads/packages", "downloads/asked", "memory/accel", "memory", "guests/alpine")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (".half.old", ".half.young", "whole"):
+            (folder / name).write_text("half")
+    for minutes, swept in ((50, 0), (70, len(folders))):
+        for folder in folders:
+            moment = time.time() - minutes * 60
+            os.utime(folder / ".half.old", (moment, moment))
+        assert gc.sweep(Store(root)) == swept
+    assert sorted({path.name for folder in folders for path in folder.glob(".*")}) == [".half.young"]
+    for folder in folders:
+        os.utime(folder / ".half.young", (time.time() - 90, time.time() - 90))
+    gc.clear(Store(root))
+    assert [len(list(folder.glob(".*"))) for folder in folders] == [1] * len(folders)
+    gc.clear(Store(root), everything=True)
+    assert [path for folder in folders for path in folder.glob(".*")] == []
+
+
 def test_records_of_toolchain_images_that_are_no_more(root: Path) -> None:
     images = root / "images"
     images.mkdir(parents=True)
