@@ -29,9 +29,9 @@ An entry is made in this order, with its maker's shared lock held throughout, so
 
     staged → built → sealed (read-only) → flushed → digested → manifest → renamed → installed (rename flushed)
 
-An image is 0444, an entry's folder 0555. An overlay's files and folders keep the modes that they will have in the guest (a
-setuid bit is part of the content, and root is not kept out by modes anyway); the manifest lists them, so that a copy which lost
-some gets them back.
+An image is 0444. An entry's folder is 0755 (of older ones 0555), so that its owner can delete the store with `rm -rf`. An
+overlay's files and folders keep the modes that they will have in the guest (a setuid bit is part of the content, and root is not
+kept out by modes anyway); the manifest lists them, so that a copy which lost some gets them back.
 
 On use an entry is checked against its manifest by name, size, mode, mtime, ctime and inode of every file. Where they differ, as
 they do after the store was restored from an archive, it is read in full once and the new facts go to `checked/`. What QEMU boots
@@ -705,6 +705,7 @@ class Store:
                 # From here on the lock is the entry's own; it was held under its first name, so no sweeper can come between.
                 (self._staging / f"{staged.name}.lock").rename(staged / "lock")
                 write_flushed(staged / "manifest.json", manifest.encode())
+                staged.chmod(0o755)  # whatever the umask says: another user's reader looks into it
                 flush(staged)
                 self._trace("manifest")
                 lost = self._install(staged, kind, key.digest, warn)
@@ -712,7 +713,6 @@ class Store:
                     return lost
                 self._trace("renamed")
                 folder = self.folder(kind, key.digest)
-                folder.chmod(0o555)  # not before: a folder that is not writable cannot be renamed into another one
                 for parent in (folder, folder.parent, folder.parent.parent):
                     flush(parent)
                 self._trace("installed")
@@ -773,7 +773,7 @@ class Store:
             trash = f"trash-{kind}-{key[:12]}-{os.getpid()}-{os.urandom(6).hex()}"
             try:
                 if not folder.is_symlink() and folder.is_dir():
-                    folder.chmod(0o755)
+                    folder.chmod(0o755)  # one that is not writable cannot be renamed into another one
                 folder.rename(self._staging / trash)
             except FileNotFoundError:
                 return False

@@ -233,7 +233,8 @@ def test_an_overlay_keeps_its_modes_and_links(root: Path, scratch: Path) -> None
 def test_an_entry_is_read_only_and_says_what_made_it(root: Path, scratch: Path) -> None:
     path = put(root, scratch)
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o555
+    assert stat.S_IMODE((path.parent / "manifest.json").stat().st_mode) == 0o444
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
     written = (path.parent / "manifest.json").read_bytes()
     assert keys.canonical(json.loads(written)) == written
     manifest = Store(root).manifest(Kind.IMAGE, KEY.digest)
@@ -673,6 +674,80 @@ def test_an_archive_that_lost_its_empty_folders(root: Path, scratch: Path) -> No
         assert entry.stored
 
 
+@contextmanager
+def reachable(place: Path) -> Iterator[None]:
+    """Let everybody through to a folder."""
+    opened = []
+    for folder in (place, *place.parents[:-1]):
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        if not mode & 0o001:
+            opened.append((folder, mode))
+            folder.chmod(mode | 0o011)
+    try:
+        yield
+    finally:
+        for folder, mode in opened:
+            folder.chmod(mode)
+
+
+AS_ORDINARY_USER = """
+if os.getuid() == 0:
+    import qcase.gc, concurrent.futures, filelock, filelock.asyncio, tempfile  # where they lie, not everybody may look
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+"""
+
+
+def test_its_owner_can_delete_a_store(root: Path, scratch: Path, tmp_path: Path) -> None:
+    """As `rm -rf` does, for a user whom modes do keep out; whatever the umask was."""
+    script = """
+    import subprocess
+    from qcase import gc
+    def build(path):
+        target = path / "usr" if path.is_dir() else path
+        if path.is_dir():
+            target.mkdir()
+            (path / "proc").mkdir()
+            (path / "proc").chmod(0o555)  # as in a base image
+            target = target / "tool"
+        target.write_bytes(b"x")
+        target.chmod(0o444)
+    for umask in (0o022, 0o077):
+        os.umask(umask)
+        for kind in Kind:
+            with Store(root).get_or_build(kind, KEY, build, scratch=scratch) as entry:
+                print(oct(entry.path.parent.stat().st_mode & 0o777))
+        done = subprocess.run(["rm", "-rf", root], capture_output=True, text=True)
+        print(done.returncode, done.stderr, root.exists())
+
+    def stubborn(path):
+        (path / "usr").mkdir()
+        (path / "usr/tool").write_bytes(b"x")
+        (path / "usr").chmod(0o555)
+    with Store(root).get_or_build(Kind.OVERLAY, KEY, stubborn, scratch=scratch) as entry:
+        pass
+    print(subprocess.run(["rm", "-rf", root], capture_output=True).returncode, entry.path.exists())
+    gc.clear(Store(root), everything=True)
+    print(subprocess.run(["rm", "-rf", root], capture_output=True).returncode, root.exists())
+    """
+    place = tmp_path / "theirs"
+    place.mkdir()
+    place.chmod(0o777)
+    with reachable(tmp_path):
+        said = finish(start(AS_ORDINARY_USER + textwrap.dedent(script), place / "cache", scratch)).splitlines()
+    assert said == [*(["0o755"] * len(Kind) + ["0  False"]) * 2, "1 True", "0 False"]
+
+
+def test_an_entry_whose_folder_is_not_writable_is_as_good(root: Path, scratch: Path) -> None:
+    """As they were made once."""
+    put(root, scratch).parent.chmod(0o555)
+    warnings: list[str] = []
+    with Store(root).get_or_build(Kind.IMAGE, KEY, must_not_build, scratch=scratch, warn=warnings.append) as entry:
+        assert entry.hit
+    assert warnings == []
+    assert Store(root).remove(Kind.IMAGE, KEY.digest)
+    assert staging(root) == []
+
+
 def test_a_store_of_another_user(root: Path, scratch: Path, tmp_path: Path) -> None:
     """Made by one, used by another who may read it and nothing else. Without root there is no other user: then it is oneself
     without the right to write, which asks the same of the store."""
@@ -692,17 +767,8 @@ def test_a_store_of_another_user(root: Path, scratch: Path, tmp_path: Path) -> N
     for folder in (root, *root.rglob("*")):
         if folder.is_dir():
             folder.chmod(0o555)
-    opened = []
-    for folder in (tmp_path, *tmp_path.parents[:-1]):
-        mode = stat.S_IMODE(folder.stat().st_mode)
-        if not mode & 0o001:
-            opened.append((folder, mode))
-            folder.chmod(mode | 0o011)
-    try:
+    with reachable(tmp_path):
         hint, found = finish(start(script, root, scratch)).splitlines()
-    finally:
-        for folder, mode in opened:
-            folder.chmod(mode)
     assert "--cache-readonly" in hint
     assert found == "True 1048576"
     assert [row[0] for row in snapshot(root)] == [row[0] for row in before]
