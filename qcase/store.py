@@ -44,6 +44,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -686,14 +687,16 @@ class Store:
             seconds = time.monotonic() - began
             self._trace("built")
             with _full_is_no_failure(self.root, kind, key), _guarded(self.root):
-                facts_of(content)  # it is there, and what it should be
+                with _modes_are_the_builds(content, made_for):
+                    facts_of(content)  # it is there, and what it should be
                 for other in listed(staged):
                     if other != content:
                         remove_tree(other)  # what the build left beside it
                 if kind is Kind.IMAGE:
                     content.chmod(0o444)
                 self._trace("sealed")
-                flush_tree(content)
+                with _modes_are_the_builds(content, made_for):
+                    flush_tree(content)
                 self._trace("flushed")
                 facts = facts_of(content)
                 settle(facts)
@@ -926,6 +929,25 @@ def _full_is_no_failure(root: Path, kind: Kind, key: keys.Key) -> Iterator[None]
             raise
         free = _free(root)
         raise _StoreFullError(f"the disk of {root} is full ({free} free): the {kind} {key.short} is not stored") from error
+
+
+@contextmanager
+def _modes_are_the_builds(content: Path, made_for: str) -> Iterator[None]:
+    """What a build has made and its owner may not read is no fault of the store's."""
+    try:
+        yield
+    except PermissionError as error:
+        path = os.fsencode(error.filename or "")
+        if not path.startswith(os.fsencode(content)):
+            raise
+        while not os.access(os.path.dirname(path), os.X_OK):  # noqa: PTH120 - a Path cannot hold bytes
+            path = os.path.dirname(path)  # noqa: PTH120
+        name = keys.printable(os.fsdecode(os.path.relpath(path, os.fsencode(content))))
+        raise BuildError(
+            f"{name} has the mode {stat.S_IMODE(os.lstat(path).st_mode):04o}: it cannot be read, and so not be stored",
+            where=made_for,
+            hint="let its owner read it",
+        ) from None
 
 
 def _errno(error: BaseException | None) -> int | None:

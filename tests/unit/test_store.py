@@ -737,6 +737,34 @@ def test_its_owner_can_delete_a_store(root: Path, scratch: Path, tmp_path: Path)
     assert said == [*(["0o755"] * len(Kind) + ["0  False"]) * 2, "1 True", "0 False"]
 
 
+def test_what_its_owner_may_not_read_is_the_cases_fault(root: Path, scratch: Path, tmp_path: Path) -> None:
+    script = """
+    def build(path):
+        (path / "usr").mkdir()
+        (path / "usr/tool").write_text("x")
+        (path / name).chmod(mode)
+    for name, mode in (("usr/tool", 0o111), ("usr", 0o333), ("usr", 0o444)):
+        try:
+            with Store(root).get_or_build(Kind.OVERLAY, KEY, build, scratch=scratch, made_for="normal/smoke"):
+                print("stored")
+        except QcaseError as error:
+            print(type(error).__name__, error)
+    print(*Store(root).entries(), *(root / "v1/staging").iterdir())
+    """
+    place = tmp_path / "theirs"
+    place.mkdir()
+    place.chmod(0o777)
+    with reachable(tmp_path):
+        said = finish(start(AS_ORDINARY_USER + textwrap.dedent(script), place / "cache", scratch))
+    assert said.splitlines() == [
+        *(
+            f"BuildError normal/smoke: {name} has the mode {mode}: it cannot be read, and so not be stored"
+            for name, mode in (("usr/tool", "0111"), ("usr", "0333"), ("usr", "0444"))
+        ),
+        "",
+    ]
+
+
 def test_an_entry_whose_folder_is_not_writable_is_as_good(root: Path, scratch: Path) -> None:
     """As they were made once."""
     put(root, scratch).parent.chmod(0o555)
