@@ -75,12 +75,13 @@ def facts_of(content: Path) -> Facts:
 
 
 def settle(facts: Facts) -> bool:
-    """Wait until any later change would show in the facts. False for files from the future.
+    """Wait until any later change would show in the facts. False for files that changed in the future.
 
     The clock that stamps files ticks every few milliseconds, and two changes within a tick look like one: it must have moved on
-    since the newest of them before the content is read.
+    since the newest of them before the content is read. Each change moves ctime; mtime is what somebody has set it to, and a
+    build that sets it to the year 2100 has not made a file that will change until then.
     """
-    newest = max(time_ for row in facts for time_ in row[3:5] if isinstance(time_, int))
+    newest = max(ctime for *_, ctime, _ in facts if isinstance(ctime, int))
     patience = time.monotonic() + 0.02
     while time.clock_gettime_ns(_COARSE_CLOCK) <= newest:
         if time.monotonic() > patience:

@@ -395,6 +395,23 @@ def test_an_entry_that_was_moved_by_other_means_is_read_once(
     remove_tree(moved)
 
 
+def test_files_from_the_future_are_read_once(root: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their mtime is what the build wanted; ctime tells of changes."""
+
+    def build(path: Path) -> None:
+        build_overlay(path)
+        os.utime(path / "usr/bin/tool", (4102444800, 4102444800))
+
+    with Store(root).get_or_build(Kind.OVERLAY, KEY, build, scratch=scratch) as entry:
+        tool = entry.path / "usr/bin/tool"
+    tool.chmod(0o755)
+    tool.chmod(0o4755)  # another ctime, as after a restore
+    for _ in range(2):
+        with Store(root).reader(Kind.OVERLAY, KEY.digest) as found:
+            assert found is not None
+        monkeypatch.setattr(keys, "overlay_listing", must_not_build)
+
+
 def test_a_hit_reads_no_content(root: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root, scratch)
     put(root, scratch, Kind.OVERLAY)
