@@ -80,6 +80,7 @@ DISABLE_VARIABLE = "QCASE_DISABLE_ROOTFS_CACHE"
 HISTORY = 4  # keys of a case that are remembered
 POLL = 0.05  # seconds between two looks of a waiter
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache made by qcase. It can be deleted at any time.\n"
+_ROOM = 64 << 20  # bytes; with less than that the disk counts as full
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Say = Callable[[str], None]
@@ -881,7 +882,7 @@ def _unstored(kind: Kind, key: keys.Key, build: Build, scratch: Path, made_for: 
             listing = keys.overlay_listing(content) if kind.is_folder else []
             facts_of(content)  # it is there, and what it should be
         except OSError as error:
-            if not _is_full(error):
+            if not _is_full(error, scratch):
                 raise
             raise _full_disk(f"the {kind} for {made_for or key.short} does not fit", scratch) from error
         digest = keys.digest(listing) if kind.is_folder else ""
@@ -896,7 +897,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        if _is_full(error):
+        if _is_full(error, folder):
             raise
         raise InfraError(f"cannot build in this folder: {error.strerror}", where=str(folder)) from error
 
@@ -910,7 +911,7 @@ def _guarded(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if _is_full(error):
+        if _is_full(error, root):
             raise _full_disk("the store cannot be written", root) from error
         where = error.filename2 or error.filename or root
         raise InfraError(
@@ -925,7 +926,7 @@ def _full_is_no_failure(root: Path, kind: Kind, key: keys.Key) -> Iterator[None]
     try:
         yield
     except (OSError, QcaseError) as error:
-        if not _is_full(error):
+        if not _is_full(error, root):
             raise
         free = _free(root)
         raise _StoreFullError(f"the disk of {root} is full ({free} free): the {kind} {key.short} is not stored") from error
@@ -957,17 +958,34 @@ def _errno(error: BaseException | None) -> int | None:
     return error.errno if isinstance(error, OSError) else None
 
 
-def _is_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error. A step in a container can only say so in words."""
+def _is_full(error: BaseException | None, place: Path) -> bool:
+    """Whether a full disk is behind an error. A step in a container can only say so in words.
+
+    What a case's own build says may be about anything, a test of a full disk or a small /tmp: it is believed where the disk of
+    the folder `place` has no room either.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
         if isinstance(error, QcaseError):
             said = error.what + (error.log if isinstance(error, BuildError) else "")
-            if os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said:
+            says_so = os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said
+            if says_so and not (isinstance(error, BuildError) and _has_room(place)):
                 return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _has_room(place: Path) -> bool:
+    """Tried, so that a quota shows as well. The failed build's own files are still there, save what a compiler took back."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            os.posix_fallocate(file.fileno(), 0, _ROOM)
+    except OSError as error:
+        return error.errno not in _FULL
+    return True
 
 
 def _full_disk(what: str, place: Path) -> InfraError:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -1095,3 +1096,36 @@ def test_a_full_disk_that_only_a_container_saw(root: Path, scratch: Path) -> Non
         assert not entry.stored
     assert len(warnings) == 1
     assert staging(root) == []
+
+
+SAID = "cp: error writing '/tmp/big': No space left on device"
+
+
+def test_a_build_that_speaks_of_a_full_disk_is_not_built_twice(root: Path, scratch: Path) -> None:
+    """The disk has room: it was some /tmp in the container, or a test of what a full disk does."""
+    builds: list[Path] = []
+
+    def build(path: Path) -> None:
+        builds.append(path)
+        raise BuildError("ended with status 1", log=SAID)
+
+    warnings: list[str] = []
+    asked = Store(root).get_or_build(Kind.OVERLAY, KEY, build, scratch=scratch, warn=warnings.append)
+    with pytest.raises(BuildError, match="status 1"), asked:
+        raise AssertionError("unreachable")
+    assert len(builds) == 1
+    assert warnings == []
+
+
+def test_a_build_that_met_a_full_disk_is_built_elsewhere(root: Path, scratch: Path) -> None:
+    root.mkdir()
+    script = """
+    def build(path):
+        if path.is_relative_to(root):
+            raise BuildError("ended with status 1", log=sys.argv[3])
+        path.write_bytes(b"x")
+    with Store(root).get_or_build(Kind.IMAGE, KEY, build, scratch=scratch, warn=print) as entry:
+        print(entry.stored, os.listdir(root / "v1/staging"))
+    """
+    out = finish(in_namespace(f'mount -t tmpfs -o size=8m none "{root}"', script, root, scratch, SAID))
+    assert re.fullmatch(r"the disk of .* is full .*\nFalse \[\]\n", out)
