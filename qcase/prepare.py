@@ -173,6 +173,7 @@ class Session:
     _stack: ExitStack = field(default_factory=ExitStack)
     _cells: dict[str, _Cell] = field(default_factory=dict)
     _has_containers: Callable[[], None] = events.unheard
+    _fetched: list[int] | None = None
     moves: int = 0  # toolchains that turned out to be others than those whose identity was known
     _proofs: dict[str, accel.Proof] = field(default_factory=dict)
     _accel_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -190,13 +191,27 @@ class Session:
     def __enter__(self) -> Session:
         if not self.looking:
             self._clear_away()
+            self._fetched = self._looks()
             self._has_containers = self._stack.enter_context(self.store.announced_run(process.run_id()))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stack.close()
-        if self.store.added and kind is None:
+        # Not after an interrupt, which must not wait for it; the next run that adds something does it.
+        if kind is None and (self.store.added or self._has_fetched()):
             self._collect()
+
+    def _has_fetched(self) -> bool:
+        """Whether guests or packages came to the store meanwhile, by this run or another one."""
+        return not self.store.readonly and self._fetched is not None and self._fetched != self._looks()
+
+    def _looks(self) -> list[int]:
+        """When something last came to the folders of what is fetched, or went; nothing in them is looked at."""
+        looks = []
+        for folder in (self.store.root / "guests", self.store.root / "downloads" / "packages"):
+            with contextlib.suppress(OSError):
+                looks.append(folder.stat().st_mtime_ns)
+        return looks
 
     def _clear_away(self) -> None:
         """What is of no use to anybody: it must not be what a run fails by."""

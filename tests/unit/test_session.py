@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import pickle
 import threading
@@ -23,8 +24,8 @@ from qcase.suite import BrokenCase
 TARGET = Arch.AARCH64.default_target
 
 
-def session(root: Path, emit: events.Emit = events.unheard) -> Session:
-    (root / "qcase.toml").write_text("")
+def session(root: Path, emit: events.Emit = events.unheard, toml: str = "") -> Session:
+    (root / "qcase.toml").write_text(toml)
     store = Store(root / "store", writes=Policy(images=False, overlays=False))
     return Session(suite.Workspace.open(root), Arch.AARCH64, TARGET, store, emit)
 
@@ -141,6 +142,26 @@ def test_a_start_sweeps_what_a_killed_run_was_storing(tmp_path: Path) -> None:
             assert len(list(staging.iterdir())) == 4
         with shared:
             assert sorted(path.name for path in staging.iterdir()) == ["image-alive-1-def", "image-alive-1-def.lock"]
+
+
+@pytest.mark.parametrize("name", ["guests", "downloads/packages"])
+def test_a_run_that_only_fetched_something_tidies_up(name: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    kept = store / "downloads" / "packages" / "kept.apk"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"x")
+    asked = session(tmp_path, toml='[cache]\nmax_size = "1 B"\n')
+    with asked:
+        pass
+    with replace(asked, store=Store(store, readonly=True)):
+        (store / name / "by somebody").mkdir(parents=True)
+    with contextlib.suppress(KeyboardInterrupt), asked:
+        (store / name / "interrupted").mkdir()
+        raise KeyboardInterrupt
+    assert kept.exists()
+    with asked:
+        (store / name / "fetched").mkdir()
+    assert not kept.exists()
 
 
 # --- many cases, none of which comes to boot --------------------------------------------------------------------------------
