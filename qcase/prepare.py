@@ -476,9 +476,12 @@ class Session:
             recorded=self.recorded,
         )
 
-    @shared
+    @property
     def staging_part(self) -> dict[str, keys.JSON]:
-        """What the staging root is made of besides the base image: enters the keys of whatever looks into it."""
+        """What the staging root is made of besides the base image: enters the keys of whatever looks into it.
+
+        The script is read as it is now: somebody may edit it while a run goes on.
+        """
         hooks = self.workspace.config.hooks
         if hooks.prepare_staging_root is None:
             return {"recipe": staging.RECIPE}
@@ -773,8 +776,20 @@ def _named_subcases(case: Case) -> Iterator[Subcase]:
 
 
 @dataclass(frozen=True)
+class _Root:
+    """What a staging root is made of, as a key has it: the digest of the base image, and `Session.staging_part`."""
+
+    base: str
+    part: dict[str, keys.JSON]
+
+    @classmethod
+    def of(cls, session: Session) -> _Root:
+        return cls(session.base_digest, session.staging_part)
+
+
+@dataclass(frozen=True)
 class _Work:
-    """One overlay to be had: its key, and how to build it."""
+    """One overlay to be had: its key, and how to build it. `root`: the staging root that its key speaks of."""
 
     name: str
     key: keys.Key
@@ -782,6 +797,7 @@ class _Work:
     packages: tuple[str, ...] = ()
     subcase: str = ""
     may_ask: bool = False  # for packages
+    root: _Root | None = None
 
 
 @dataclass(frozen=True)
@@ -813,7 +829,7 @@ def _script_work(case: Case, session: Session) -> _Work:
 
 def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Work:
     """The overlay that holds what a case's packages bring."""
-    base = session.base_digest
+    root = _Root.of(session)
     key = keys.overlay_key(
         pipeline="packages",
         recipe_version=brought.RECIPE,
@@ -821,18 +837,18 @@ def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Wor
         target=session.target,
         sources=(),
         toolchain_identity=session.toolchain_identity(packages.IMAGE),
-        base_digest=base,
+        base_digest=root.base,
         extra={
             "packages": {"asked": list(asked), **session.supply.part(case.plain_name)},
-            "staging": session.staging_part,
+            "staging": root.part,
         },
     )
 
     def build(overlay: Path, workshop: Workshop) -> None:
         brought.build(overlay, workshop)
-        session.check_base(base)
+        session.check_base(root.base)
 
-    return _Work(f"{case.plain_name}: packages", key, build, asked, may_ask=True)
+    return _Work(f"{case.plain_name}: packages", key, build, asked, may_ask=True, root=root)
 
 
 def _packages_part(craft: Craft, name: str, source: Path, asked: tuple[str, ...], session: Session) -> dict[str, keys.JSON]:
@@ -860,10 +876,10 @@ def _pipeline_work(
         return sources.find(source, folder, session.workspace.root)
 
     found = find()
-    base = session.base_digest if craft.reads_staging else None
+    root = _Root.of(session) if craft.reads_staging else None
     settings = dict(craft.settings(session.arch, session.workspace.config))
-    if craft.reads_staging:
-        settings["staging"] = session.staging_part
+    if root is not None:
+        settings["staging"] = root.part
     part = _packages_part(craft, name, source, asked, session)
     key = keys.overlay_key(
         pipeline=pipeline,
@@ -873,16 +889,16 @@ def _pipeline_work(
         sources=[one.entry for one in found],
         toolchain_identity=None if craft.image is None else session.toolchain_identity(craft.image),
         env=_cache_env(session),
-        base_digest=base,
+        base_digest=None if root is None else root.base,
         extra=settings | part,
     )
 
     def build(overlay: Path, workshop: Workshop) -> None:
         craft.build(_frozen(found, find, workshop), overlay, workshop)
-        if base is not None:
-            session.check_base(base)
+        if root is not None:
+            session.check_base(root.base)
 
-    return _Work(name, key, build, asked if craft.reads_staging else (), may_ask=bool(part))
+    return _Work(name, key, build, asked if craft.reads_staging else (), may_ask=bool(part), root=root)
 
 
 def _frozen(found: tuple[sources.Source, ...], find_again: Callable[[], tuple[sources.Source, ...]], workshop: Workshop) -> Path:
@@ -985,7 +1001,7 @@ class _Bench:
             log=log,
             config=session.workspace.config,
             base=session.guest.rootfs,
-            staging=self._staging,
+            staging=lambda: self._staging(work),
             engine=lambda: session.engine,
             image=self._toolchain,
             environment={name: value for name, value in _cache_env(session).items() if value is not None},
@@ -1088,31 +1104,38 @@ class _Bench:
         folder.mkdir()
         return folder
 
-    def _staging(self) -> Path:
-        """The base image unpacked: what packages and headers a build may look at. Made once for each base, kept in the store."""
-        base = self._session.guest.rootfs
-        digest = self._session.base_digest
-        key = keys.key({"kind": "staging", "recipe": staging.RECIPE, "base": digest})
+    def _staging(self, work: _Work) -> Path:
+        """The base image unpacked: what packages and headers a build may look at. Made once for each base, kept in the store.
+
+        It is made of what the key of `work` has, and not of what is there now: that may be edited, and edited back before
+        the build ends.
+        """
+        base, root = self._session.guest.rootfs, work.root
+        assert root is not None, f"the key of {work.name} has no staging root"
+        key = keys.key({"kind": "staging", "recipe": staging.RECIPE, "base": root.base})
 
         def build(path: Path) -> None:
             self._say("unpacking the base image")
             staging.unpack(base, path)
-            self._session.check_base(digest)
+            self._session.check_base(root.base)
 
         unpacked = self._fetch(Kind.OVERLAY, key, build, "the staging root").path
-        return unpacked if self._session.workspace.config.hooks.prepare_staging_root is None else self._hooked(unpacked, digest)
+        return unpacked if self._session.workspace.config.hooks.prepare_staging_root is None else self._hooked(unpacked, root)
 
-    def _hooked(self, unpacked: Path, base: str) -> Path:
+    def _hooked(self, unpacked: Path, root: _Root) -> Path:
         """The staging root as the workspace's own script prepares it."""
         from qcase.containers import Mount, Step
 
         session = self._session
-        key = keys.key({"kind": "staging", "base": base, **session.staging_part})
+        key = keys.key({"kind": "staging", "base": root.base, **root.part})
 
         def build(path: Path) -> None:
             self._say("preparing the staging root")
-            scratch = self._emptied("hook")
-            shutil.copyfile(session.hook, scratch / "hook.sh")
+            scratch = self._emptied(f"hook-{key.short}")
+            script = scratch / "hook.sh"
+            shutil.copyfile(session.hook, script)
+            if hashlib.sha256(script.read_bytes()).hexdigest() != root.part["hook"]:
+                raise _InputsMovedError("the script of [hooks] prepare_staging_root")
             path.rmdir()
             prebuild.copy(unpacked, path)
             variable = session.workspace.config.script_env.staging_root

@@ -1,8 +1,11 @@
-"""Who edits sources or the base image while qcase works on them gets what he sees, and nobody a stale entry afterwards."""
+"""Who edits what a build is made of while qcase works on it gets what he sees, and nobody a stale entry afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from qcase.ext4 import Ext4Image
 from qcase.images import Image
 from qcase.model import Arch, Cache
 from qcase.store import Store
+from tests.container.builds import write
 from tests.unit.test_ext4 import mkfs
 from tests.vm import workspaces
 
@@ -53,6 +57,11 @@ class Edited:
 
     def prepare(self, edit: Callable[[str], None] = lambda _: None) -> tuple[str, str, bool]:
         """What the image holds of the script and of the base, and whether it was there. `edit` is told of the store's steps."""
+        with self.prepared(edit) as (image, hit):
+            return read(image, "/usr/bin/x.sh"), read(image, "/marker"), hit
+
+    @contextmanager
+    def prepared(self, edit: Callable[[str], None]) -> Iterator[tuple[Ext4Image, bool]]:
         workspace = suite.Workspace.open(self.root)
         (case,) = suite.discover(workspace, Arch.AARCH64, TARGET).cases
         assert isinstance(case, suite.Case)
@@ -63,7 +72,7 @@ class Edited:
             prepare.prepare_case_assets(case, layout, session, self.root / "build.log") as prepared,
             Ext4Image.open(prepared.image) as image,
         ):
-            return read(image, "/usr/bin/x.sh"), read(image, "/marker"), prepared.cache is Cache.HIT
+            yield image, prepared.cache is Cache.HIT
 
 
 @pytest.fixture
@@ -102,6 +111,41 @@ def test_a_base_image_that_is_replaced_after_it_was_copied(edited: Edited) -> No
     """`sealed` comes after the build, which has its last look at the base at its end: the image is of the first one."""
     assert edited.prepare(once_at("sealed", 2, lambda: edited.base("second"))) == ("one", "first", False)
     assert edited.prepare() == ("one", "second", False)
+
+
+HOOK = """\
+mkdir -p "$QCASE_STAGING_ROOT/usr/include"
+echo '#define WORD "word: {word}"' >"$QCASE_STAGING_ROOT/usr/include/word.h"
+"""
+PROJECT = """\
+cmake_minimum_required(VERSION 3.20)
+project(x C)
+add_executable(x x.c)
+install(TARGETS x RUNTIME DESTINATION usr/bin)
+"""
+
+
+@pytest.mark.timeout(1800)  # it may be the first that needs the image of packages
+def test_a_script_that_prepares_the_staging_root_is_edited_between_key_and_build(edited: Edited) -> None:
+    shutil.rmtree(edited.script.parent)
+    sources = {"c/CMakeLists.txt": PROJECT, "c/x.c": "#include <word.h>\n#include <stdio.h>\nint main(void) { puts(WORD); }\n"}
+    write(edited.script.parent.parent, sources)
+    with (edited.root / "qcase.toml").open("a") as config:
+        config.write('[hooks]\nprepare_staging_root = "hook.sh"\n')
+    hook = edited.root / "hook.sh"
+
+    def word(edit: Callable[[str], None] = lambda _: None) -> tuple[str, bool]:
+        with edited.prepared(edit) as (image, hit):
+            node = image.lookup("/usr/bin/x")
+            assert node is not None
+            return re.findall(r"word: (\w+)", image.read(node).decode("latin-1"))[0], hit
+
+    hook.write_text(HOOK.format(word="one"))
+    # The first entry is the overlay, the second the base as it is unpacked, the third that with what the script does to it.
+    assert word(once_at("staged", 3, lambda: hook.write_text(HOOK.format(word="two")))) == ("two", False)
+    assert word() == ("two", True)
+    hook.write_text(HOOK.format(word="one"))
+    assert word() == ("one", False)
 
 
 def test_sources_that_never_hold_still(edited: Edited) -> None:
