@@ -488,6 +488,7 @@ class Session:
         return {
             "recipe": staging.RECIPE,
             "hook": hashlib.sha256(self.hook.read_bytes()).hexdigest(),
+            "variable": self.workspace.config.script_env.staging_root,
             "environment": dict(hooks.guest_package_env),
             "image": self.toolchain_identity(packages.IMAGE),
         }

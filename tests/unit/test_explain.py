@@ -29,23 +29,45 @@ ENVIRONMENT = {"FEATURES": "a"}
 Edit: TypeAlias = Callable[[Path], object]
 
 CONFIG = 'shell_prefix = "#"\nshell_init_cmd = "{command}"\nsuccess_regex = ["ok"]\ntimeout = {timeout}\n'
+PACKED = CONFIG.replace("{command}", "true") + '[qcase]\npackages = ["{package}"]\n'
+WORKSPACE = """\
+[suite]
+root = "suite"
+[cache]
+env = ["FEATURES"]
+[script_env]
+staging_root = "{variable}"
+[hooks]
+prepare_staging_root = "hook.sh"
+guest_package_env = {{ REGION = "{region}" }}
+[toolchain.c]
+image = "c@sha256:{c}"
+[toolchain.alpine]
+image = "alpine@sha256:{alpine}"
+[guest.x86_64]
+rootfs = "rootfs.img"
+kernel = "kernel"
+"""
 GROUP = 'shell_prefix = "#"\ntest_commands = ["{command}"]\ntimeout = {timeout}\n'
 
 
 def make_workspace(root: Path) -> Path:
-    """Two cases: `shell`, of one file and a link, and `group`, of one command and a subcase in C."""
+    """Three cases: `shell`, of one file and a link, `group`, of one command and a subcase in C, and `packed`, with a package.
+
+    A script of the workspace prepares the staging root.
+    """
     (root / "suite/normal/shell/sh").mkdir(parents=True)
     (root / "suite/normal/group/one/c").mkdir(parents=True)
-    (root / "qcase.toml").write_text(
-        '[suite]\nroot = "suite"\n[cache]\nenv = ["FEATURES"]\n[toolchain.c]\nimage = "c@sha256:' + "0" * 64 + '"\n'
-        '[guest.x86_64]\nrootfs = "rootfs.img"\nkernel = "kernel"\n'
-    )
+    (root / "suite/normal/packed").mkdir()
+    (root / "qcase.toml").write_text(WORKSPACE.format(c="0" * 64, alpine="1" * 64, variable="ROOT", region="eu"))
+    (root / "hook.sh").write_text("touch $ROOT/here\n")
     (root / "rootfs.img").write_bytes(b"a base image")
     (root / "kernel").write_bytes(b"a kernel")
     (root / "suite/normal/shell/qemu-x86_64.toml").write_text(CONFIG.format(command="/usr/bin/test.sh", timeout=5))
     (root / "suite/normal/shell/sh/test.sh").write_text("#!/bin/sh\necho ok\n")
     (root / "suite/normal/shell/sh/link").symlink_to("test.sh")
     (root / "suite/normal/group/qemu-x86_64.toml").write_text(GROUP.format(command="/usr/bin/one", timeout=5))
+    (root / "suite/normal/packed/qemu-x86_64.toml").write_text(PACKED.format(package="zlib", timeout=5))
     (root / "suite/normal/group/one/c/CMakeLists.txt").write_text("project(one)\n")
     (root / "suite/normal/group/one/c/one.c").write_text("int main(void) { return 0; }\n")
     return root
@@ -65,13 +87,15 @@ def session_of(root: Path, store: Store, environ: dict[str, str] | None = None) 
 
 
 def keys_of(root: Path, environ: dict[str, str] | None = None) -> dict[str, str]:
-    """The keys of both cases' overlays, by what they are for."""
+    """The keys of all cases' overlays, by what they are for."""
     store = Store(root.parent / "no-store", readonly=True)
     with session_of(root, store, environ) as session:
+        cases = suite.discover(session.workspace, Arch.X86_64, TARGET).cases
         return {
             wanted.name: wanted.key.digest
-            for name in ("shell", "group")
-            for wanted in prepare.wanted(case_of(root, name), session)
+            for case in cases
+            if isinstance(case, suite.Case)
+            for wanted in prepare.wanted(case, session)
         }
 
 
@@ -87,7 +111,16 @@ def replace_link(root: Path) -> None:
     (root / "suite/normal/shell/sh/link").symlink_to("other")
 
 
-SH, SCRIPT, ONE = "normal/shell", "normal/group: the group's script", "normal/group/one"
+def configure(old: str, new: str) -> Edit:
+    def edit(root: Path) -> None:
+        config = root / "qcase.toml"
+        assert old in config.read_text()
+        config.write_text(config.read_text().replace(old, new))
+
+    return edit
+
+
+SH, SCRIPT, ONE, PACKAGES = "normal/shell", "normal/group: the group's script", "normal/group/one", "normal/packed: packages"
 
 MOVES: dict[str, tuple[Edit, set[str]]] = {
     "a source": (write("suite/normal/shell/sh/test.sh", "#!/bin/sh\n"), {SH}),
@@ -101,10 +134,18 @@ MOVES: dict[str, tuple[Edit, set[str]]] = {
         write("suite/normal/group/qemu-x86_64.toml", GROUP.format(command="/usr/bin/one --again", timeout=5)),
         {SCRIPT},
     ),
-    "the base image": (write("rootfs.img", "another base image"), {ONE}),
+    "the base image": (write("rootfs.img", "another base image"), {ONE, PACKAGES}),
+    "a package": (write("suite/normal/packed/qemu-x86_64.toml", PACKED.format(package="bzip2", timeout=5)), {PACKAGES}),
+    "the script that prepares the staging root": (write("hook.sh", "touch $ROOT/there\n"), {ONE, PACKAGES}),
+    "the variable by which scripts find the staging root": (configure('"ROOT"', '"STAGING"'), {ONE, PACKAGES}),
+    "a variable that scripts see": (configure('"eu"', '"asia"'), {ONE, PACKAGES}),
+    "the image that packages are installed in": (configure("1" * 64, "2" * 64), {ONE, PACKAGES}),
+    "the image that C is built in": (configure("0" * 64, "3" * 64), {ONE}),
 }
 STAYS: dict[str, Edit] = {
     "a timeout": write("suite/normal/shell/qemu-x86_64.toml", CONFIG.format(command="/usr/bin/test.sh", timeout=9)),
+    "a timeout of a case with packages": write("suite/normal/packed/qemu-x86_64.toml", PACKED.format(package="zlib", timeout=9)),
+    "an executable bit of that script": lambda root: (root / "hook.sh").chmod(0o755),
     "a timeout of a group": write("suite/normal/group/qemu-x86_64.toml", GROUP.format(command="/usr/bin/one", timeout=9)),
     "the command that is typed": write("suite/normal/shell/qemu-x86_64.toml", CONFIG.format(command="sh", timeout=5)),
     "another architecture's file": write("suite/normal/shell/qemu-aarch64.toml", CONFIG.format(command="x", timeout=5)),
@@ -123,7 +164,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("edit", MOVES)
 def test_an_edit_moves_the_keys_that_it_concerns_and_no_others(edit: str, root: Path) -> None:
     before = keys_of(root)
-    assert set(before) == {SH, SCRIPT, ONE}
+    assert set(before) == {SH, SCRIPT, ONE, PACKAGES}
     change, concerned = MOVES[edit]
     change(root)
     after = keys_of(root)
@@ -153,9 +194,9 @@ def test_a_variable_of_cache_env_moves_every_key_and_no_other_variable_does(root
 
 # Edits of the same thing: of two of them the last one would decide.
 SAME = [{"a command of a group", "a timeout of a group"}, {"an executable bit", "a mode that is no executable bit"}]
-SAME += [{"a timeout", "the command that is typed"}]
+SAME += [{"a timeout", "the command that is typed"}, {"a package", "a timeout of a case with packages"}]
 # They change what another edit may write.
-LAST = ("an executable bit", "an mtime", "a mode that is no executable bit")
+LAST = ("an executable bit", "an mtime", "a mode that is no executable bit", "an executable bit of that script")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
