@@ -838,6 +838,7 @@ def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Wor
         target=session.target,
         sources=(),
         toolchain_identity=session.toolchain_identity(packages.IMAGE),
+        env=_cache_env(session),
         base_digest=root.base,
         extra={
             "packages": {"asked": list(asked), **session.supply.part(case.plain_name)},
