@@ -382,10 +382,9 @@ class Session:
     def _kernel_file(self, path: Path, where: str) -> Kernel:
         """A kernel that is a file, read once for each state of it: somebody may build it anew while a run goes on."""
         try:
-            looks = rootfs.identity(path)
+            return self._of_state("kernel", path, lambda: kernels.of_file(path, self.arch, where))
         except InfraError as error:
             raise UsageError(error.what, where=f"{where} {path}") from None
-        return self.once(f"kernel {path} {sorted(looks.items())}", lambda: kernels.of_file(path, self.arch, where))
 
     def _kernel_group(self, case: Case) -> kernels.Group:
         """What a kernel is built for: the build group of a case, and the nearest build-<target>.toml above it."""
@@ -455,8 +454,18 @@ class Session:
     @property
     def base_digest(self) -> str:
         """The digest of the base image as it is now: a run may take hours, and somebody may write it meanwhile."""
-        looks = sorted(rootfs.identity(self.guest.rootfs).items())
-        return self.once(f"base {looks}", lambda: rootfs.remembered_digest(self.guest.rootfs, self.memory))
+        return self._of_state("base", self.guest.rootfs, lambda: rootfs.remembered_digest(self.guest.rootfs, self.memory))
+
+    def _of_state(self, name: str, path: Path, make: Callable[[], T]) -> T:
+        """What `make` reads of a file, read once for each state of it.
+
+        A file that was written just now is read again, until two seconds have passed: it may be written once more and look
+        the same. That is two seconds of reading at the most, and then once.
+        """
+        facts = rootfs.facts_of(path)
+        if rootfs.is_young(facts):
+            return make()
+        return self.once(f"{name} {path} {sorted(rootfs.identity_of(facts).items())}", make)
 
     @shared
     def supply(self) -> packages.Supply:

@@ -119,9 +119,13 @@ def digest(path: Path) -> str:
 def remembered_digest(path: Path, memory: Path) -> str:
     """As `digest`, remembered in the folder `memory` by device, inode, size, mtime and ctime: the second time reads nothing.
 
-    A file that changed less than two seconds ago is not remembered. The clock of a filesystem ticks in steps of
-    milliseconds, on some of seconds, and a write within the same tick as our reading would leave size and times as we noted
-    them; every later run would then believe the old digest.
+    Every later run believes what is remembered, so these are not:
+
+    - a file that changed less than two seconds ago, see `is_young`;
+    - one on a filesystem whose times say nothing, see `_times_tell`;
+    - one with pages that somebody has written through a mapping and the disk has not got: the times move at the first store
+      into a clean page and not at the next. So these are flushed first. Of a file that is remembered already no page is
+      dirty, unless the times have moved since.
     """
     try:
         with _opened(path) as descriptor:
@@ -130,12 +134,14 @@ def remembered_digest(path: Path, memory: Path) -> str:
             known = _recall(note, _identity(before))
             if known is not None:
                 return known
-            started = time.time()
+            rests = not is_young(before) and _times_tell(before) and _flushed(descriptor)
+            before = os.fstat(descriptor)
+            rests = rests and not is_young(before)
             result = _digest(descriptor)
             after = os.fstat(descriptor)
     except OSError as error:
         raise InfraError(f"cannot read: {error.strerror}", where=str(path)) from None
-    if _identity(before) == _identity(after) and max(before.st_mtime, before.st_ctime) < started - RACY_SECONDS:
+    if rests and _identity(before) == _identity(after):
         # A memory that cannot be written (full disk, read-only) costs time, nothing else.
         with contextlib.suppress(OSError):
             _note(note, {**_identity(before), "digest": result})
@@ -144,11 +150,66 @@ def remembered_digest(path: Path, memory: Path) -> str:
 
 def identity(path: Path) -> dict[str, int]:
     """What changes when a file does, or another one takes its place. Raises `InfraError` if it is not there."""
+    return identity_of(facts_of(path))
+
+
+def identity_of(facts: os.stat_result) -> dict[str, int]:
+    return {"device": facts.st_dev, "inode": facts.st_ino, **_identity(facts)}
+
+
+def facts_of(path: Path) -> os.stat_result:
+    """Raises `InfraError` if a file is not there."""
     try:
-        facts = path.stat()
+        return path.stat()
     except OSError as error:
         raise InfraError(f"cannot read: {error.strerror}", where=str(path)) from None
-    return {"device": facts.st_dev, "inode": facts.st_ino, **_identity(facts)}
+
+
+def is_young(facts: os.stat_result) -> bool:
+    """Whether a file changed so short a while ago that it may change again and look the same.
+
+    The clock of a filesystem ticks in steps of milliseconds, on some of seconds, and a write within the same tick as our
+    reading would leave size and times as we noted them. It is the ctime that tells: nobody can set it.
+    """
+    return facts.st_ctime >= time.time() - RACY_SECONDS
+
+
+# Filesystems where a file can change and its times stay. On those in memory a store through a mapping moves none. An image
+# that is made anew and mounted in the place of the old one has the inodes and the times that its maker gave it. And a ctime
+# that is the mtime, or whatever a FUSE server says, is none.
+_TIMELESS = {"tmpfs", "devtmpfs", "ramfs", "squashfs", "erofs", "cramfs", "romfs", "iso9660", "udf", "msdos", "vfat", "exfat"}
+
+
+def _times_tell(facts: os.stat_result) -> bool:
+    """Whether a file's ctime moves with every change of it, as far as one can tell."""
+    if facts.st_ctime_ns % 10**9 == 0:  # made up: clocks that count whole seconds have become rare
+        return False
+    kind = _filesystem(facts.st_dev)
+    return kind is not None and kind not in _TIMELESS and not kind.startswith("fuse")
+
+
+def _filesystem(device: int) -> str | None:
+    """The type of the filesystem on a device, as /proc/self/mountinfo names it: empty for a device that is not in there (a
+    subvolume of btrfs has one of its own), None where there is no such file."""
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        mount, _, described = line.partition(" - ")
+        if mount.split(" ")[2] == wanted:
+            return described.split(" ")[0]
+    return ""
+
+
+def _flushed(descriptor: int) -> bool:
+    """Have the disk get all that was written to a file. False where that cannot be done."""
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _identity(facts: os.stat_result) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import socket
 import stat
@@ -29,6 +30,12 @@ from tests.unit.test_store import finish, in_namespace
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten seconds from now. A file's ctime cannot be set back, so the clock goes forward."""
     monkeypatch.setattr(rootfs, "time", SimpleNamespace(time=lambda: time.time() + 10))
+
+
+@pytest.fixture
+def on_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the folder for temporary files is on: of what is in memory nothing is remembered."""
+    monkeypatch.setattr(rootfs, "_filesystem", lambda _device: "ext4")
 
 
 def sparse(path: Path, *pieces: tuple[int, bytes], size: int) -> Path:
@@ -89,7 +96,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return count
 
 
-def test_an_old_file_is_read_once(tmp_path: Path, reads: list[int], later: None) -> None:
+def test_an_old_file_is_read_once(tmp_path: Path, reads: list[int], later: None, on_a_disk: None) -> None:
     path, memory = tmp_path / "image", tmp_path / "not there yet" / "memory"
     path.write_bytes(b"one")
     first = rootfs.remembered_digest(path, memory)
@@ -120,7 +127,70 @@ def test_a_fresh_file_is_not_remembered(tmp_path: Path, reads: list[int]) -> Non
     assert not (tmp_path / "memory").exists()
 
 
-def test_a_file_that_changes_meanwhile_is_not_remembered(tmp_path: Path, later: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_the_future_is_read_once(tmp_path: Path, reads: list[int], later: None, on_a_disk: None) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"one")
+    os.utime(path, (4e9, 4e9))  # anybody may set that
+    for _ in range(3):
+        rootfs.remembered_digest(path, tmp_path / "memory")
+    assert len(reads) == 1
+
+
+def test_a_file_that_is_written_through_a_mapping(tmp_path: Path, later: None) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(65536))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        for content in range(1, 5):
+            mapped[0] = content  # from the second on into a page that is dirty, unless somebody has flushed it
+            time.sleep(0.02)  # longer than a tick of the filesystem's clock
+            assert rootfs.remembered_digest(path, tmp_path / "memory") == rootfs.digest(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ctime", "read"),
+    [
+        ("ext4", 1_700_000_000_123_456_789, 1),
+        ("", 1_700_000_000_123_456_789, 1),  # a subvolume of btrfs
+        ("ext4", 1_700_000_000_000_000_000, 2),
+        ("squashfs", 0, 2),
+        ("erofs", 1_700_000_000_123_456_789, 2),
+        ("vfat", 1_700_000_000_120_000_000, 2),
+        ("fuse", 1_700_000_000_123_456_789, 2),
+        ("fuse.sshfs", 1_700_000_000_123_456_789, 2),
+        ("tmpfs", 1_700_000_000_123_456_789, 2),
+        (None, 1_700_000_000_123_456_789, 2),
+    ],
+)
+def test_a_file_whose_times_say_nothing_is_not_remembered(
+    kind: str | None, ctime: int, read: int, tmp_path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images with one device, inode, size and times, as two builds of a squashfs have, mounted one after the other."""
+    real = os.fstat
+
+    def fstat(descriptor: int) -> SimpleNamespace:
+        size = real(descriptor).st_size
+        times = {"st_mtime_ns": 0, "st_ctime_ns": ctime, "st_ctime": ctime / 1e9}
+        return SimpleNamespace(st_dev=0x700, st_ino=3, st_size=size, **times)
+
+    monkeypatch.setattr(rootfs, "_filesystem", lambda _device: kind)
+    monkeypatch.setattr(os, "fstat", fstat)
+    found = []
+    for name in ("one", "two"):
+        with (tmp_path / name).open("wb", buffering=0) as file:
+            file.write(name.encode())
+        found.append(rootfs.remembered_digest(tmp_path / name, tmp_path / "memory"))
+    assert len(reads) == read
+    assert len(set(found)) == read
+
+
+def test_the_type_of_a_filesystem() -> None:
+    assert rootfs._filesystem(Path("/proc/self").stat().st_dev) == "proc"
+    assert rootfs._filesystem(os.makedev(4095, 1)) == ""
+
+
+def test_a_file_that_changes_meanwhile_is_not_remembered(
+    tmp_path: Path, later: None, on_a_disk: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"one")
     real = rootfs._digest

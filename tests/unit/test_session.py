@@ -10,10 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from qcase import events, process, runner, suite
+from qcase import events, process, rootfs, runner, suite
 from qcase.errors import ConfigError, InfraError, Problem, StoppedError
 from qcase.model import Arch, Verdict
 from qcase.prepare import Session
@@ -87,6 +88,23 @@ def test_who_needs_one_thing_does_not_wait_for_another(tmp_path: Path) -> None:
         assert shared.once("fast", lambda: "fast") == "fast"
         go_on.set()
         assert future.result(60) == "slow"
+
+
+def test_a_base_image_that_was_written_just_now_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written twice within one tick of the filesystem's clock looks the same both times."""
+    base = tmp_path / "base.img"
+    base.write_bytes(b"one")
+    shared = session(tmp_path)
+    shared.once("guest", lambda: SimpleNamespace(rootfs=base))
+    looks = base.stat()
+    monkeypatch.setattr(rootfs, "facts_of", lambda _: looks)
+    before = shared.base_digest
+    base.write_bytes(b"two")
+    assert shared.base_digest == rootfs.digest(base) != before
+    monkeypatch.setattr(rootfs, "is_young", lambda _: False)
+    assert shared.base_digest == rootfs.digest(base)
+    monkeypatch.setattr(rootfs, "remembered_digest", None)  # from here on it is known
+    assert shared.base_digest == rootfs.digest(base)
 
 
 def test_listeners_hear_one_event_at_a_time(tmp_path: Path) -> None:
