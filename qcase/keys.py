@@ -23,7 +23,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
@@ -134,15 +134,16 @@ def image_key(*, base_digest: str, overlays: Sequence[str], injector: int | str)
     return key({"format": FORMAT, "kind": "image", "base": base_digest, "overlays": list(overlays), "injector": injector})
 
 
-def tree_listing(path: Path, *, ignore: Sequence[str] = ()) -> tuple[TreeEntry, ...]:
+def tree_listing(path: Path, *, ignore: Sequence[str] = (), without: Collection[Path] = ()) -> tuple[TreeEntry, ...]:
     """Everything below `path` that can matter to a build, sorted by the bytes of its name.
 
     Links are never followed. `ignore` holds shell patterns for names (not paths) that are passed over, with a slash before them
-    only where they are right below `path`; a folder in which nothing is left counts as empty. Raises `BuildError` for a socket,
-    a device or a fifo, and for what cannot be read.
+    only where they are right below `path`; a folder in which nothing is left counts as empty. What is in `without`, as it is
+    called below this `path`, counts as if it was not there, and so does a folder that holds nothing else. Raises `BuildError`
+    for a socket, a device or a fifo, and for what cannot be read.
     """
     rows = []
-    for name, full, info in _walk(path, ignore):
+    for name, full, info in _walk(path, ignore, without=frozenset(map(os.fsencode, without))):
         kind = stat.S_IFMT(info.st_mode)
         if kind == stat.S_IFDIR:
             rows.append((name, "dir", ""))
@@ -349,7 +350,9 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _walk(path: Path, ignore: Sequence[str], *, every_folder: bool = False) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
+def _walk(
+    path: Path, ignore: Sequence[str], *, every_folder: bool = False, without: Collection[bytes] = ()
+) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
     """`(relative name, full name, lstat)` of files, links and empty (or all) folders below `path`, in no order."""
     root = os.fsencode(path)
     pending: list[tuple[bytes, bytes, os.stat_result | None]] = [(b"", root, None)]
@@ -362,6 +365,8 @@ def _walk(path: Path, ignore: Sequence[str], *, every_folder: bool = False) -> I
                     if any(_is_ignored(item.name, pattern, top=not prefix) for pattern in ignore):
                         continue
                     empty = False
+                    if item.path in without:
+                        continue
                     name = prefix + item.name
                     about = item.stat(follow_symlinks=False)
                     kind = stat.S_IFMT(about.st_mode)

@@ -40,7 +40,7 @@ from qcase.model import Arch, Cache, Phase, Pipeline
 from qcase.pipelines import BUILD, OVERLAY, STAGING, Craft, Workshop, brought, c, grouped, prebuild, sources, staging
 from qcase.pipelines.crafts import CRAFTS
 from qcase.store import Entry, Store
-from qcase.suite import Case, Subcase, Workspace
+from qcase.suite import Case, Subcase, Workspace, others_within
 
 if TYPE_CHECKING:
     from qcase.containers import Engine
@@ -754,7 +754,7 @@ def _works(case: Case, session: Session, *, everything: bool = False) -> list[_W
     if case.pipeline is Pipeline.PLAIN:
         return works
     if case.pipeline is not Pipeline.GROUPED:
-        return [*works, _pipeline_work(case.plain_name, case.pipeline, case.path, asked, session)]
+        return [*works, _pipeline_work(case.plain_name, case, case.pipeline, case.path, asked, session)]
     return [*works, _script_work(case, session), *_subcase_works(case, session)]
 
 
@@ -762,10 +762,12 @@ def _subcase_works(case: Case, session: Session) -> list[_Work]:
     """The overlays of a group's subcases. A project in the case's own folder takes the place of those in C."""
     asked = case.config.packages
     project = [PROJECT_FILE] if (case.path / PROJECT_FILE).is_file() else []
-    works = [_pipeline_work(f"{case.whole}: {name}", Pipeline.C, case.path, asked, session, craft=c.PROJECT) for name in project]
+    works = [
+        _pipeline_work(f"{case.whole}: {name}", case, Pipeline.C, case.path, asked, session, craft=c.PROJECT) for name in project
+    ]
     for subcase in case.subcases:
         if not (project and subcase.kind is Pipeline.C):
-            work = _pipeline_work(f"{case.whole}/{subcase.name}", subcase.kind, subcase.path, asked, session)
+            work = _pipeline_work(f"{case.whole}/{subcase.name}", case, subcase.kind, subcase.path, asked, session)
             works.append(replace(work, subcase=subcase.name))
     return works
 
@@ -877,14 +879,20 @@ def _packages_part(craft: Craft, name: str, source: Path, asked: tuple[str, ...]
 
 
 def _pipeline_work(
-    name: str, pipeline: Pipeline, source: Path, asked: tuple[str, ...], session: Session, craft: Craft | None = None
+    name: str,
+    case: Case,
+    pipeline: Pipeline,
+    source: Path,
+    asked: tuple[str, ...],
+    session: Session,
+    craft: Craft | None = None,
 ) -> _Work:
     """The overlay of one folder of sources. `craft`, in place of the pipeline's own, has the whole folder as its source."""
     folder = pipeline.value if craft is None else ""
     craft = craft or CRAFTS[pipeline]
 
     def find() -> tuple[sources.Source, ...]:
-        return sources.find(source, folder, session.workspace.root)
+        return sources.find(source, folder, session.workspace.root, others_within(case, source, project=not folder))
 
     found = find()
     root = _Root.of(session) if craft.reads_staging else None

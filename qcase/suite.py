@@ -108,6 +108,7 @@ class Case:
     warnings: tuple[Problem, ...] = ()
     only: str = ""  # the name of the one subcase whose commands are run, where it was chosen as `<group>/<subcase>`
 
+    is_group: bool = False  # a group or a build group as well: only below such a case there are others
     repetition: int = 0  # counts from 1 where a case runs several times in one run; then `#<n>` ends its display name
 
     @property
@@ -188,6 +189,51 @@ def discover(workspace: Workspace, arch: Arch, target: str, group: str | None = 
         tuple(sorted(others, key=lambda case: case.display_name)),
         tuple(warnings),
     )
+
+
+def others_within(case: Case, folder: Path, *, project: bool = False) -> frozenset[Path]:
+    """What is in `folder`, a case's own or that of a subcase, and belongs to other cases: their folders, and links to those.
+
+    No link is on the way to any of these paths. What a case is does not depend on arch and target here, as no key may move for
+    what another one has. With `project` the folders of subcases are the case's own, and only the configurations in them are not.
+    """
+    if not case.is_group:
+        return frozenset()
+    top = os.path.realpath(folder)
+    found: set[Path] = set()
+    seen = {top}
+    todo = [] if top != os.path.realpath(case.path) and _configurations(top) else [top]
+    while todo:
+        here = todo.pop()
+        try:
+            with os.scandir(here) as entries:
+                folders, _ = _sorted_entries(entries)
+        except OSError:
+            continue  # whoever reads the sources says so
+        for name in folders:
+            path = f"{here}/{name}"
+            real = os.path.realpath(path)
+            if name in SOURCE_FOLDERS or f"{top}/".startswith(f"{real.rstrip('/')}/"):
+                continue
+            configurations = _configurations(real)
+            if not configurations:
+                todo += {real} - seen
+                seen.add(real)
+            elif project and here == top and any(Path(path, kind).is_dir() for kind in SOURCE_FOLDERS):
+                found |= {Path(real, file) for file in configurations}
+            else:
+                found |= {Path(path), Path(real)}
+    return frozenset(found)
+
+
+def _configurations(folder: str) -> list[str]:
+    """What makes a folder a case; empty where it is none."""
+    try:
+        with os.scandir(folder) as entries:
+            _, files = _sorted_entries(entries)
+    except OSError:
+        return []
+    return files if any(name.startswith("qemu-") and not name.startswith("qemu-base-") for name in files) else []
 
 
 def select(discovery: Discovery, patterns: Sequence[str]) -> tuple[Case | BrokenCase, ...]:
@@ -698,6 +744,7 @@ def _load(
         pipeline,
         subcases,
         (*config.warnings, *warnings),
+        is_group=found.name == found.display_name,
     )
 
 

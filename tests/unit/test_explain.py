@@ -52,13 +52,18 @@ GROUP = 'shell_prefix = "#"\ntest_commands = ["{command}"]\ntimeout = {timeout}\
 
 
 def make_workspace(root: Path) -> Path:
-    """Three cases: `shell`, of one file and a link, `group`, of one command and a subcase in C, and `packed`, with a package.
+    """Four cases: `shell`, of one file and a link, `group`, of one command and a subcase in C, `packed`, with a package, and
+    `normal`, of one file, in whose folder the others are.
 
     A script of the workspace prepares the staging root.
     """
     (root / "suite/normal/shell/sh").mkdir(parents=True)
     (root / "suite/normal/group/one/c").mkdir(parents=True)
     (root / "suite/normal/packed").mkdir()
+    (root / "suite/normal/sh").mkdir()
+    (root / "suite/normal/sh/all.sh").write_text("#!/bin/sh\necho ok\n")
+    (root / "suite/normal/qemu-x86_64.toml").write_text(CONFIG.format(command="all.sh", timeout=5))
+    (root / f"suite/normal/build-{TARGET}.toml").write_text("features = []\n")
     (root / "qcase.toml").write_text(WORKSPACE.format(c="0" * 64, alpine="1" * 64, variable="ROOT", region="eu"))
     (root / "hook.sh").write_text("touch $ROOT/here\n")
     (root / "rootfs.img").write_bytes(b"a base image")
@@ -121,6 +126,7 @@ def configure(old: str, new: str) -> Edit:
 
 
 SH, SCRIPT, ONE, PACKAGES = "normal/shell", "normal/group: the group's script", "normal/group/one", "normal/packed: packages"
+NORMAL = "normal"
 
 MOVES: dict[str, tuple[Edit, set[str]]] = {
     "a source": (write("suite/normal/shell/sh/test.sh", "#!/bin/sh\n"), {SH}),
@@ -134,6 +140,8 @@ MOVES: dict[str, tuple[Edit, set[str]]] = {
         write("suite/normal/group/qemu-x86_64.toml", GROUP.format(command="/usr/bin/one --again", timeout=5)),
         {SCRIPT},
     ),
+    "a source of a case with others in it": (write("suite/normal/sh/all.sh", "#!/bin/sh\n"), {NORMAL}),
+    "a file between cases": (write("suite/normal/common.h", "x"), {NORMAL}),
     "the base image": (write("rootfs.img", "another base image"), {ONE, PACKAGES}),
     "a package": (write("suite/normal/packed/qemu-x86_64.toml", PACKED.format(package="bzip2", timeout=5)), {PACKAGES}),
     "the script that prepares the staging root": (write("hook.sh", "touch $ROOT/there\n"), {ONE, PACKAGES}),
@@ -152,6 +160,9 @@ STAYS: dict[str, Edit] = {
     "an mtime": lambda root: os.utime(root / "suite/normal/shell/sh/test.sh", (1, 1)),
     "a mode that is no executable bit": lambda root: (root / "suite/normal/shell/sh/test.sh").chmod(0o600),
     "the kernel": write("kernel", "another kernel"),
+    "what the kernel is built by": write(f"suite/normal/build-{TARGET}.toml", "features = [1]\n"),
+    "what another target's kernel is built by": write("suite/normal/build-other.toml", ""),
+    "a timeout of a case with others in it": write("suite/normal/qemu-x86_64.toml", CONFIG.format(command="all.sh", timeout=9)),
     "something beside the cases": write("suite/README", "x"),
 }
 
@@ -164,7 +175,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("edit", MOVES)
 def test_an_edit_moves_the_keys_that_it_concerns_and_no_others(edit: str, root: Path) -> None:
     before = keys_of(root)
-    assert set(before) == {SH, SCRIPT, ONE, PACKAGES}
+    assert set(before) == {SH, SCRIPT, ONE, PACKAGES, NORMAL}
     change, concerned = MOVES[edit]
     change(root)
     after = keys_of(root)
@@ -176,6 +187,16 @@ def test_an_edit_that_concerns_nothing_moves_no_key(edit: str, root: Path) -> No
     before = keys_of(root)
     STAYS[edit](root)
     assert keys_of(root) == before
+
+
+def test_a_new_case_moves_no_key(root: Path) -> None:
+    before = keys_of(root)
+    shutil.copytree(root / "suite/normal/shell", root / "suite/normal/more/deep/shell", symlinks=True)
+    shutil.copytree(root / "suite/normal/shell", root / "suite/stress/shell", symlinks=True)
+    (root / "suite/normal/link").symlink_to("../stress/shell")
+    after = keys_of(root)
+    assert {name: after[name] for name in before} == before
+    assert set(after) == {*before, "normal/more/deep/shell", "normal/link"}
 
 
 def test_the_place_of_the_workspace_moves_no_key(root: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class Hooked:
 
     def work(self) -> prepare._Work:
         craft = Craft(recipe=1, reads_staging=True, build=look)
-        return prepare._pipeline_work("normal/x", Pipeline.SH, self.case.path, (), self.session, craft=craft)
+        return prepare._pipeline_work("normal/x", self.case, Pipeline.SH, self.case.path, (), self.session, craft=craft)
 
     def build(self, work: prepare._Work) -> str:
         with ExitStack() as stack:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qcase import keys, process
+from qcase import keys, process, suite
 from qcase.config import CaseConfig, GroupedRunner, WorkspaceConfig
 from qcase.errors import BuildError
 from qcase.model import Arch
@@ -93,9 +94,11 @@ def test_c_without_cmakelists_says_so_before_anything_is_started(tmp_path: Path)
 # --- sources ----------------------------------------------------------------------------------------------------------
 
 
-def listed(case: Path, folder: str, workspace: Path, copy: Path) -> dict[str, tuple[str, str]]:
+def listed(
+    case: Path, folder: str, workspace: Path, copy: Path, others: frozenset[Path] = frozenset()
+) -> dict[str, tuple[str, str]]:
     """Path, type and content of what a build sees, which is what a copy has."""
-    found = sources.find(case, folder, workspace)
+    found = sources.find(case, folder, workspace, others)
     sources.copy(found, copy)
     assert keys.tree_listing(copy) == tuple(source.entry for source in found)
     return {source.entry.path: (source.entry.type, source.entry.content) for source in found}
@@ -161,6 +164,46 @@ def test_a_link_out_of_the_case_is_what_it_leads_to_if_that_is_in_the_workspace(
     (workspace / "common/tool").write_text("edited")
     assert sources.find(case, "c", workspace) != sources.find(tmp_path / "copy", "c", workspace)
     assert listed(case, "c", workspace, tmp_path / "again") != seen
+
+
+CONFIG = 'shell_prefix = "#"\nsuccess_regex = ["x"]\n'
+
+
+def group_with_cases(root: Path) -> suite.Case:
+    """A case that is a build group: a child is a case with two configurations, another one is not."""
+    own = ("build-t.toml", "qemu-x86_64.toml", "sh/run.sh", "data/qemu-base-x.toml", "data/x")
+    others = ("child/qemu-x86_64.toml", "child/qemu-aarch64.toml", "child/c/CMakeLists.txt", "deep/er/child/qemu-riscv64.toml")
+    for name in (*own, *others):
+        (root / "suite/normal" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "suite/normal" / name).write_text(CONFIG if name == own[1] else "")
+    (root / "qcase.toml").write_text('[suite]\nroot = "suite"\n')
+    case = suite.discover(suite.Workspace.open(root), Arch.X86_64, "t").cases[0]
+    assert isinstance(case, suite.Case), case
+    assert case.display_name == "normal"
+    return case
+
+
+def test_other_cases_are_no_sources_of_a_case_that_is_a_group(tmp_path: Path) -> None:
+    case = group_with_cases(tmp_path)
+    found = listed(case.path, "sh", tmp_path, tmp_path / "one", suite.others_within(case, case.path))
+    assert set(found) == {"data/qemu-base-x.toml", "data/x", "sh/run.sh"}
+    (case.path / "alias").symlink_to("child")
+    (case.path / "sh/shared").symlink_to("../child/c/CMakeLists.txt")
+    found = listed(case.path, "sh", tmp_path, tmp_path / "two", suite.others_within(case, case.path))
+    assert set(found) == {"data/qemu-base-x.toml", "data/x", "sh/run.sh", "sh/shared"}
+    assert found["sh/shared"][0] == "file"  # what it leads to is not in the copy
+
+
+def test_subcases_that_are_cases_too_are_sources_of_a_groups_project(tmp_path: Path) -> None:
+    case = group_with_cases(tmp_path)
+    others = suite.others_within(case, case.path, project=True)
+    found = listed(case.path, "", tmp_path, tmp_path / "copy", others)
+    assert set(found) == {"child/c/CMakeLists.txt", "data/qemu-base-x.toml", "data/x", "sh/run.sh"}
+
+
+def test_a_case_that_is_no_group_has_no_other_cases_in_it(tmp_path: Path) -> None:
+    case = replace(group_with_cases(tmp_path), is_group=False)
+    assert suite.others_within(case, case.path) == frozenset()
 
 
 def test_the_folder_of_sources_may_be_a_link(tmp_path: Path) -> None:
