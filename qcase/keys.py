@@ -216,20 +216,31 @@ def file_digest(path: Path) -> str:
         whole = hashlib.sha256(b"qcase file digest 1\0" + size.to_bytes(8, "big"))
         spans = [(start, min(start + 256, last)) for first, last in _data_blocks(fd, size) for start in range(first, last, 256)]
         if len(spans) < 2:
-            hashed: Iterator[bytes] = (_hash_blocks(fd, span) for span in spans)
+            hashed: Iterator[bytes] = (_hash_blocks(fd, span, size) for span in spans)
             for piece in hashed:
                 whole.update(piece)
         else:
             from concurrent.futures import ThreadPoolExecutor
 
             with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashlib lets other threads run
-                for piece in pool.map(lambda span: _hash_blocks(fd, span), spans):
+                for piece in pool.map(lambda span: _hash_blocks(fd, span, size), spans):
                     whole.update(piece)
     except OSError as error:
         raise InfraError(f"cannot read: {error.strerror}", where=str(path)) from None
     finally:
         os.close(fd)
     return whole.hexdigest()
+
+
+def read_fully(fd: int, length: int, offset: int) -> bytes:
+    """Read exactly `length` bytes, in however many pieces. Raises `OSError` where the file has become shorter meanwhile."""
+    piece = os.pread(fd, length, offset)
+    while len(piece) < length:
+        more = os.pread(fd, length - len(piece), offset + len(piece))
+        if not more:
+            raise OSError(errno.EIO, "the file became shorter while it was read")
+        piece += more
+    return piece
 
 
 def differences(old: Mapping[str, JSON], new: Mapping[str, JSON]) -> list[str]:
@@ -436,11 +447,11 @@ def _data_blocks(fd: int, size: int) -> Iterator[tuple[int, int]]:
             yield first, done
 
 
-def _hash_blocks(fd: int, span: tuple[int, int]) -> bytes:
+def _hash_blocks(fd: int, span: tuple[int, int], size: int) -> bytes:
     """Number and sha256 of each block in a range that is not all zeros."""
     out = []
     for number in range(*span):
-        block = os.pread(fd, _BLOCK, number * _BLOCK)
+        block = read_fully(fd, min(_BLOCK, size - number * _BLOCK), number * _BLOCK)
         if block != _ZEROS[: len(block)]:
             out.append(number.to_bytes(8, "big") + hashlib.sha256(block).digest())
     return b"".join(out)

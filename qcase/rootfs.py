@@ -38,6 +38,7 @@ from pathlib import Path
 
 from qcase.errors import BuildError, InfraError
 from qcase.ext4 import Ext4Image, Kind, Node, Superblock, UnresolvedError
+from qcase.keys import read_fully
 
 # The times of everything that is written. Not 0: libext2fs before 1.47.1 takes 0 for "not given" and asks the clock.
 EPOCH = 1
@@ -226,7 +227,7 @@ def _digest(descriptor: int) -> str:
         position = max(done, start - start % DIGEST_BLOCK)
         stop = min(size, end + -end % DIGEST_BLOCK)
         while position < stop:
-            piece = _read_fully(descriptor, min(CHUNK, stop - position), position)
+            piece = read_fully(descriptor, min(CHUNK, stop - position), position)
             for at in range(0, len(piece), DIGEST_BLOCK):
                 block = piece[at : at + DIGEST_BLOCK]
                 if block != zero[: len(block)]:
@@ -317,7 +318,7 @@ def _copy_data(source: int, target: int, size: int) -> None:
                 # Not between these two filesystems, or (0 bytes) not from this one.
                 in_kernel = copied > 0
             if not in_kernel:
-                copied = os.pwrite(target, _read_fully(source, min(CHUNK, end - position), position), position)
+                copied = os.pwrite(target, read_fully(source, min(CHUNK, end - position), position), position)
             position += copied
 
 
@@ -591,7 +592,7 @@ def _blocks(overlay: Path, operation: Operation, block_size: int) -> int:
             position = max(done, start - start % block_size)
             stop = min(operation.size, end + -end % block_size)
             while position < stop:
-                piece = _read_fully(descriptor, min(CHUNK, stop - position), position)
+                piece = read_fully(descriptor, min(CHUNK, stop - position), position)
                 for at in range(0, len(piece), block_size):
                     block = piece[at : at + block_size]
                     count += block != zero[: len(block)]
@@ -786,7 +787,7 @@ def _content_difference(image: Ext4Image, node: Node, operation: Operation, over
 def _all_zero(descriptor: int, start: int, end: int) -> bool:
     for position, stop in _data_ranges(descriptor, start, end):
         while position < stop:
-            piece = _read_fully(descriptor, min(CHUNK, stop - position), position)
+            piece = read_fully(descriptor, min(CHUNK, stop - position), position)
             if piece.count(0) != len(piece):
                 return False
             position += len(piece)
@@ -820,17 +821,6 @@ def _data_ranges(descriptor: int, start: int, end: int) -> Iterator[tuple[int, i
             return
         yield data, min(hole, end)
         start = hole
-
-
-def _read_fully(descriptor: int, length: int, offset: int) -> bytes:
-    """Read exactly `length` bytes. Raises `OSError` where the file has become shorter meanwhile."""
-    piece = os.pread(descriptor, length, offset)
-    while len(piece) < length:
-        more = os.pread(descriptor, length - len(piece), offset + len(piece))
-        if not more:
-            raise OSError(errno.EIO, "the file became shorter while it was read")
-        piece += more
-    return piece
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcase import keys
+from qcase import keys, rootfs
 from qcase.errors import BuildError, InfraError
 
 
@@ -274,6 +274,15 @@ def test_an_image_is_digested_by_what_it_reads_as(tmp_path: Path) -> None:
     for other in (size - 1, size + 1, size + 65_536):
         os.truncate(holes, other)
         assert keys.file_digest(holes) != before
+
+
+def test_a_system_that_reads_in_small_pieces_changes_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(os.urandom(200_000))
+    before = keys.file_digest(path), rootfs.digest(path)
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, length, offset: real(fd, min(length, 5000), offset))
+    assert (keys.file_digest(path), rootfs.digest(path)) == before
 
 
 def test_two_empty_files_of_different_size_differ(tmp_path: Path) -> None:
