@@ -403,6 +403,12 @@ def _state(root: Path) -> str:
     return keys.digest({"installed": rows, "world": [line for line in asked if not line.startswith(".")]})
 
 
+def _sources_in(root: Path) -> dict[str, JSON]:
+    """Where a root itself says that packages come from, as `Sources.part` has it. Its own script may have changed that."""
+    signers: list[JSON] = [[path.name, _digest(path)] for path in sorted((root / "etc/apk/keys").glob("*"))]
+    return {"repositories": _digest(root / "etc/apk/repositories"), "keys": signers}
+
+
 def _cached_name(name: str, version: str, checksum: str) -> str:
     """How apk names a package in its cache: with the first four bytes of its checksum."""
     return f"{name}-{version}.{base64.b64decode(checksum[2:])[:4].hex()}.apk"
@@ -459,8 +465,15 @@ class Supply:
         """
         if self.lock is not None and self.recorded is None:
             return self._locked(case, root, scratch, log)
+        own = _sources_in(root)
         key = keys.digest(
-            {"arch": self.arch.value, "asked": list(asked), "state": _state(root), "from": self.sources.part(self.arch)}
+            {
+                "arch": self.arch.value,
+                "asked": list(asked),
+                "state": _state(root),
+                "from": {name: own[name] if part is None else part for name, part in self.sources.part(self.arch).items()},
+                "environment": dict(self.config.hooks.guest_package_env),
+            }
         )
         if key in self._resolved:
             return self._note(case, self._resolved[key])

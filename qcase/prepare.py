@@ -842,6 +842,7 @@ def _script_work(case: Case, session: Session) -> _Work:
 def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Work:
     """The overlay that holds what a case's packages bring."""
     root = _Root.of(session)
+    come = session.supply.part(case.plain_name)
     key = keys.overlay_key(
         pipeline="packages",
         recipe_version=brought.RECIPE,
@@ -852,7 +853,7 @@ def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Wor
         env=_cache_env(session),
         base_digest=root.base,
         extra={
-            "packages": {"asked": list(asked), **session.supply.part(case.plain_name)},
+            "packages": {"asked": list(asked), **come},
             "staging": root.part,
         },
     )
@@ -860,11 +861,20 @@ def _packages_work(case: Case, asked: tuple[str, ...], session: Session) -> _Wor
     def build(overlay: Path, workshop: Workshop) -> None:
         brought.build(overlay, workshop)
         session.check_base(root.base)
+        _check_supply(case.plain_name, come, session)
 
     return _Work(f"{case.plain_name}: packages", key, build, asked, may_ask=True, root=root)
 
 
-def _packages_part(craft: Craft, name: str, source: Path, asked: tuple[str, ...], session: Session) -> dict[str, keys.JSON]:
+def _check_supply(name: str, come: keys.JSON, session: Session) -> None:
+    """What was installed came from where a key says: a repository may be a folder that somebody fills meanwhile."""
+    if session.supply.part(name) != come:
+        raise _InputsMovedError("a repository of packages")
+
+
+def _packages_part(
+    craft: Craft, name: str, source: Path, asked: tuple[str, ...], session: Session
+) -> dict[str, dict[str, keys.JSON]]:
     """What enters a key where packages reach a build: those of its configuration, and those that a script may ask for."""
     scripted = craft.prebuild is not None and (source / craft.prebuild / prebuild.SCRIPT).is_file()
     if not craft.reads_staging or not (asked or scripted):
@@ -873,6 +883,7 @@ def _packages_part(craft: Craft, name: str, source: Path, asked: tuple[str, ...]
         "asked": list(asked),
         "recipe": hashlib.sha256(prebuild.recipe().encode()).hexdigest(),
         "image": session.toolchain_identity(packages.IMAGE),
+        "apk": guests.alpine_sha256(images.GUEST_ARCH),  # what a script is given
         "from": session.supply.part(name),
     }
     return {"packages": part}
@@ -916,6 +927,8 @@ def _pipeline_work(
         craft.build(_frozen(found, find, workshop), overlay, workshop)
         if root is not None:
             session.check_base(root.base)
+        if "packages" in part:
+            _check_supply(name, part["packages"]["from"], session)
 
     return _Work(name, key, build, asked if craft.reads_staging else (), may_ask=bool(part), root=root)
 

@@ -1,4 +1,4 @@
-"""The staging root that a workspace's own script prepares: it is of the script that the key has. The engine is a stand-in."""
+"""What a build finds in the staging root and in repositories is what its key has. The engine is a stand-in."""
 
 from __future__ import annotations
 
@@ -67,6 +67,9 @@ class Hooked:
         mkfs(self.root / "base.img", 4 << 20, tmp_path / "tree")
         self.store = Store(tmp_path / "cache")
         self.engine = StandIn()
+        self.reopen()
+
+    def reopen(self) -> None:
         self.session = Session(suite.Workspace.open(self.root), Arch.X86_64, TARGET, self.store, lambda _: None)
         self.session.once("engine", lambda: self.engine)
         self.session.once(f"toolchain {IMAGE}", lambda: SimpleNamespace(id="id", identity="0" * 64))
@@ -74,9 +77,9 @@ class Hooked:
         assert isinstance(found, suite.Case)
         self.case = found
 
-    def work(self) -> prepare._Work:
+    def work(self, packages: tuple[str, ...] = ()) -> prepare._Work:
         craft = Craft(recipe=1, reads_staging=True, build=look)
-        return prepare._pipeline_work("normal/x", self.case, Pipeline.SH, self.case.path, (), self.session, craft=craft)
+        return prepare._pipeline_work("normal/x", self.case, Pipeline.SH, self.case.path, packages, self.session, craft=craft)
 
     def build(self, work: prepare._Work) -> str:
         with ExitStack() as stack:
@@ -106,6 +109,24 @@ def test_a_script_that_is_edited_between_key_and_build(hooked: Hooked) -> None:
     hooked.write("one")
     assert hooked.work().key.digest == early.key.digest
     assert hooked.build(early) == "one"
+
+
+def test_a_repository_that_is_filled_between_key_and_build(hooked: Hooked) -> None:
+    index = hooked.root / "packages/x86_64/APKINDEX.tar.gz"
+    index.parent.mkdir(parents=True)
+    index.write_text("one")
+    with (hooked.root / "qcase.toml").open("a") as config:
+        config.write('[packages]\nrepositories = ["packages"]\n')
+    hooked.reopen()
+    hooked.write("one")
+    early = hooked.work(packages=("zlib",))
+    index.write_text("two")
+    with pytest.raises(prepare._InputsMovedError, match="a repository of packages"):
+        hooked.build(early)
+    assert hooked.build(hooked.work(packages=("zlib",))) == "one"
+    index.write_text("one")
+    assert hooked.work(packages=("zlib",)).key.digest == early.key.digest
+    assert hooked.store.manifest(Kind.OVERLAY, early.key.digest) is None
 
 
 def test_a_build_takes_the_staging_root_of_its_key_whatever_the_script_is_by_now(hooked: Hooked) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Never
 
 import pytest
 
 from qcase import gc, packages
-from qcase.config import PackagesConfig, WorkspaceConfig
-from qcase.errors import BuildError, ConfigError, UsageError
+from qcase.config import Hooks, PackagesConfig, WorkspaceConfig
+from qcase.errors import BuildError, ConfigError, InfraError, UsageError
 from qcase.model import Arch
-from qcase.packages import Downloads, Package, Sources
+from qcase.packages import Downloads, Package, Sources, Supply
 from qcase.pipelines import brought, libraries, prebuild
 from qcase.pipelines.prebuild import Answer
 from qcase.store import Store
@@ -210,6 +211,47 @@ def test_downloads_are_collected_verified_and_listed_like_all_else(tmp_path: Pat
     assert broken is not None
     assert broken.why == "it is not what was downloaded"
     assert not files[0].exists()
+
+
+def test_what_a_request_came_to_is_of_its_repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the root names them: a script of the workspace that prepares it may name others tomorrow."""
+    root = tmp_path / "root"
+    (root / "lib/apk/db").mkdir(parents=True)
+    (root / "lib/apk/db/installed").write_text("P:musl\nV:1\nA:x86_64\nC:Q1\n\n")
+    (root / "etc/apk/keys").mkdir(parents=True)
+    fetched: list[str] = []
+
+    def supply(*, offline: bool = False, region: str = "eu") -> Supply:
+        def needless(*_: object) -> Never:
+            raise AssertionError
+
+        config = WorkspaceConfig(hooks=Hooks(guest_package_env={"REGION": region}))
+        downloads = Downloads(tmp_path / "downloads")
+        return Supply(Arch.X86_64, config, Sources(), downloads, None, needless, needless, lambda _: None, {}, offline)
+
+    def fetch(*_: object) -> list[Package]:
+        fetched.append((root / "etc/apk/repositories").read_text())
+        return []
+
+    def provide(supply: Supply) -> list[Package]:
+        return supply.provide("normal/x", ["zlib"], root, tmp_path / "scratch", tmp_path / "log")
+
+    monkeypatch.setattr(Supply, "_fetch", fetch)
+    online = supply()
+    for line in ("https://one", "https://one", "https://two"):
+        (root / "etc/apk/repositories").write_text(line)
+        assert provide(online) == []
+        assert provide(supply(offline=True)) == []
+    assert fetched == ["https://one", "https://two"]
+    (root / "etc/apk/repositories").write_text("https://three")
+    with pytest.raises(InfraError, match="have not been downloaded"):
+        provide(supply(offline=True))
+    (root / "etc/apk/repositories").write_text("https://one")
+    with pytest.raises(InfraError, match="have not been downloaded"):
+        provide(supply(offline=True, region="asia"))
+    (root / "etc/apk/keys/new.rsa.pub").write_text("a key")
+    with pytest.raises(InfraError, match="have not been downloaded"):
+        provide(supply(offline=True))
 
 
 def test_the_state_of_a_root_knows_no_time(tmp_path: Path) -> None:
