@@ -34,15 +34,16 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from qcase import initramfs, kernels, locks, process
+from qcase import initramfs, kept, kernels, locks, process
 from qcase.config import Download
+from qcase.content import flush
 from qcase.errors import InfraError, UsageError
 from qcase.events import Emit, Progress, Warned
 from qcase.model import Arch
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from qcase.containers import Engine
 
 T = TypeVar("T")
+Record = kept.Record
 
 ALPINE = "alpine"
 DEBIAN = "debian"
@@ -81,7 +83,8 @@ _ARCH_PARAMETERS = {
 
 @dataclass(frozen=True)
 class Guest:
-    """What QEMU boots. `append`: the kernel's command line. `digests`: sha256 by file name, of what is in the store.
+    """What QEMU boots. `append`: the kernel's command line. `digests`: sha256 by file name, of what is in the store. `looks`: how
+    the store's files looked when they were checked.
 
     `kernel`: None for one that a command makes, for each build group (see `qcase.kernels`).
     """
@@ -93,6 +96,12 @@ class Guest:
     initrd: Path | None
     append: str
     digests: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    looks: Mapping[Path, kept.Facts] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def is_as_checked(self) -> bool:
+        """Whether the store's files still look as they did when they were checked."""
+        return all(kept.facts(path) == facts for path, facts in self.looks.items())
 
 
 @dataclass(frozen=True)
@@ -159,12 +168,12 @@ def built_in(
         entry_name = f"debian-{release.version}-{release.digest[:8]}-{arch}"
         make = _debian_maker(release, entry_name, offline, tools, emit)
     fetched = _Entry(cache, entry_name, ("rootfs.img", "kernel"), notes)
-    digests = fetched.use(make, emit)
+    records = fetched.records(make, emit)
     rootfs = fetched.folder / "rootfs.img"
 
-    made_of = hashlib.sha256(f"{digests['rootfs.img']} {initramfs.recipe()}".encode()).hexdigest()
+    made_of = hashlib.sha256(f"{records['rootfs.img']['sha256']} {initramfs.recipe()}".encode()).hexdigest()
     derived = _Entry(cache, f"initramfs-{made_of[:16]}-{arch}", ("initramfs.cpio",), notes)
-    digests |= derived.use(lambda staged: _derive(rootfs, arch, staged), emit)
+    more = derived.records(lambda staged: _derive(rootfs, arch, staged), emit)
     return Guest(
         name=fetched.name,
         arch=arch,
@@ -172,7 +181,8 @@ def built_in(
         kernel=fetched.folder / "kernel",
         initrd=derived.folder / "initramfs.cpio",
         append=command_line(arch, DEFAULT_HOSTNAME),
-        digests=MappingProxyType(digests),
+        digests=MappingProxyType(_digests(records | more)),
+        looks=MappingProxyType(fetched.looks(records) | derived.looks(more)),
     )
 
 
@@ -207,12 +217,18 @@ def resolve(
     Raises `UsageError` for a file that is not there, else as `built_in`.
     """
 
+    looks: dict[Path, kept.Facts] = {}
+
     def ours(name: str) -> Guest:
-        return built_in(name, arch, cache, offline=offline, notes=notes, tools=tools, emit=emit)
+        guest = built_in(name, arch, cache, offline=offline, notes=notes, tools=tools, emit=emit)
+        looks.update(guest.looks)
+        return guest
 
     def file(value: str | Download, key: str) -> Path:
         if isinstance(value, Download):
-            return fetched(value, cache, offline=offline, notes=notes, raw=key == "rootfs", emit=emit)
+            path, facts = _fetched(value, cache, offline, notes, key == "rootfs", emit)
+            looks[path] = facts
+            return path
         return _own_file(value, arch, key, workspace)
 
     initrd = None if spec.initrd is None else file(spec.initrd, "initrd")
@@ -220,9 +236,9 @@ def resolve(
     if not _is_built_in(spec.kernel):
         kernel = None if spec.kernel is None else file(spec.kernel, "kernel")
         if rootfs is not None:  # nothing of a built-in guest is needed
-            return Guest("own", arch, rootfs, kernel, initrd, spec.append or "")
+            return Guest("own", arch, rootfs, kernel, initrd, spec.append or "", looks=looks)
         base = ours(str(spec.rootfs))
-        return Guest("own", arch, base.rootfs, kernel, initrd, spec.append or "", base.digests)
+        return Guest("own", arch, base.rootfs, kernel, initrd, spec.append or "", base.digests, looks)
     booted = ours(str(spec.kernel))
     append = command_line(arch, spec.hostname, spec.append or "")
     if rootfs is None and spec.rootfs != spec.kernel:
@@ -235,6 +251,7 @@ def resolve(
         initrd=initrd or booted.initrd,
         append=append,
         digests=booted.digests,
+        looks=looks,
     )
 
 
@@ -249,6 +266,11 @@ def fetched(
 
     Raises `InfraError` if it cannot be fetched, or is another file than its sha256 says.
     """
+    return _fetched(source, cache, offline, notes, raw, emit)[0]
+
+
+def _fetched(source: Download, cache: Path, offline: bool, notes: Path | None, raw: bool, emit: Emit) -> tuple[Path, kept.Facts]:
+    """As `fetched`, with how the file looks."""
     name = f"fetched-{source.sha256[:16]}{'-raw' if raw else ''}"
     what = source.url.rpartition("/")[2] or "file"
     entry = _Entry(cache, name, ("file",), notes)
@@ -267,8 +289,8 @@ def fetched(
             _to_raw(packed, file)
             packed.unlink()
 
-    entry.use(make, emit)
-    return entry.folder / "file"
+    ((path, facts),) = entry.looks(entry.records(make, emit)).items()
+    return path, facts
 
 
 def obstacle(name: object, arch: Arch, cache: Path) -> InfraError | None:
@@ -301,7 +323,7 @@ def verify(folder: Path) -> str:
         return "it has no manifest"
     for name, record in sorted(manifest.items()):
         try:
-            if _sha256(folder / name) != record["sha256"]:
+            if kept.sha256(folder / name) != record["sha256"]:
                 return f"{name} is not what was stored"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
@@ -558,7 +580,7 @@ def _pip() -> list[str]:
 def _expect(
     path: Path, sha256: str, what: str, hint: str = "the index serves another file under that name; it is not used"
 ) -> None:
-    found = _sha256(path)
+    found = kept.sha256(path)
     if found != sha256:
         raise InfraError(
             f"has the sha256 {found}, expected {sha256}",
@@ -581,18 +603,18 @@ def _unzip(wheel: Path, members: Mapping[str, Path]) -> None:
 
 # --- entries of the store -----------------------------------------------------------------------------------------------
 
-Facts = dict[str, int]
-Record = dict[str, "str | Facts"]
-
 
 @dataclass(frozen=True)
 class _Entry:
-    """A folder of read-only files with a manifest."""
+    """A folder of read-only files with a manifest.
+
+    `notes`: where to write what may not be written into the store.
+    """
 
     cache: Path
     name: str
     files: tuple[str, ...]
-    notes: Path | None = None  # where to write what may not be written into the store
+    notes: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -600,9 +622,13 @@ class _Entry:
 
     def use(self, make: Callable[[Path], None], emit: Emit) -> dict[str, str]:
         """sha256 by file name, once all files are there and known to be whole. `make` fills a staged folder if they are not."""
+        return _digests(self.records(make, emit))
+
+    def records(self, make: Callable[[Path], None], emit: Emit) -> dict[str, Record]:
+        """As `use`, with how the files look."""
         manifest = self._read_manifest()
         if manifest is not None and not self._changed(manifest):
-            return _digests(manifest)
+            return manifest
         if self.notes is not None:
             return self._use_readonly(manifest, self.notes / self.name)
         try:
@@ -616,21 +642,26 @@ class _Entry:
                 hint="free 1 GB there, or set QCASE_CACHE_DIR" if full else "",
             ) from None
 
-    def _use_locked(self, make: Callable[[Path], None], emit: Emit) -> dict[str, str]:
+    def looks(self, records: Mapping[str, Record]) -> dict[Path, kept.Facts]:
+        """The facts of records, by path."""
+        return {self.folder / name: record["facts"] for name, record in records.items()}
+
+    def _use_locked(self, make: Callable[[Path], None], emit: Emit) -> dict[str, Record]:
         self._sweep()
         manifest = self._read_manifest()  # somebody else may have made it while we waited
         if manifest is not None:
             changed = self._changed(manifest)
             if not changed:
-                return _digests(manifest)
-            if damaged := [name for name in changed if not self._same_bytes(manifest, name)]:
+                return manifest
+            found = manifest | self._read_again(changed)
+            if damaged := [name for name in self.files if found[name]["sha256"] != manifest[name]["sha256"]]:
                 emit(Warned(f"{self.folder / damaged[0]} was changed or is gone: it is not used, and {self.name} is made anew"))
             else:
-                _write_manifest(self.folder, _manifest(self.folder, _digests(manifest)))
-                return _digests(manifest)
+                _write_manifest(self.folder, found)
+                return found
         return self._make(make)
 
-    def _use_readonly(self, manifest: Mapping[str, Record] | None, noted: Path) -> dict[str, str]:
+    def _use_readonly(self, manifest: Mapping[str, Record] | None, noted: Path) -> dict[str, Record]:
         """As `use`, of what is there. A file that looks different is read once, and what it looks like noted elsewhere."""
         if manifest is None:
             raise InfraError(
@@ -641,8 +672,9 @@ class _Entry:
         digests = _digests(manifest)
         known = _read_manifest(noted)
         if known is not None and _digests(known) == digests and not self._changed(known):
-            return digests
-        if damaged := [name for name in self.files if not self._same_bytes(manifest, name)]:
+            return known
+        found = self._read_again(self.files)
+        if damaged := [name for name in self.files if found[name]["sha256"] != digests[name]]:
             raise InfraError(
                 "was changed after it was stored, and nothing may be written there",
                 where=str(self.folder / damaged[0]),
@@ -650,10 +682,10 @@ class _Entry:
             )
         with contextlib.suppress(OSError):  # it is read again the next time
             noted.mkdir(parents=True, exist_ok=True)
-            _write_manifest(noted, _manifest(self.folder, digests))
-        return digests
+            _write_manifest(noted, found)
+        return found
 
-    def _make(self, make: Callable[[Path], None]) -> dict[str, str]:
+    def _make(self, make: Callable[[Path], None]) -> dict[str, Record]:
         staged = self._unique()
         staged.mkdir()
         try:
@@ -661,18 +693,18 @@ class _Entry:
             for name in self.files:
                 path = staged / name
                 path.chmod(0o444)
-                _flush(path)
-            manifest = _manifest(staged, {name: _sha256(staged / name) for name in self.files})
+                flush(path)
+            manifest = {name: kept.read(staged / name) for name in self.files}
             _write_manifest(staged, manifest)
             if self.folder.exists():
                 self.folder.rename(self._unique())  # swept below; a QEMU that has it open keeps it
             staged.rename(self.folder)
-            _flush(self.folder.parent)
+            flush(self.folder.parent)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
         self._sweep()
-        return _digests(manifest)
+        return manifest
 
     def _unique(self) -> Path:
         return self.folder.with_name(f".staging-{self.name}-{uuid.uuid4().hex[:12]}")
@@ -681,6 +713,8 @@ class _Entry:
         """Remove what a killed process left. We hold the lock, so nobody is at work there."""
         for left in self.folder.parent.glob(f".staging-{self.name}-*"):
             shutil.rmtree(left, ignore_errors=True)
+        for left in self.folder.glob(".manifest-*"):
+            left.unlink(missing_ok=True)
 
     def _read_manifest(self) -> dict[str, Record] | None:
         """By file name. None if the entry is not there, or is not what this version of qcase makes."""
@@ -689,13 +723,11 @@ class _Entry:
 
     def _changed(self, manifest: Mapping[str, Record]) -> list[str]:
         """Files that are not as the manifest has them, judged by stat alone."""
-        return [name for name in self.files if _facts(self.folder / name) != manifest[name]["facts"]]
+        return [name for name in self.files if kept.facts(self.folder / name) != manifest[name]["facts"]]
 
-    def _same_bytes(self, manifest: Mapping[str, Record], name: str) -> bool:
-        try:
-            return _sha256(self.folder / name) == manifest[name]["sha256"]
-        except OSError:
-            return False
+    def _read_again(self, names: Iterable[str]) -> dict[str, Record]:
+        """Records of files as they are now. One that cannot be read has no sha256."""
+        return {name: _read(self.folder / name) or {"sha256": "", "facts": {}} for name in names}
 
     @contextmanager
     def _locked(self, emit: Emit) -> Iterator[None]:
@@ -720,54 +752,31 @@ def _read_manifest(folder: Path) -> dict[str, Record] | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         files: dict[str, Record] = manifest["files"]
-        good = manifest["format"] == FORMAT and all(
-            isinstance(record["sha256"], str) and isinstance(record["facts"], dict) for record in files.values()
-        )
+        good = manifest["format"] == FORMAT and all(kept.is_record(record) for record in files.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return files if good else None
 
 
-def _manifest(folder: Path, digests: Mapping[str, str]) -> dict[str, Record]:
-    return {name: {"sha256": sha256, "facts": _facts(folder / name) or {}} for name, sha256 in digests.items()}
-
-
 def _digests(manifest: Mapping[str, Record]) -> dict[str, str]:
-    return {name: str(record["sha256"]) for name, record in manifest.items()}
+    return {name: record["sha256"] for name, record in manifest.items()}
+
+
+def _read(path: Path) -> Record | None:
+    """A file's record, None if it cannot be read."""
+    try:
+        return kept.read(path)
+    except OSError:
+        return None
 
 
 def _write_manifest(folder: Path, files: Mapping[str, Record]) -> None:
     new = folder / f".manifest-{uuid.uuid4().hex[:12]}"
-    new.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True) + "\n")
-    _flush(new)
-    new.rename(folder / "manifest.json")
-    _flush(folder)
-
-
-def _facts(path: Path) -> Facts | None:
-    """What changes when a file does. None if there is no such regular file."""
     try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return {
-        "device": found.st_dev,
-        "inode": found.st_ino,
-        "mode": found.st_mode,
-        "size": found.st_size,
-        "mtime_ns": found.st_mtime_ns,
-        "ctime_ns": found.st_ctime_ns,
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        new.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True) + "\n")
+        flush(new)
+        new.rename(folder / "manifest.json")
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    flush(folder)

@@ -175,6 +175,7 @@ class Session:
     _has_containers: Callable[[], None] = events.unheard
     _fetched: list[int] | None = None
     moves: int = 0  # toolchains that turned out to be others than those whose identity was known
+    _guest_number: int = 0
     _proofs: dict[str, accel.Proof] = field(default_factory=dict)
     _accel_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -269,9 +270,18 @@ class Session:
         fd = self._stack.enter_context(self.store.guests_in_use())
         return () if fd is None else (fd,)
 
-    @shared
+    @property
     def guest(self) -> Guest:
         """The guest of this run's architecture, fetched if need be."""
+        return self.once(f"guest {self._guest_number}", self._find_guest)
+
+    def check_guest(self) -> None:
+        """Have the guest read again, or made anew, if it does not look as it did when it was checked: a run may take hours."""
+        number = self._guest_number
+        if not self.guest.is_as_checked:
+            self._guest_number = number + 1  # the same for all threads that see it
+
+    def _find_guest(self) -> Guest:
         config = self.workspace.config.guest[self.arch]
         built = self.kernel_file is not None or isinstance(config.kernel, KernelBuild)
         spec = guests.GuestSpec(
@@ -605,6 +615,7 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
     there only while something is built, and gone at the end.
     """
     began = time.monotonic()
+    session.check_guest()
     guest = session.guest
     kernel = session.kernel(case)
     uefi = session.uefi(case, kernel)
@@ -643,6 +654,7 @@ def _prepare(bench: _Bench, case: Case, session: Session) -> PreparedCase:
             overlays, broken = bench.overlays(_works(case, session, everything=True))
         image = bench.image(overlays)
         hit = image.hit and not broken and all(overlay.entry.hit for overlay in overlays)
+    session.check_guest()
     return PreparedCase(
         image.path,
         session.guest,

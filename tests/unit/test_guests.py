@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from qcase import guests, kernels
+from qcase import guests, kept, kernels
 from qcase.config import Download
 from qcase.errors import InfraError, UsageError
 from qcase.events import Event, Progress, Warned
@@ -224,6 +224,36 @@ def test_a_store_that_was_copied_is_read_once_and_kept(shop: Shop) -> None:
     assert noted["files"]["a"]["facts"]["inode"] == path.stat().st_ino
     assert shop.made == 1
     assert not shop.events
+
+
+def test_a_file_that_is_damaged_while_it_is_read_again_is_not_taken_for_whole(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shop.use()
+    path = shop.entry.folder / "a"
+    os.utime(path, (1, 1))
+    read = kept.sha256
+
+    def interrupted(file: Path) -> str:
+        found = read(file)
+        if file == path:
+            file.chmod(0o644)
+            file.write_bytes(b"fIrst")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "sha256", interrupted)
+        shop.use()
+    assert shop.use() == first
+    assert path.read_bytes() == b"first"
+
+
+def test_a_note_that_was_half_written_is_swept(shop: Shop) -> None:
+    shop.use()
+    (shop.entry.folder / ".manifest-abc").write_text("{")
+    os.utime(shop.entry.folder / "a", (1, 1))
+    shop.use()
+    assert sorted(path.name for path in shop.entry.folder.iterdir()) == ["a", "b", "manifest.json"]
 
 
 def test_a_folder_without_manifest_or_with_a_foreign_one_is_rubbish(shop: Shop) -> None:

@@ -48,6 +48,7 @@ ROOMS = [
     "keyboard",
     "transcript",
     "store",
+    "kept",
     "content",
     "locks",
     "keys",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import os
 import pickle
 import threading
 from collections.abc import Callable
@@ -247,3 +249,36 @@ def test_a_case_and_what_it_needs_can_be_sent_to_another_process(tmp_path: Path)
     assert replace(result, total=0.0) == replace(runner.run_case(broken("a"), original), total=0.0)
     assert "is not TOML" in result.reason
     assert copied.once("thing", lambda: 8) == 8
+
+
+def test_a_guest_that_is_damaged_during_a_run_is_not_booted(tmp_path: Path) -> None:
+    said: list[events.Event] = []
+    addresses = []
+    for name in ("rootfs", "kernel", "initrd"):
+        (tmp_path / name).write_bytes(name.encode())
+        sha256 = hashlib.sha256(name.encode()).hexdigest()
+        addresses.append(f'{name} = {{ url = "file://{tmp_path}/{name}", sha256 = "{sha256}" }}\n')
+    (tmp_path / "w").mkdir()
+    shared = session(tmp_path / "w", said.append, f"[guest.aarch64]\n{''.join(addresses)}")
+    with shared:
+        for _ in range(2):
+            shared.check_guest()
+            first = shared.guest
+        fetched = [event for event in said if isinstance(event, events.Progress)]
+        assert len(fetched) == 3
+        for path in (first.rootfs, first.kernel, first.initrd):
+            assert path is not None
+            content = path.read_bytes()
+            path.chmod(0o644)
+            path.write_bytes(bytes(len(content)))
+            shared.check_guest()
+            assert shared.guest.rootfs == first.rootfs
+            assert path.read_bytes() == content
+            warning = [event for event in said if isinstance(event, events.Warned)][-1]
+            assert str(path) in warning.message
+        assert first.kernel is not None
+        os.utime(first.kernel, (1, 1))  # looks different, and is not
+        count = len(said)
+        shared.check_guest()
+        assert shared.guest.is_as_checked
+        assert len(said) == count
