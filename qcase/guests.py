@@ -273,7 +273,7 @@ def _fetched(source: Download, cache: Path, offline: bool, notes: Path | None, r
     """As `fetched`, with how the file looks."""
     name = f"fetched-{source.sha256[:16]}{'-raw' if raw else ''}"
     what = source.url.rpartition("/")[2] or "file"
-    entry = _Entry(cache, name, ("file",), notes)
+    entry = _Entry(cache, name, ("file",), notes, of=source.sha256)
 
     def make(staged: Path) -> None:
         if offline:
@@ -608,13 +608,14 @@ def _unzip(wheel: Path, members: Mapping[str, Path]) -> None:
 class _Entry:
     """A folder of read-only files with a manifest.
 
-    `notes`: where to write what may not be written into the store.
+    `notes`: where to write what may not be written into the store. `of`: what it was made of, where the name does not say it all.
     """
 
     cache: Path
     name: str
     files: tuple[str, ...]
     notes: Path | None = None
+    of: str = ""
 
     @property
     def folder(self) -> Path:
@@ -657,7 +658,7 @@ class _Entry:
             if damaged := [name for name in self.files if found[name]["sha256"] != manifest[name]["sha256"]]:
                 emit(Warned(f"{self.folder / damaged[0]} was changed or is gone: it is not used, and {self.name} is made anew"))
             else:
-                _write_manifest(self.folder, found)
+                _write_manifest(self.folder, found, self.of)
                 return found
         return self._make(make)
 
@@ -682,7 +683,7 @@ class _Entry:
             )
         with contextlib.suppress(OSError):  # it is read again the next time
             noted.mkdir(parents=True, exist_ok=True)
-            _write_manifest(noted, found)
+            _write_manifest(noted, found, self.of)
         return found
 
     def _make(self, make: Callable[[Path], None]) -> dict[str, Record]:
@@ -695,7 +696,7 @@ class _Entry:
                 path.chmod(0o444)
                 flush(path)
             manifest = {name: kept.read(staged / name) for name in self.files}
-            _write_manifest(staged, manifest)
+            _write_manifest(staged, manifest, self.of)
             if self.folder.exists():
                 self.folder.rename(self._unique())  # swept below; a QEMU that has it open keeps it
             staged.rename(self.folder)
@@ -718,7 +719,7 @@ class _Entry:
 
     def _read_manifest(self) -> dict[str, Record] | None:
         """By file name. None if the entry is not there, or is not what this version of qcase makes."""
-        files = _read_manifest(self.folder)
+        files = _read_manifest(self.folder, self.of)
         return files if files is not None and sorted(files) == sorted(self.files) else None
 
     def _changed(self, manifest: Mapping[str, Record]) -> list[str]:
@@ -748,11 +749,12 @@ class _Entry:
             lock.release()
 
 
-def _read_manifest(folder: Path) -> dict[str, Record] | None:
+def _read_manifest(folder: Path, of: str = "") -> dict[str, Record] | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         files: dict[str, Record] = manifest["files"]
         good = manifest["format"] == FORMAT and all(kept.is_record(record) for record in files.values())
+        good = good and (not of or manifest.get("of", of) == of)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return files if good else None
@@ -770,10 +772,11 @@ def _read(path: Path) -> Record | None:
         return None
 
 
-def _write_manifest(folder: Path, files: Mapping[str, Record]) -> None:
+def _write_manifest(folder: Path, files: Mapping[str, Record], of: str) -> None:
     new = folder / f".manifest-{uuid.uuid4().hex[:12]}"
+    plain = {"format": FORMAT, "files": files, **({"of": of} if of else {})}
     try:
-        new.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True) + "\n")
+        new.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
         flush(new)
         new.rename(folder / "manifest.json")
     except BaseException:

@@ -458,3 +458,14 @@ def test_a_qcow2_image_is_converted_where_a_root_filesystem_is_meant(tmp_path: P
         wanted = download(server.url, packed.read_bytes())
         assert guests.fetched(wanted, tmp_path, raw=True, emit=lambda _: None).read_bytes() == raw.read_bytes()
         assert guests.fetched(wanted, tmp_path, emit=lambda _: None).read_bytes() == packed.read_bytes()
+
+
+def test_an_address_whose_sha256_begins_alike_is_another_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    known = download(f"file://{tmp_path}/file", b"content")
+    for raw in (False, True):
+        path = guests.fetched(known, tmp_path / "store", raw=raw, emit=lambda _: None)
+        other = Download(url=known.url, sha256=known.sha256[:16] + "0" * 48)
+        with pytest.raises(InfraError, match=r"has the sha256 .*, expected"):
+            guests.fetched(other, tmp_path / "store", raw=raw, emit=lambda _: None)
+        assert guests.fetched(known, tmp_path / "store", offline=True, raw=raw, emit=lambda _: None) == path
