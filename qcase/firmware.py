@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qcase import kernels
+from qcase import kept
 from qcase.errors import InfraError, KernelError, UsageError
 from qcase.model import Arch
 
@@ -44,11 +44,15 @@ _PE_MACHINES = {0x8664: "x86_64", 0xAA64: "aarch64", 0x5064: "riscv64", 0x6264: 
 
 @dataclass(frozen=True)
 class Firmware:
-    """Files for two flash devices; `variables` is None where the code keeps them, or none. `sha256` of the code."""
+    """Files for two flash devices; `variables` is None where the code keeps them, or none. `sha256` of the code.
+
+    `facts`: how the code looked when it was read.
+    """
 
     code: Path
     variables: Path | None
     sha256: str
+    facts: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 # The first QEMU whose machine `virt` starts UEFI from flash; 7.2 of riscv64 was tried, and says nothing at all.
@@ -71,7 +75,7 @@ def named(code: Path, variables: Path | None, arch: Arch) -> Firmware:
     for path, key in ((code, "firmware"), (variables, "firmware_vars")):
         if path is not None and not path.is_file():
             raise UsageError("there is no such file", where=f"[guest.{arch}] {key}: {path}")
-    return Firmware(code, variables, kernels.digest(code))
+    return _read(code, variables)
 
 
 def find(arch: Arch, environ: Mapping[str, str], folders: Sequence[Path] | None = None) -> Firmware:
@@ -81,12 +85,25 @@ def find(arch: Arch, environ: Mapping[str, str], folders: Sequence[Path] | None 
         found = _described(path, arch)
         if found is not None and all(file is None or file.is_file() for file in found):
             code, variables = found
-            return Firmware(code, variables, kernels.digest(code))
+            return _read(code, variables)
     raise InfraError(
         f"there is no UEFI firmware for {arch} on this machine",
         where="uefi",
         hint=f"install it (Debian: apt-get install {PACKAGE[arch]}), or name it: [guest.{arch}] firmware",
     )
+
+
+def current(found: Firmware) -> Firmware:
+    """Firmware as it is now: read again if it was replaced since, as an update of the machine does while a run goes on."""
+    return found if kept.facts(found.code.resolve()) == found.facts else _read(found.code, found.variables)
+
+
+def _read(code: Path, variables: Path | None) -> Firmware:
+    try:
+        record = kept.read(code.resolve())
+    except OSError as error:
+        raise InfraError(f"cannot be read: {error.strerror}", where=str(code)) from None
+    return Firmware(code, variables, record["sha256"], record["facts"])
 
 
 def places(environ: Mapping[str, str]) -> list[Path]:

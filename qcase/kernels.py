@@ -4,16 +4,24 @@ A kernel that a command makes is made once for each build group and run, before 
 
     <workspace>/target/qcase/logs/<arch>/<build group>/kernel.log     what the command says, as it says it
     <workspace>/target/qcase/kernels/<sha256>/<name>                  what it left, by content; a day after its last use it goes
+    <workspace>/target/qcase/kernels/<sha256>/<name>-<image>.bin …    what is made of a kernel: unpacked, raw, on a disk
+    <workspace>/target/qcase/kernels/<sha256>/.<file>.json            how a file looked when it was read, and its sha256
+    <workspace>/target/qcase/kernels/<sha256>/.<file>.lock            held while a file is made of a kernel
     <workspace>/target/qcase/kernels/lock                             held while a command runs and its output is taken
 
 What is booted is the copy: two groups may build into the same file, and so may somebody who builds by hand meanwhile. Commands
 run one at a time, since nothing is known of what they share.
+
+A file is staged, flushed and renamed into place; then its note is written, whose loss would not matter. Each use compares how
+the file looks with the note, which reads nothing of it. Where they differ it is read in full, and made anew if it is not what was
+stored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import struct
@@ -28,9 +36,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from qcase import containers, locks, process
+from qcase import containers, kept, locks, process
 from qcase.config import KernelBuild, Placeholders
 from qcase.containers import Mount, Step
+from qcase.content import flush, write_aside
 from qcase.errors import InfraError, KernelError, UsageError
 from qcase.model import Arch
 
@@ -42,6 +51,8 @@ BUILD_MEMORY = 8 << 30  # bytes, in a container
 BUILD_PIDS = 4096
 KEPT = 86_400.0  # seconds after its last use for which a copy is kept
 WORKSPACE = "/qcase/workspace"  # where a step finds the workspace
+FORMAT = 1  # of a note; raised also when the same kernel gives another file
+_COPIES = 5  # attempts at copying what somebody writes to meanwhile
 _LOOK = 0.1  # seconds between two looks at what a build says
 _TAIL = 16_384  # bytes of a log that an error carries
 
@@ -68,17 +79,19 @@ class Group:
         return self.name or "the suite"
 
 
+Say = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class Tools:
-    """What a build works with. `engine` and `image` (by a toolchain's name) are found when they are needed."""
+    """What a build works with. `engine` and `image` (by a toolchain's name) are found when they are needed. `warn`: who is told
+    of a copy that is not what was stored."""
 
     workspace: Path
     environ: Mapping[str, str]
     engine: Callable[[], Engine]
     image: Callable[[str], str]
-
-
-Say = Callable[[str], None]
+    warn: Say = lambda _: None
 
 
 @dataclass
@@ -93,10 +106,11 @@ class Builder:
     def kernel(self, group: Group, say: Say, line: Say) -> Kernel:
         """The kernel of a group. `say`: what is being done; `line`: what the build says.
 
-        Raises `KernelError` if it cannot be had, again for each case of the group; the command is run once.
+        Raises `KernelError` if it cannot be had, again for each case of the group; the command is run once, and again only if
+        the copy of what it left is damaged meanwhile.
         """
         made = self._made.get(group)
-        if made is None:
+        if made is None or (isinstance(made, Kernel) and not _is_whole(made)):
             made = self._make(group, say, line)
         if isinstance(made, Kernel):
             return made
@@ -107,7 +121,11 @@ class Builder:
             say(f"waiting for the kernel of {group.shown}")
             self._lock.acquire()
         try:
-            if group not in self._made:
+            made = self._made.get(group)
+            if isinstance(made, Kernel) and not _is_whole(made):
+                self.tools.warn(f"{made.path} was changed or is gone: it is not used, and built anew")
+                made = None
+            if made is None:
                 try:
                     self._made[group] = build(self.recipe, group, self.tools, say, line)
                 except (KernelError, InfraError) as error:
@@ -257,40 +275,126 @@ def _take(output: Path, folder: Path) -> Kernel:
     _sweep(folder)
     staged = folder / f".{uuid.uuid4().hex}"
     try:
-        shutil.copyfile(output, staged)
-        sha256 = digest(staged)
-        kept = folder / sha256 / output.name
-        kept.parent.mkdir(exist_ok=True)
-        staged.chmod(0o644)
-        staged.replace(kept)
-        os.utime(kept.parent)
+        sha256 = _copy(output, staged)
+        copy = Kernel(folder / sha256 / output.name, sha256)
+        if not _is_whole(copy):
+            staged.chmod(0o644)
+            _install(staged, copy.path)
+        return copy
     except OSError as error:
-        staged.unlink(missing_ok=True)
         raise InfraError(f"cannot keep the kernel: {error.strerror}", where=str(folder)) from None
-    return Kernel(kept, sha256)
-
-
-def keep(target: Path, make: Callable[[], bytes]) -> None:
-    """A file beside a kernel's copy, made of it if it is not there."""
-    if target.is_file():
-        os.utime(target.parent)
-        return
-    staged = target.parent / f".{uuid.uuid4().hex}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged.write_bytes(make())
-        staged.replace(target)
-    except OSError as error:
+    finally:
         staged.unlink(missing_ok=True)
+
+
+def _copy(output: Path, staged: Path) -> str:
+    """Copy a kernel that somebody may build by hand meanwhile. The sha256 of the copy, which is of one state of it."""
+    for _ in range(_COPIES):
+        before = kept.facts(output.resolve())
+        shutil.copyfile(output, staged)
+        if before == kept.facts(output.resolve()):
+            return kept.sha256(staged)
+        process.pause(_LOOK)
+    raise KernelError("something wrote to it whenever it was copied", where=str(output), hint="is another build under way?")
+
+
+def keep(target: Path, make: Callable[[Path], object], warn: Say) -> str:
+    """A file beside a kernel's copy, made of the kernel if it is not there, or not what was made. Returns its sha256.
+
+    `make` writes the file that it is given. What it is given does not exist yet.
+    """
+    if sha256 := _whole(target):
+        return sha256
+    staged = target.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with _making(target):
+            if sha256 := _whole(target):  # somebody else has made it while we waited
+                return sha256
+            if _noted(target) is not None:
+                warn(f"{target} was changed or is gone: it is not used, and made anew")
+            make(staged)
+            return _install(staged, target)["sha256"]
+    except OSError as error:
         raise InfraError(f"cannot be written: {error.strerror}", where=str(target)) from None
+    finally:
+        with contextlib.suppress(OSError):
+            staged.unlink()
+
+
+@contextmanager
+def _making(target: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.utime(target.parent)  # nobody sweeps it from here on
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    locks.wait(lock)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _install(staged: Path, target: Path) -> kept.Record:
+    """Put a file in its place, so that it is there whole or not at all, whatever happens to the machine."""
+    target.parent.mkdir(exist_ok=True)
+    flush(staged)
+    staged.replace(target)
+    flush(target.parent)
+    flush(target.parent.parent)
+    record = kept.read(target)  # a rename changes the facts of a file
+    _note(target, record)
+    return record
+
+
+def _is_whole(kernel: Kernel) -> bool:
+    return _whole(kernel.path, kernel.sha256) != ""
+
+
+def _whole(path: Path, sha256: str = "") -> str:
+    """The sha256 of a file that is kept, if it is still the one that was stored, or the one that is given. Empty if not."""
+    with contextlib.suppress(OSError):
+        os.utime(path.parent)  # its last use; first, so that no sweeper comes between
+    known = _noted(path)
+    wanted = sha256 or (known["sha256"] if known is not None else "")
+    if not wanted:
+        return ""
+    if known is None or known["sha256"] != wanted or known["facts"] != kept.facts(path):
+        try:
+            found = kept.read(path)
+        except OSError:
+            return ""
+        if found["sha256"] != wanted:
+            return ""
+        with contextlib.suppress(OSError):  # it is read again the next time
+            _note(path, found)
+    return wanted
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.json")
+
+
+def _noted(path: Path) -> kept.Record | None:
+    try:
+        note = json.loads(_note_of(path).read_bytes())
+        record: kept.Record = note["file"]
+        good = note["format"] == FORMAT and kept.is_record(record)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if good else None
+
+
+def _note(path: Path, record: kept.Record) -> None:
+    write_aside(_note_of(path), json.dumps({"format": FORMAT, "file": record}).encode())
 
 
 def _sweep(folder: Path) -> None:
     """Copies that nobody used for a day. QEMU has read its kernel when it has started."""
-    for kept in folder.iterdir():
+    for copy in folder.iterdir():
         with contextlib.suppress(OSError):
-            if kept.name != "lock" and kept.stat().st_mtime < time.time() - KEPT:
-                shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+            if copy.name != "lock" and copy.stat().st_mtime < time.time() - KEPT:
+                shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
 
 
 def of_file(path: Path, arch: Arch, where: str) -> Kernel:
@@ -304,8 +408,22 @@ def of_file(path: Path, arch: Arch, where: str) -> Kernel:
 
 
 def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return kept.sha256(path)
+
+
+def content(kernel: Kernel) -> bytes:
+    """The bytes of a kernel. Raises `KernelError` where they are others by now: what is made of them is kept by its sha256."""
+    try:
+        data = kernel.path.read_bytes()
+    except OSError as error:
+        raise InfraError(f"cannot be read: {error.strerror}", where=str(kernel.path)) from None
+    _expect(kernel, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def _expect(kernel: Kernel, found: str) -> None:
+    if found != kernel.sha256:
+        raise KernelError("was written to just now", where=str(kernel.path), hint="run it again when it is built")
 
 
 # --- to_bin -------------------------------------------------------------------------------------------------------------
@@ -330,6 +448,7 @@ def to_raw(kernel: Kernel, target: Path, engine: Engine, image: str, where: str)
     staged.mkdir(parents=True)
     try:
         shutil.copyfile(kernel.path, staged / "kernel")
+        _expect(kernel, kept.sha256(staged / "kernel"))
         step = Step(
             image=image,
             argv=("llvm-objcopy", "--strip-all", "-O", "binary", "kernel", "kernel.bin"),

@@ -320,27 +320,40 @@ class Session:
             return kernel if case.config.uefi else self._unpacked(kernel)
         made = kernels.raw_name(kernel, kernels.folder(self.workspace.root), self.toolchain_identity(INJECTOR))
 
-        def make() -> Kernel:
-            if not made.is_file():
-                self.emit(events.PhaseStarted(case.display_name, Phase.PREPARE, "making a raw binary of the kernel"))
-                kernels.to_raw(kernel, made, self.engine, self.toolchain(INJECTOR).id, case.display_name)
-            return kernels.of_file(made, self.arch, "to_bin")
+        def make(staged: Path) -> None:
+            self.emit(events.PhaseStarted(case.display_name, Phase.PREPARE, "making a raw binary of the kernel"))
+            kernels.to_raw(kernel, staged, self.engine, self.toolchain(INJECTOR).id, case.display_name)
 
-        return self.once(f"raw kernel {made}", make)
+        return self._derived(made, make, "to_bin")
+
+    def _derived(self, made: Path, make: Callable[[Path], object], where: str) -> Kernel:
+        """A kernel that is made of another one."""
+        sha256 = self._kept(made, make)
+        if wrong := kernels.mismatch(made, self.arch):
+            raise UsageError(f"{made} {wrong}", where=where, hint="take another file, or another --arch")
+        return Kernel(made, sha256)
+
+    def _kept(self, made: Path, make: Callable[[Path], object]) -> str:
+        """A file that is made of a kernel: what fails for one case fails for all. Looked at each time: a run may take hours."""
+        self.once(f"kept {made}", lambda: kernels.keep(made, make, self._warn))
+        return kernels.keep(made, make, self._warn)
+
+    def _warn(self, what: str) -> None:
+        self.emit(events.Warned(what))
 
     def _unpacked(self, kernel: Kernel) -> Kernel:
         """A kernel that QEMU starts by itself: of one packed for firmware, what is in it."""
         if kernel.path == self.guest.kernel and kernel.path.name in self.guest.digests:
             return kernel  # built in, and unpacked when it was fetched: a warm run reads nothing of it
 
-        def make() -> Kernel:
-            if not kernels.is_zboot(kernel.path):
-                return kernel
-            made = kernels.folder(self.workspace.root) / kernel.sha256 / f"{kernel.path.name}.unpacked"
-            kernels.keep(made, lambda: kernels.unpack_zboot(kernel.path.read_bytes(), str(kernel.path)))
-            return kernels.of_file(made, self.arch, str(kernel.path))
+        if not self.once(f"packed kernel {kernel.path} {kernel.sha256}", lambda: kernels.is_zboot(kernel.path)):
+            return kernel
+        made = kernels.folder(self.workspace.root) / kernel.sha256 / f"{kernel.path.name}.unpacked"
 
-        return self.once(f"unpacked kernel {kernel.path} {kernel.sha256}", make)
+        def make(staged: Path) -> None:
+            staged.write_bytes(kernels.unpack_zboot(kernels.content(kernel), str(kernel.path)))
+
+        return self._derived(made, make, str(kernel.path))
 
     def uefi(self, case: Case, kernel: Kernel) -> Uefi | None:
         """What a case with `uefi` boots by. Raises `InfraError` without firmware, `KernelError` for what is no EFI application.
@@ -356,14 +369,18 @@ class Session:
             return Uefi(self._firmware, None)
         made = kernels.folder(self.workspace.root) / kernel.sha256 / f"esp-{self.arch}.img"
 
-        def make() -> Uefi:
-            kernels.keep(made, lambda: fat.image({firmware.DEFAULT_PROGRAM[self.arch]: kernel.path.read_bytes()}))
-            return Uefi(self._firmware, made)
+        def make(staged: Path) -> None:
+            staged.write_bytes(fat.image({firmware.DEFAULT_PROGRAM[self.arch]: kernels.content(kernel)}))
 
-        return self.once(f"system partition {made}", make)
+        self._kept(made, make)
+        return Uefi(self._firmware, made)
+
+    @property
+    def _firmware(self) -> Firmware:
+        return firmware.current(self._found_firmware)
 
     @shared
-    def _firmware(self) -> Firmware:
+    def _found_firmware(self) -> Firmware:
         config = self.workspace.config.guest[self.arch]
         firmware.check_qemu(self.arch, qemu.version(self.arch))
         if config.firmware is None:
@@ -407,7 +424,9 @@ class Session:
         recipe = self.workspace.config.guest[self.arch].kernel
         if not isinstance(recipe, KernelBuild):
             return None
-        tools = kernels.Tools(self.workspace.root, self.environ, lambda: self.engine, lambda name: self.toolchain(name).id)
+        tools = kernels.Tools(
+            self.workspace.root, self.environ, lambda: self.engine, lambda name: self.toolchain(name).id, self._warn
+        )
         return kernels.Builder(recipe, tools)
 
     def _guest_tools(self) -> guests.Tools:
@@ -626,6 +645,7 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
             yield replace(plain, uefi=uefi)
             return
         prepared = _persistently_prepared(case, layout, session, build_log, stack)
+        uefi = session.uefi(case, prepared.kernel)  # looked at again: a build may have taken its time
         yield replace(prepared, seconds=time.monotonic() - began, uefi=uefi)
 
 

@@ -72,6 +72,18 @@ def test_where_it_is_looked_for() -> None:
     assert firmware.places({"QCASE_FIRMWARE_PATH": "/nix/a:/nix/b"})[2:] == [Path("/nix/a"), Path("/nix/b")]
 
 
+def test_firmware_that_is_replaced_during_a_run_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "code.fd").write_bytes(b"old")
+    (tmp_path / "link.fd").symlink_to("code.fd")
+    found = firmware.named(tmp_path / "link.fd", None, Arch.X86_64)
+    assert firmware.current(found) is found
+    (tmp_path / "code.fd").write_bytes(b"new")
+    assert firmware.current(found).sha256 == kernels.digest(tmp_path / "code.fd") != found.sha256
+    (tmp_path / "code.fd").unlink()
+    with pytest.raises(InfraError, match="cannot be read"):
+        firmware.current(found)
+
+
 def test_firmware_by_path(tmp_path: Path) -> None:
     code = tmp_path / "code.fd"
     code.write_bytes(b"code")

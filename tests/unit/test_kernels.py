@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -159,6 +162,121 @@ def test_a_copy_goes_a_day_after_its_last_use(workspace: Path) -> None:
     made.kernel(group(workspace, "new"), quiet, quiet)
     assert not old.path.exists()
     assert recent.path.exists()
+
+
+def test_a_run_of_days_keeps_its_copies(workspace: Path) -> None:
+    made = builder(workspace, "mkdir -p out; cp kernel.elf out/kernel; echo ${build_group} >>out/kernel")
+    used = made.kernel(group(workspace, "used"), quiet, quiet)
+    os.utime(used.path.parent, (0, time.time() - kernels.KEPT - 60))
+    assert made.kernel(group(workspace, "used"), quiet, quiet) == used
+    made.kernel(group(workspace, "new"), quiet, quiet)
+    assert used.path.exists()
+
+
+def spoilt(path: Path, how: str) -> None:
+    """Damage a file as a power cut or somebody would."""
+    before = path.stat()
+    if how == "gone":
+        path.unlink()
+    elif how == "cut off":
+        os.truncate(path, 0)
+    else:  # as long as before, and dated back
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("how", ["gone", "cut off", "edited"])
+def test_a_copy_that_is_damaged_is_built_anew(how: str, workspace: Path) -> None:
+    warnings: list[str] = []
+    made = builder(workspace, "mkdir -p out; cp kernel.elf out/kernel; echo built >>count")
+    made.tools = replace(made.tools, warn=warnings.append)
+    first = made.kernel(group(workspace), quiet, quiet)
+    spoilt(first.path, how)
+    assert made.kernel(group(workspace), quiet, quiet) == first
+    assert first.path.read_bytes() == AARCH64
+    assert (workspace / "count").read_text() == "built\n" * 2
+    (warning,) = warnings
+    assert f"{first.path} was changed or is gone" in warning
+    spoilt(first.path, how)  # and by another run, which has built the same
+    assert builder(workspace, "true").kernel(group(workspace), quiet, quiet) == first
+    assert first.path.read_bytes() == AARCH64
+
+
+@pytest.mark.parametrize("how", ["gone", "cut off", "edited"])
+def test_what_is_made_of_a_kernel_is_looked_at_at_each_use(how: str, tmp_path: Path) -> None:
+    target = tmp_path / "kernels" / "sha" / "esp.img"
+    made: list[Path] = []
+    warnings: list[str] = []
+
+    def make(staged: Path) -> None:
+        made.append(staged)
+        staged.write_bytes(b"right" * 100)
+
+    def keep() -> str:
+        return kernels.keep(target, make, warnings.append)
+
+    first = keep()
+    assert keep() == first == kernels.digest(target)
+    os.utime(target, (1, 1))  # looks different, and is not
+    assert keep() == first
+    assert (len(made), warnings) == (1, [])
+    spoilt(target, how)
+    assert keep() == first
+    assert target.read_bytes() == b"right" * 100
+    (warning,) = warnings
+    assert f"{target} was changed or is gone" in warning
+    for content in (None, b"", b"[]", b'{"format": 1, "file": {}}', b'{"format": 0}'):  # nothing is known of it
+        note = target.parent / ".esp.img.json"
+        note.unlink()
+        if content is not None:
+            note.write_bytes(content)
+        spoilt(target, "cut off")
+        assert keep() == first
+        assert target.read_bytes() == b"right" * 100
+    assert len(made) == 7
+    assert sorted(path.name for path in target.parent.iterdir()) == [".esp.img.json", ".esp.img.lock", "esp.img"]
+
+
+def test_many_make_one_file_of_a_kernel_once(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def make(staged: Path) -> None:
+        made.append(staged)
+        time.sleep(0.1)  # long enough for the others to come
+        staged.write_bytes(b"content")
+
+    target = tmp_path / "kernels" / "sha" / "raw"
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: kernels.keep(target, make, quiet), range(8)))) == 1
+    assert len(made) == 1
+
+
+def test_what_is_made_of_a_kernel_is_made_of_no_other_one(tmp_path: Path) -> None:
+    (tmp_path / "k").write_bytes(AARCH64)
+    kernel = kernels.of_file(tmp_path / "k", Arch.AARCH64, "--kernel")
+    assert kernels.content(kernel) == AARCH64
+    (tmp_path / "k").write_bytes(elf(183) + b"built anew")
+    with pytest.raises(KernelError, match="was written to just now"):
+        kernels.content(kernel)
+
+
+def test_a_copy_is_of_one_state_of_what_a_build_left(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody builds by hand into the same file while it is copied."""
+    copy = shutil.copyfile
+    torn: list[str] = []
+
+    def interrupted(source: Path, target: Path) -> None:
+        copy(source, target)
+        if not torn:
+            torn.append("once")
+            time.sleep(0.02)
+            source.write_bytes(AARCH64 + b"by hand")
+            target.write_bytes(AARCH64 + b"by h")
+
+    monkeypatch.setattr(shutil, "copyfile", interrupted)
+    made = builder(workspace, "mkdir -p out; cp kernel.elf out/kernel").kernel(group(workspace), quiet, quiet)
+    assert made.path.read_bytes() == AARCH64 + b"by hand"
+    assert made.sha256 == kernels.digest(made.path)
 
 
 @pytest.mark.parametrize(
