@@ -48,6 +48,7 @@ from qcase.errors import ConfigError, InfraError, Problem, UsageError
 from qcase.events import Emit, Event, Progress
 from qcase.ext4 import Ext4Image, Kind
 from qcase.model import Arch
+from qcase.store import Policy, Store
 
 if TYPE_CHECKING:
     import tarfile
@@ -618,9 +619,9 @@ def guest_base(engine: Engine, cache: Path, emit: Emit | None, definition: BaseD
     with _alone(cache, "base", emit):
         if engine.image_exists(name):
             return name
-        guest = guests.alpine(GUEST_ARCH, cache, emit=emit or (lambda _: None))
-        _say(emit, f"importing the guest {guest.name} as a base image (once)")
-        with _scratch(cache) as scratch:
+        with Store(cache, writes=Policy(False, False)).guests_in_use(), _scratch(cache) as scratch:
+            guest = guests.alpine(GUEST_ARCH, cache, emit=emit or (lambda _: None))
+            _say(emit, f"importing the guest {guest.name} as a base image (once)")
             archive = scratch / "base.tar"
             _archive(guest.rootfs, archive)
             repository, _, tag = name.partition(":")

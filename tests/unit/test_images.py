@@ -7,13 +7,16 @@ import json
 import tarfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qcase import images
+from qcase import guests, images
 from qcase.errors import InfraError, UsageError
 from qcase.events import Event, Progress
+from qcase.guests import Guest
 from qcase.images import BaseDefinition, BuildLog, Heart, Mirrors, Source
+from qcase.store import Store
 
 
 @pytest.fixture
@@ -296,3 +299,30 @@ def test_proxies_reach_a_build_by_either_spelling() -> None:
 def test_a_keyring_for_a_host_that_is_no_debian() -> None:
     argv = images.mmdebstrap_arguments(BaseDefinition("trixie", "minbase"), Mirrors(), Path("/x/base.tar"), "/keys/debian.gpg")
     assert "--keyring=/keys/debian.gpg" in argv
+
+
+def test_a_guest_stays_in_the_store_while_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        """An engine without images."""
+
+        def image_exists(self, _: str) -> bool:
+            return False
+
+    engine: Any = Nothing()
+    store = Store(tmp_path)
+    with store.guests_in_use():
+        """There is a lock: somebody has booted a guest from here."""
+    taken: list[bool] = []
+
+    def look(*_: object, **__: object) -> Guest:
+        with store.take_guests() as free:
+            taken.append(free)
+        return Guest("alpine", images.GUEST_ARCH, tmp_path / "rootfs.img", None, None, "")
+
+    monkeypatch.setattr(guests, "alpine", look)
+    monkeypatch.setattr(images, "_archive", look)
+    monkeypatch.setattr(images, "_import", lambda *_: None)
+    images.guest_base(engine, tmp_path, None, images.BaseDefinition(guest="alpine"))
+    assert taken == [False, False]
+    with store.take_guests() as free:
+        assert free
