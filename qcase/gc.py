@@ -5,8 +5,9 @@
 
 Items go by age, by the size of the store and by what is free on its disk, least recently used first; downloads, and guests that
 have to be fetched, go after all that can be made again without a network. What is in use never goes: an entry's readers hold its
-own lock (see `qcase.store`), whoever boots a guest holds `guests.lock`, and QEMU holds both. A leftover goes only when its owner
-is gone, and that is told by the lock which it held, never by a process id: ids are used again, and containers have their own.
+own lock (see `qcase.store`), whoever boots a guest holds `guests.lock`, QEMU holds both, and whoever looks packages up holds the
+lock of these until a step has them. A leftover goes only when its owner is gone, and that is told by the lock which it held,
+never by a process id: ids are used again, and containers have their own.
 
 A folder below the root that is a symbolic link is somebody else's and left alone. So is the folder of another format (`v0/`),
 which does not count against the size either: it may not be touched, so all of ours would go for its sake, each time.
@@ -213,7 +214,8 @@ def verify(store: Store, *, repair: bool = False) -> Iterator[tuple[Item, Broken
         elif item.is_entry:
             yield item, Broken(item, why, store.remove(Kind(item.what), item.name, even_if_used=True))
         elif item.what == PACKAGE:
-            yield item, Broken(item, why, _forget(item.path))
+            with packages.unused(item.path.parent.parent) as free:
+                yield item, Broken(item, why, free and bool(packages.verify(item.path)) and _forget(item.path))
         else:  # a guest is made anew by its next user, who finds out by itself once it may not trust its facts
             with store.take_guests() as free:
                 yield item, Broken(item, why, free and store.trash(item.path))
@@ -407,8 +409,9 @@ class _Taker:
             if self._dry_run:
                 return not self._store.in_use(kind, item.name)
             return self._store.remove(kind, item.name)
-        if item.what == PACKAGE:  # who has just looked it up has touched it, so that it goes last
-            return self._dry_run or _forget(item.path)
+        if item.what == PACKAGE:
+            with packages.unused(item.path.parent.parent, looking=self._dry_run) as free:
+                return free and (self._dry_run or _forget(item.path))
         if self._guests_free is None:
             self._guests_free = self._stack.enter_context(self._store.take_guests())
         return self._guests_free and (self._dry_run or self._store.trash(item.path))

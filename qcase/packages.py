@@ -13,6 +13,7 @@ is their sha256.
         asked/<key>.json             what a request came to the last time: what `--offline` goes by where there is no lock
         apk/<arch>/                  apk's own cache, of indexes and packages; only fetch steps see it, one at a time
         fetch-<arch>.lock
+        lock                         held shared from when packages are looked up until they are laid out for a step
 
 A *lock* (`qcase.lock` beside `qcase.toml`) says for each architecture and case which packages there are: name, version, sha256.
 Where there is one, its packages enter the key, nothing else can be installed, and the repositories are asked only for what has
@@ -35,10 +36,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcase import keys
+from qcase import keys, locks
 from qcase.config import WorkspaceConfig
 from qcase.containers import PROXIES, Mount, Step, verdict_of
-from qcase.content import write_aside
+from qcase.content import flush, write_aside
 from qcase.errors import BuildError, ConfigError, InfraError, Problem, UsageError
 from qcase.events import Emit, Progress
 from qcase.keys import JSON
@@ -302,15 +303,33 @@ class Downloads:
     def path(self, package: Package) -> Path:
         return self.root / "packages" / f"{package.sha256}.apk"
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let nothing be collected. Where the lock is not there and cannot be made, nobody has collected anything yet."""
+        lock = self.root / "lock"
+        fd = None
+        with contextlib.suppress(OSError):
+            fd = locks.share(lock)
+            while fd is None and not self.readonly:
+                _make_lock(lock)
+                fd = locks.share(lock)
+        try:
+            yield
+        finally:
+            locks.close(fd)
+
     def has(self, package: Package) -> bool:
         """Whether a package is there, and whole. A damaged one is thrown away."""
         path = self.path(package)
-        found = _digest(path)
-        if found is None:
+        try:
+            with path.open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == package.sha256
+                # Somebody may have put a good one in its place meanwhile.
+                if not whole and not self.readonly and locks.is_at(file.fileno(), path):
+                    path.unlink(missing_ok=True)
+        except OSError:
             return False
-        if found != package.sha256:
-            if not self.readonly:
-                path.unlink(missing_ok=True)
+        if not whole:
             return False
         if not self.readonly:
             with contextlib.suppress(OSError):
@@ -320,21 +339,21 @@ class Downloads:
     def take(self, file: Path, package: Package) -> None:
         """Put a downloaded file in its place."""
         target = self.path(package)
-        target.parent.mkdir(parents=True, exist_ok=True)
         staged = target.with_name(f".{package.sha256}.{uuid.uuid4().hex[:12]}")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, staged)
             staged.chmod(0o444)
-            descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            flush(staged)
             if _digest(staged) != package.sha256:
                 raise InfraError("was changed while it was stored", where=str(file))
             staged.rename(target)
+            flush(target.parent)
+        except OSError as error:
+            raise InfraError(f"cannot keep the package: {error.strerror}", where=str(error.filename or target)) from None
         finally:
-            staged.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                staged.unlink()
 
     def remembered(self, key: str) -> list[Package] | None:
         """What a request came to the last time, if all of it is still there. Raises the `BuildError` that it came to."""
@@ -350,9 +369,38 @@ class Downloads:
     def remember(self, key: str, asked: Sequence[str], packages: Iterable[Package], refused: str = "") -> None:
         """`refused`: why it came to nothing. A script may go on all the same, and has to find the same without a network."""
         path = self.root / "asked" / f"{key}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         plain = {"asked": list(asked), "packages": [package.row for package in packages], "refused": refused}
-        write_aside(path, json.dumps(plain, indent=1).encode())
+        with contextlib.suppress(OSError):  # then it has to be asked for again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_aside(path, json.dumps(plain, indent=1).encode())
+
+
+@contextmanager
+def unused(root: Path, *, looking: bool = False) -> Iterator[bool]:
+    """Hold the lock of the download cache `root` for ourselves alone, without waiting. False, and not held, while it is in use.
+
+    `looking`: nothing is made.
+    """
+    lock = root / "lock"
+    fd = None
+    free = False
+    with contextlib.suppress(OSError):
+        free = looking and not lock.exists()
+        if not looking:
+            _make_lock(lock)
+        if not free:
+            fd = locks.sole(lock)
+            free = fd is not None
+    try:
+        yield free
+    finally:
+        locks.close(fd)
+
+
+def _make_lock(lock: Path) -> None:
+    if not lock.exists():
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
 
 def verify(path: Path) -> str:
@@ -457,12 +505,17 @@ class Supply:
             return {"recipe": RECIPE, "locked": packages, "environment": environment}
         return {"recipe": RECIPE, **self.sources.part(self.arch), "environment": environment}
 
-    def provide(self, case: str, asked: Sequence[str], root: Path, scratch: Path, log: Path) -> list[Package]:
-        """The packages that have to be there for apk to add what is asked for to a root, all of them downloaded.
+    def provide(self, case: str, asked: Sequence[str], root: Path, scratch: Path, log: Path, folder: Path) -> None:
+        """Put the packages into a folder that have to be there for apk to add what is asked for to a root: see `_lay_out`.
 
         `scratch`: a folder that does not exist yet. Raises `BuildError` if there is no such package, `ConfigError` if the lock
         does not hold the case, `InfraError` if it cannot be fetched.
         """
+        with self.downloads.in_use():
+            self._lay_out(self._downloaded(case, asked, root, scratch, log), folder)
+
+    def _downloaded(self, case: str, asked: Sequence[str], root: Path, scratch: Path, log: Path) -> list[Package]:
+        """The packages that have to be there, all of them downloaded."""
         if self.lock is not None and self.recorded is None:
             return self._locked(case, root, scratch, log)
         own = _sources_in(root)
@@ -475,7 +528,7 @@ class Supply:
                 "environment": dict(self.config.hooks.guest_package_env),
             }
         )
-        if key in self._resolved:
+        if key in self._resolved and all(self.downloads.has(package) for package in self._resolved[key]):
             return self._note(case, self._resolved[key])
         if self.offline:
             remembered = self.downloads.remembered(key)
@@ -677,7 +730,7 @@ class Supply:
         finally:
             lock.release()
 
-    def lay_out(self, packages: Iterable[Package], folder: Path) -> None:
+    def _lay_out(self, packages: Iterable[Package], folder: Path) -> None:
         """Put downloaded packages into a folder that a step sees read-only, under their names in a repository."""
         folder.mkdir(parents=True, exist_ok=True)
         for package in packages:
@@ -727,9 +780,8 @@ def install_program(apk: str) -> str:
 
 def install(supply: Supply, case: str, asked: Sequence[str], root: Path, scratch: Path, log: Path) -> None:
     """Get packages, and add them to a staging root that is the caller's own. No network but in the fetch step."""
-    packages = supply.provide(case, asked, root, scratch / "fetch", log)
     fetched = scratch / "fetched"
-    supply.lay_out(packages, fetched)
+    supply.provide(case, asked, root, scratch / "fetch", log, fetched)
     step = Step(
         image=supply.image(IMAGE),
         argv=("sh", "-euc", "exec 2>&1\n" + install_program("apk"), "install", *asked),

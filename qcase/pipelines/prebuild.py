@@ -211,8 +211,7 @@ class Desk:
         self._served += 1
         scratch = workshop.scratch / f"fetch-{self._served}"
         log = scratch.with_suffix(".log")
-        supply = workshop.supply()
-        supply.lay_out(supply.provide(workshop.case, answer.asked, self._staging, scratch, log), self._fetched)
+        workshop.supply().provide(workshop.case, answer.asked, self._staging, scratch, log, self._fetched)
         return answer
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import pytest
 
-from qcase import gc, packages
+from qcase import gc, keys, packages
 from qcase.config import Hooks, PackagesConfig, WorkspaceConfig
 from qcase.errors import BuildError, ConfigError, InfraError, UsageError
 from qcase.model import Arch
-from qcase.packages import Downloads, Package, Sources, Supply
+from qcase.packages import Downloads, Lock, Package, Sources, Supply
 from qcase.pipelines import brought, libraries, prebuild
 from qcase.pipelines.prebuild import Answer
 from qcase.store import Store
@@ -267,3 +267,123 @@ def test_the_state_of_a_root_knows_no_time(tmp_path: Path) -> None:
     assert packages.installed(tmp_path / "a")["musl"] == ("1.2.5-r9", "x86_64", "Q1x=")
     (tmp_path / "a/etc/apk/world").write_text("musl\nzlib\n")
     assert packages._state(tmp_path / "a") != states[0]
+
+
+# --- in use ---------------------------------------------------------------------------------------------------------------
+
+
+def stored(root: Path, name: str = "tally") -> Package:
+    """A package that is in the download cache."""
+    (root / name).write_bytes(name.encode())
+    package = Package(name, "1-r0", "x86_64", hashlib.sha256(name.encode()).hexdigest())
+    Downloads(root / "store/downloads").take(root / name, package)
+    return package
+
+
+def supply_of(root: Path, lock: Lock | None, *, readonly: bool = False) -> Supply:
+    def nobody(*_: object) -> Never:
+        raise InfraError("no engine")
+
+    return Supply(
+        arch=Arch.X86_64,
+        config=WorkspaceConfig(),
+        sources=Sources(),
+        downloads=Downloads(root / "store/downloads", readonly),
+        lock=lock,
+        engine=nobody,
+        image=nobody,
+        emit=lambda _: None,
+        environ={},
+    )
+
+
+@pytest.mark.parametrize("collect", ["gc", "gc --dry-run", "clear", "verify"])
+@pytest.mark.parametrize("readonly", [False, True])
+def test_packages_that_were_looked_up_stay_until_a_step_has_them(
+    collect: str, readonly: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    package = stored(tmp_path)
+    supply = supply_of(tmp_path, Lock(tmp_path / "qcase.lock", {(Arch.X86_64, "case"): (package,)}), readonly=readonly)
+    with supply_of(tmp_path, None).downloads.in_use():
+        """Somebody has used the store before, with a right to write."""
+    lay_out = Supply._lay_out
+    busy: list[str] = []
+
+    def collected() -> list[str]:
+        limits = gc.Limits(max_size=1)
+        if collect == "verify":
+            monkeypatch.setattr(packages, "verify", lambda _: "broken")
+            return [broken.item.what for _, broken in gc.verify(store, repair=True) if broken and not broken.repaired]
+        if collect == "clear":
+            return [item.what for item in gc.clear(store, everything=True).busy]
+        return [item.what for item in gc.collect(store, limits, dry_run=collect != "gc").busy]
+
+    def interrupted(self: Supply, found: list[Package], folder: Path) -> None:
+        busy.extend(collected())
+        lay_out(self, found, folder)
+
+    monkeypatch.setattr(Supply, "_lay_out", interrupted)
+    supply.provide("case", ["tally"], tmp_path, tmp_path / "scratch", tmp_path / "log", tmp_path / "laid")
+    assert (tmp_path / "laid" / package.file).read_bytes() == b"tally"
+    assert busy == [gc.PACKAGE]
+    assert collected() == []
+    assert supply.downloads.path(package).exists() == (collect == "gc --dry-run")
+
+
+def test_looking_at_what_would_go_makes_no_lock(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    stored(tmp_path)
+    assert [gone.item.what for gone in gc.collect(store, gc.Limits(max_size=1), dry_run=True).gone] == [gc.PACKAGE]
+    assert not (store.root / "downloads/lock").exists()
+
+
+def test_what_was_asked_for_in_this_run_is_asked_for_again_if_it_is_gone(tmp_path: Path) -> None:
+    package = stored(tmp_path)
+    root = tmp_path / "root"
+    (root / "lib/apk/db").mkdir(parents=True)
+    (root / "lib/apk/db/installed").touch()
+    supply = supply_of(tmp_path, None)
+    supply.downloads.remember("key", ["tally"], [package])
+
+    def provide(number: int) -> None:
+        supply.provide("case", ["tally"], root, tmp_path / f"scratch{number}", tmp_path / "log", tmp_path / f"laid{number}")
+
+    key = keys.digest(
+        {"arch": "x86_64", "asked": ["tally"], "state": packages._state(root), "from": supply.sources.part(Arch.X86_64)}
+    )
+    supply._resolved[key] = [package]
+    provide(1)
+    supply.downloads.path(package).unlink()
+    with pytest.raises(InfraError) as caught:  # a fetch step, and not "was taken away just now"
+        provide(2)
+    assert "taken away" not in str(caught.value)
+
+
+def test_a_good_package_that_takes_the_place_of_a_damaged_one_is_not_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = stored(tmp_path)
+    downloads = Downloads(tmp_path / "store/downloads")
+    downloads.path(package).chmod(0o644)
+    downloads.path(package).write_bytes(b"rotten")
+    read = hashlib.file_digest
+
+    def interrupted(file: Any, name: str) -> Any:
+        found = read(file, name)
+        monkeypatch.undo()
+        downloads.take(tmp_path / "tally", package)  # as another process does
+        return found
+
+    monkeypatch.setattr(hashlib, "file_digest", interrupted)
+    assert not downloads.has(package)
+    assert downloads.has(package)
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Never:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(InfraError, match="No space left"):
+        stored(tmp_path)
