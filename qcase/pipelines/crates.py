@@ -80,7 +80,8 @@ def fetch(source: Path, workshop: Workshop) -> Fetched:
     if not lock.is_file():
         if not any(_outside(manifest) for manifest in manifests.values()):
             return Fetched(None, False)
-        named: dict[str, keys.JSON] = {path: _sha256(source / path) for path in sorted(manifests)}
+        # What says which versions are wanted, and from where: cargo heeds a configuration of its own in the case, too.
+        named: dict[str, keys.JSON] = {path: _sha256(source / path) for path in sorted({*manifests, *_configurations(source)})}
         key = keys.key({"kind": "crates", "recipe": RECIPE, "manifests": named})
         workshop.warn("there is no rust/Cargo.lock, so its crates are those of the day on which they were fetched")
     else:
@@ -220,6 +221,12 @@ def _manifests(source: Path) -> dict[str, dict[str, Any]]:
         if path.is_file() and not path.is_symlink():
             found[str(path.relative_to(source))] = _load(path)
     return found
+
+
+def _configurations(source: Path) -> set[str]:
+    """The case's own configurations of cargo that its `rust/` is under, by their paths."""
+    named = {f"{folder}.cargo/{name}" for folder in ("", "rust/") for name in ("config.toml", "config")}
+    return {path for path in named if (source / path).is_file()}
 
 
 def _sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ from qcase import keys, process, suite
 from qcase.config import CaseConfig, GroupedRunner, WorkspaceConfig
 from qcase.errors import BuildError
 from qcase.model import Arch
-from qcase.pipelines import Workshop, c, grouped, libraries, sh, sources, staging
+from qcase.pipelines import Workshop, c, crates, grouped, libraries, sh, sources, staging
 
 
 def workshop(tmp_path: Path, base: Path = Path("/none")) -> Workshop:
@@ -89,6 +89,24 @@ def test_c_without_cmakelists_says_so_before_anything_is_started(tmp_path: Path)
     (tmp_path / "overlay").mkdir()
     with pytest.raises(BuildError, match=r"no c/CMakeLists\.txt"):
         c.build(tmp_path / "case", tmp_path / "overlay", workshop(tmp_path))
+
+
+def test_crates_without_a_lock_are_of_the_cases_own_configuration_of_cargo(tmp_path: Path) -> None:
+    """It may name other registries, or have cargo choose other versions."""
+    asked: list[str] = []
+
+    def download(key: keys.Key, _name: str, _fetch: object) -> Path:
+        asked.append(key.digest)
+        return tmp_path
+
+    (tmp_path / "case/rust/.cargo").mkdir(parents=True)
+    (tmp_path / "case/rust/Cargo.toml").write_text('[dependencies]\nlog = "0.4"\n')
+    shop = replace(workshop(tmp_path), download=download, warn=lambda _: None)
+    for text in ("", "", "[registries]\n"):
+        (tmp_path / "case/rust/.cargo/config.toml").write_text(text)
+        crates.fetch(tmp_path / "case", shop)
+    assert len(asked) == 3
+    assert asked[0] == asked[1] != asked[2]
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
