@@ -650,10 +650,14 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
 
 
 def _persistently_prepared(case: Case, layout: CaseLayout, session: Session, build_log: Path, stack: ExitStack) -> PreparedCase:
-    """Prepare, and again from new keys where something changed that the first ones were computed from."""
+    return _persistently(case, lambda: _prepare(_Bench(case, layout, session, build_log, stack), case, session))
+
+
+def _persistently(case: Case, attempt: Callable[[], T]) -> T:
+    """Try again from new keys where something changed that the first ones were computed from."""
     for _ in range(ATTEMPTS):
         try:
-            return _prepare(_Bench(case, layout, session, build_log, stack), case, session)
+            return attempt()
         except _InputsMovedError as error:
             moved = str(error)
     raise InfraError(
@@ -726,10 +730,17 @@ def record_packages(case: Case, session: Session, build_log: Path) -> None:
     """
     layout = case_asset_layout(session.workspace.root, session.target, case.display_name)
     with ExitStack() as stack:
-        bench = _Bench(case, layout, session, build_log, stack)
-        for work in _works(case, session, everything=True):
-            if work.may_ask:
+
+        def attempt() -> None:
+            bench = _Bench(case, layout, session, build_log, stack)
+            works = [work for work in _works(case, session, everything=True) if work.may_ask]
+            for work in works:
+                if session.recorded is not None:
+                    session.recorded.pop((session.arch, work.asks_as), None)  # of an attempt that came to nothing
+            for work in works:
                 bench.record(work)
+
+        _persistently(case, attempt)
 
 
 @dataclass(frozen=True)
@@ -842,6 +853,11 @@ class _Work:
     subcase: str = ""
     may_ask: bool = False  # for packages
     root: _Root | None = None
+
+    @property
+    def asks_as(self) -> str:
+        """The name under which a lock has its packages."""
+        return self.name.removesuffix(": packages")
 
 
 @dataclass(frozen=True)
@@ -1059,7 +1075,7 @@ class _Bench:
     def _workshop(self, work: _Work, log: Path) -> Workshop:
         session = self._session
         return Workshop(
-            case=work.name.removesuffix(": packages"),
+            case=work.asks_as,
             arch=session.arch,
             scratch=self._emptied(f"overlay-{work.key.short}"),
             log=log,

@@ -15,7 +15,7 @@ from qcase import prepare, suite
 from qcase.containers import Step
 from qcase.content import Kind, remove_tree
 from qcase.model import Arch, Pipeline
-from qcase.packages import IMAGE
+from qcase.packages import IMAGE, Package
 from qcase.pipelines import BUILD, STAGING, Craft, Workshop
 from qcase.prepare import Session
 from qcase.store import Store
@@ -67,6 +67,7 @@ class Hooked:
         mkfs(self.root / "base.img", 4 << 20, tmp_path / "tree")
         self.store = Store(tmp_path / "cache")
         self.engine = StandIn()
+        self.craft = Craft(recipe=1, reads_staging=True, build=look)
         self.reopen()
 
     def reopen(self) -> None:
@@ -78,8 +79,9 @@ class Hooked:
         self.case = found
 
     def work(self, packages: tuple[str, ...] = ()) -> prepare._Work:
-        craft = Craft(recipe=1, reads_staging=True, build=look)
-        return prepare._pipeline_work("normal/x", self.case, Pipeline.SH, self.case.path, packages, self.session, craft=craft)
+        return prepare._pipeline_work(
+            "normal/x", self.case, Pipeline.SH, self.case.path, packages, self.session, craft=self.craft
+        )
 
     def build(self, work: prepare._Work) -> str:
         with ExitStack() as stack:
@@ -127,6 +129,27 @@ def test_a_repository_that_is_filled_between_key_and_build(hooked: Hooked) -> No
     index.write_text("one")
     assert hooked.work(packages=("zlib",)).key.digest == early.key.digest
     assert hooked.store.manifest(Kind.OVERLAY, early.key.digest) is None
+
+
+def test_packages_are_recorded_of_a_script_that_is_edited_meanwhile(hooked: Hooked, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = hooked.session.recorded = {}
+    words = iter(("two", "three"))
+
+    def works(*_: object, **__: object) -> list[prepare._Work]:
+        work = replace(hooked.work(), may_ask=True)
+        hooked.write(next(words, "three"))  # once more than the key knows of, and then no more
+        return [work]
+
+    def note(_source: Path, overlay: Path, workshop: Workshop) -> None:
+        look(_source, overlay, workshop)
+        word = Package((overlay / "word").read_text(), "1", "x86_64", "a" * 64)
+        recorded[Arch.X86_64, workshop.case] = (*recorded.get((Arch.X86_64, workshop.case), ()), word)
+
+    monkeypatch.setattr(prepare, "_works", works)
+    hooked.craft = replace(hooked.craft, build=note)
+    hooked.write("one")
+    prepare.record_packages(hooked.case, hooked.session, hooked.root / "build.log")
+    assert [package.name for package in recorded[Arch.X86_64, "normal/x"]] == ["three"]
 
 
 def test_a_build_takes_the_staging_root_of_its_key_whatever_the_script_is_by_now(hooked: Hooked) -> None:
