@@ -284,7 +284,8 @@ def _take(output: Path, folder: Path) -> Kernel:
     except OSError as error:
         raise InfraError(f"cannot keep the kernel: {error.strerror}", where=str(folder)) from None
     finally:
-        staged.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next one sweeps it
+            staged.unlink()
 
 
 def _copy(output: Path, staged: Path) -> str:
@@ -305,7 +306,7 @@ def keep(target: Path, make: Callable[[Path], object], warn: Say) -> str:
     """
     if sha256 := _whole(target):
         return sha256
-    staged = target.with_name(f".{uuid.uuid4().hex}")
+    staged = target.with_name(f".making-{target.name}-{uuid.uuid4().hex}")
     try:
         with _making(target):
             if sha256 := _whole(target):  # somebody else has made it while we waited
@@ -330,6 +331,8 @@ def _making(target: Path) -> Iterator[None]:
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     locks.wait(lock)
     try:
+        for left in target.parent.glob(f".making-{target.name}-*"):  # by somebody who was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         lock.release()
@@ -390,10 +393,11 @@ def _note(path: Path, record: kept.Record) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Copies that nobody used for a day. QEMU has read its kernel when it has started."""
+    """Copies that nobody used for a day, and half of those who were killed. QEMU has read its kernel when it has started."""
     for copy in folder.iterdir():
         with contextlib.suppress(OSError):
-            if copy.name != "lock" and copy.stat().st_mtime < time.time() - KEPT:
+            half = copy.name.startswith(".")  # whoever copies holds the lock, which is ours
+            if copy.name != "lock" and (half or copy.stat().st_mtime < time.time() - KEPT):
                 shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
 
 
@@ -444,7 +448,7 @@ def to_raw(kernel: Kernel, target: Path, engine: Engine, image: str, where: str)
             raise KernelError(
                 f"to_bin makes a raw binary of an ELF file, and {kernel.path} is none", where=where, hint="leave out to_bin"
             )
-    staged = target.parent / f".{uuid.uuid4().hex}"
+    staged = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
     staged.mkdir(parents=True)
     try:
         shutil.copyfile(kernel.path, staged / "kernel")

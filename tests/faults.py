@@ -2,14 +2,18 @@
 
     python -m tests.faults FOLDER [SCENARIO…] [--fault kill] [--sample N] [--seed S]
 
-A scenario (store an overlay, replace a broken image, collect …) runs in a child that counts its calls into the system: every
-open, write, flush, rename, lock and so on, seen by a profile function right before they happen. At the chosen one the child kills
-itself with KILL, or the call fails with an error of the system's. Then the parent looks:
+A scenario (store an overlay, replace a broken image, collect, make a guest …) runs in a child that counts its calls into the
+system: every open, write, flush, rename, lock and so on, seen by a profile function right before they happen. At the chosen one
+the child kills itself with KILL, or the call fails with an error of the system's. Then the parent looks:
 
   - the store opens, and an entry that it serves is, byte for byte, what was built;
   - an entry that can be seen was flushed, all of it, before it could be seen: it survives a power cut;
   - the next run completes, and after it nothing is left in `staging/`;
   - with an error in place of death: the child ends with a right entry, or with one clear message.
+
+Guests, packages and kernels are kept in other ways than entries are, and looked at in their own: what is served is whole, the
+next use completes, and the one after that makes nothing. Of these, calls that change nothing are no points: to be killed before
+one is to be killed before the next one that does.
 
 One child for each point, and each point in a store of its own.
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hashlib
 import mmap
 import os
 import random
@@ -34,9 +39,10 @@ from typing import Any
 
 import filelock  # noqa: F401 - before the fork: the calls of an import are not points of a scenario
 
-from qcase import gc, keys
+from qcase import gc, guests, kernels, keys
 from qcase.content import Kind, remove_tree
 from qcase.errors import BuildError, InfraError, QcaseError
+from qcase.packages import Downloads, Package
 from qcase.store import Store
 
 KEY = keys.key({"case": "faulty"})
@@ -45,6 +51,7 @@ MADE_FOR = "normal/faulty x86_64"
 
 # Calls that can fail where the disk is full or may not be written to.
 WRITING = {"open", "mkdir", "write", "rename", "fsync", "fchmod", "chmod", "utime", "flush", "unlink", "rmdir", "ftruncate"}
+WRITING |= {"replace", "sendfile"}
 
 
 def build_image(path: Path) -> None:
@@ -69,11 +76,21 @@ BUILDS = {Kind.IMAGE: build_image, Kind.OVERLAY: build_overlay, Kind.DOWNLOAD: b
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is there before, what the child does, and of which kind the entry is that all is about."""
+    """What is there before, what the child does, and of which kind the entry is that all is about.
+
+    `check`: looks at what is no entry. It is given the inodes that were flushed, where all that can be seen has to be.
+    """
 
     kind: Kind
     before: Callable[[Path], None]
     act: Callable[[Path], None]
+    check: Callable[[Path, set[int] | None], None] | None = None
+    fresh: bool = False
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing is there before of what all is about."""
+        return self.fresh or self.before is _nothing
 
 
 def _get(root: Path, kind: Kind, key: keys.Key = KEY) -> None:
@@ -154,6 +171,159 @@ SCENARIOS = {
     "verify and repair": Scenario(Kind.OVERLAY, _broken(Kind.OVERLAY), _verify),
 }
 
+
+# --- beside the entries ---------------------------------------------------------------------------------------------------
+
+GUEST = {"rootfs.img": b"root" * 5000, "kernel": b"kernel" * 5000}
+CONTENT = b"content" * 5000
+PACKAGE = Package("tally", "1-r0", "x86_64", hashlib.sha256(CONTENT).hexdigest())
+
+
+@dataclass
+class _Maker:
+    """Makes things, and counts how often."""
+
+    made: int = 0
+
+    def guest(self, staged: Path) -> None:
+        self.made += 1
+        for name, content in GUEST.items():
+            (staged / name).write_bytes(content)
+
+    def file(self, staged: Path) -> None:
+        self.made += 1
+        staged.write_bytes(CONTENT)
+
+
+def _guest(root: Path) -> guests._Entry:
+    return guests._Entry(root, "guest-1", tuple(GUEST))
+
+
+def _esp(root: Path) -> Path:
+    return root / "kernels" / PACKAGE.sha256 / "esp.img"
+
+
+def _make_guest(root: Path) -> None:
+    _guest(root).use(_Maker().guest, lambda _: None)
+
+
+def _take_package(root: Path) -> None:
+    Downloads(root / "downloads").take(root / "got", PACKAGE)
+
+
+def _take_kernel(root: Path) -> None:
+    kernels._take(root / "got", root / "kernels")
+
+
+def _keep_esp(root: Path) -> None:
+    kernels.keep(_esp(root), _Maker().file, lambda _: None)
+
+
+def _got(root: Path) -> None:
+    """What is to be taken into the store."""
+    (root / "kernels").mkdir(parents=True)
+    (root / "got").write_bytes(CONTENT)
+
+
+def _spoilt(act: Callable[[Path], None], name: str) -> Callable[[Path], None]:
+    def before(root: Path) -> None:
+        _got(root)
+        act(root)
+        for path in root.glob(name):
+            path.chmod(0o644)
+            os.truncate(path, 10)
+
+    return before
+
+
+def _looks_edited(root: Path) -> None:
+    _make_guest(root)
+    os.utime(_guest(root).folder / "kernel", (1, 1))
+
+
+def _flushed_all(paths: Sequence[Path], flushed: set[int] | None) -> None:
+    lost = [str(path) for path in paths if path.exists() and flushed is not None and path.lstat().st_ino not in flushed]
+    if lost:
+        raise ViolatedError(f"could be seen before it was flushed: {lost}")
+
+
+def _expect_left(folder: Path, names: set[str]) -> None:
+    if left := {path.name for path in folder.iterdir()} - names:
+        raise ViolatedError(f"left in {folder}: {sorted(left)}")
+
+
+def _check_guest(root: Path, flushed: set[int] | None) -> None:
+    entry, maker = _guest(root), _Maker()
+    if (entry.folder / "manifest.json").exists():
+        _flushed_all(list(_all(entry.folder)), flushed)
+    for _ in range(2):
+        entry.use(maker.guest, lambda _: None)
+        if {name: (entry.folder / name).read_bytes() for name in GUEST} != GUEST:
+            raise ViolatedError("serves a broken guest")
+        if maker.made > 1:
+            raise ViolatedError("it is made again at each use")
+    gc.sweep_unfinished(Store(root))
+    _expect_left(entry.folder.parent, {entry.name})
+    _expect_left(entry.folder, {*GUEST, "manifest.json"})
+
+
+def _check_package(root: Path, flushed: set[int] | None) -> None:
+    downloads = Downloads(root / "downloads")
+    path = downloads.path(PACKAGE)
+    _flushed_all([path], flushed)
+    if downloads.has(PACKAGE) and path.read_bytes() != CONTENT:
+        raise ViolatedError("serves a broken package")
+    if not downloads.has(PACKAGE):
+        _take_package(root)
+    if not downloads.has(PACKAGE) or path.read_bytes() != CONTENT:
+        raise ViolatedError("the next run stores nothing")
+
+
+def _check_kernel(root: Path, flushed: set[int] | None) -> None:
+    path = root / "kernels" / PACKAGE.sha256 / "got"
+    _flushed_all([path], flushed)
+    if kernels._is_whole(kernels.Kernel(path, PACKAGE.sha256)) and path.read_bytes() != CONTENT:
+        raise ViolatedError("serves a broken kernel")
+    kernel = kernels._take(root / "got", root / "kernels")
+    if not kernels._is_whole(kernel) or kernel.path.read_bytes() != CONTENT:
+        raise ViolatedError("the next run serves a broken kernel")
+    _expect_left(root / "kernels", {PACKAGE.sha256})
+
+
+def _check_esp(root: Path, flushed: set[int] | None) -> None:
+    target, maker = _esp(root), _Maker()
+    _flushed_all([target], flushed)
+    for _ in range(2):
+        kernels.keep(target, maker.file, lambda _: None)
+        if target.read_bytes() != CONTENT:
+            raise ViolatedError("serves a broken file")
+        if maker.made > 1:
+            raise ViolatedError("it is made again at each use")
+    if left := [path.name for path in target.parent.glob(".making-*")]:
+        raise ViolatedError(f"left: {left}")
+
+
+def _beside(
+    before: Callable[[Path], None], act: Callable[[Path], None], check: Callable[[Path, set[int] | None], None], fresh: bool
+) -> Scenario:
+    return Scenario(Kind.DOWNLOAD, before, act, check, fresh)
+
+
+BESIDE = {
+    "make a guest": _beside(_nothing, _make_guest, _check_guest, True),
+    "make a broken guest anew": _beside(_spoilt(_make_guest, "guests/*/kernel"), _make_guest, _check_guest, False),
+    "use a guest that looks edited": _beside(_looks_edited, _make_guest, _check_guest, False),
+    "take a package": _beside(_got, _take_package, _check_package, True),
+    "take a package for a broken one": _beside(
+        _spoilt(_take_package, "downloads/packages/*"), _take_package, _check_package, False
+    ),
+    "take a kernel": _beside(_got, _take_kernel, _check_kernel, True),
+    "take a kernel for a broken one": _beside(_spoilt(_take_kernel, "kernels/*/got"), _take_kernel, _check_kernel, False),
+    "keep an EFI disk": _beside(_got, _keep_esp, _check_esp, True),
+    "make a broken EFI disk anew": _beside(_spoilt(_keep_esp, "kernels/*/esp.img"), _keep_esp, _check_esp, False),
+}
+SCENARIOS |= BESIDE
+
 FAULTS = {"kill": 0, "full": errno.ENOSPC, "io": errno.EIO, "readonly": errno.EROFS, "denied": errno.EACCES}
 
 
@@ -207,19 +377,23 @@ class _fresh:  # noqa: N801 - used like a function
 
 def _count(folder: Path, plan: Scenario, template: Path, fault: str) -> int:
     with _fresh(folder, template) as root:
-        status, points, _ = _child(plan.act, root, 0, fault)
+        status, points, _ = _child(plan, root, 0, fault)
         if status != 0:
             raise ViolatedError(f"it fails by itself, with status {status}")
         return points
 
 
 def _one(root: Path, plan: Scenario, fault: str, point: int) -> None:
-    status, _, flushed = _child(plan.act, root, point, fault)
+    status, _, flushed = _child(plan, root, point, fault)
     if fault == "kill" and status != -signal.SIGKILL:
         raise ViolatedError(f"it was not killed but ended with status {status}")
     if fault != "kill" and status != 0:
         raise ViolatedError("it ended with something else than an entry or a message, see above")
-    _check(root, plan.kind, flushed if plan.before is _nothing else None)
+    known = flushed if plan.is_fresh else None
+    if plan.check is not None:
+        plan.check(root, known)
+    else:
+        _check(root, plan.kind, known)
 
 
 def _check(root: Path, kind: Kind, flushed: set[int] | None) -> None:
@@ -265,14 +439,14 @@ def same(kind: Kind, path: Path) -> bool:
 # --- the child ----------------------------------------------------------------------------------------------------------
 
 
-def _child(act: Callable[[Path], None], root: Path, point: int, fault: str) -> tuple[int, int, set[int]]:
-    """Fork, run `act`, break it at `point` (0: never). Its status, how many points it passed, inodes that it flushed."""
+def _child(plan: Scenario, root: Path, point: int, fault: str) -> tuple[int, int, set[int]]:
+    """Fork, run a scenario, break it at `point` (0: never). Its status, how many points it passed, inodes that it flushed."""
     shared = mmap.mmap(-1, 1 << 16)  # outlives a kill: [points, flushed, inode, inode, …]
     pid = os.fork()
     if pid == 0:
         status = 2
         try:
-            status = _run(act, root, point, fault, shared)
+            status = _run(plan, root, point, fault, shared)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -284,8 +458,9 @@ def _child(act: Callable[[Path], None], root: Path, point: int, fault: str) -> t
     return os.waitstatus_to_exitcode(waited), points, flushed
 
 
-def _run(act: Callable[[Path], None], root: Path, point: int, fault: str, shared: mmap.mmap) -> int:
+def _run(plan: Scenario, root: Path, point: int, fault: str, shared: mmap.mmap) -> int:
     number = FAULTS[fault]
+    narrow = number or plan.check is not None
     passed = flushed = 0
     fsync = os.fsync
 
@@ -298,7 +473,7 @@ def _run(act: Callable[[Path], None], root: Path, point: int, fault: str, shared
 
     def before_each_call(frame: FrameType, event: str, function: Any) -> None:
         nonlocal passed
-        if event != "c_call" or not _reaches_the_system(function) or (number and function.__name__ not in WRITING):
+        if event != "c_call" or not _reaches_the_system(function) or (narrow and function.__name__ not in WRITING):
             return
         passed += 1
         struct.pack_into("Q", shared, 0, passed)
@@ -310,7 +485,7 @@ def _run(act: Callable[[Path], None], root: Path, point: int, fault: str, shared
     os.fsync = noted_fsync
     sys.setprofile(before_each_call)
     try:
-        act(root)
+        plan.act(root)
     except InfraError:
         return 0  # one clear message
     except BuildError:

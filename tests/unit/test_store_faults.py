@@ -49,7 +49,7 @@ def test_a_put_that_is_killed_at_any_point(place: Path) -> None:
     assert sum(some for some, _ in tried) >= 400, out
 
 
-@pytest.mark.parametrize("scenario", [name for name in faults.SCENARIOS if name not in PUT])
+@pytest.mark.parametrize("scenario", [name for name in faults.SCENARIOS if name not in (*PUT, *faults.BESIDE)])
 def test_whatever_else_is_killed(scenario: str, place: Path) -> None:
     seed = random.randrange(1 << 30)
     out = run("tests.faults", place, scenario, "--sample", 25, "--seed", seed)
@@ -63,6 +63,20 @@ def test_a_call_that_fails_at_any_point_of_a_put(fault: str, place: Path) -> Non
     points = re.search(r"^(\d+) points", out, re.MULTILINE)
     assert points is not None
     assert int(points[1]) >= 100, out
+
+
+def test_guests_packages_and_kernels_are_killed_at_any_point(place: Path) -> None:
+    out = run("tests.faults", place, *faults.BESIDE)
+    tried = [tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+) points", out)]
+    assert len(tried) == len(faults.BESIDE)
+    assert all(some == total for some, total in tried)
+
+
+def test_a_call_that_fails_at_guests_packages_and_kernels(place: Path) -> None:
+    seed = random.randrange(1 << 30)
+    failing = [word for name in faults.FAULTS if name != "kill" for word in ("--fault", name)]
+    out = run("tests.faults", place, *faults.BESIDE, *failing, "--sample", 5, "--seed", seed)
+    assert out.endswith(f" points, seed {seed}\n")
 
 
 def test_many_processes_that_are_killed_at_random(place: Path) -> None:
