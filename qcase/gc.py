@@ -214,8 +214,9 @@ def verify(store: Store, *, repair: bool = False) -> Iterator[tuple[Item, Broken
         elif item.is_entry:
             yield item, Broken(item, why, store.remove(Kind(item.what), item.name, even_if_used=True))
         elif item.what == PACKAGE:
-            with packages.unused(item.path.parent.parent) as free:
-                yield item, Broken(item, why, free and bool(packages.verify(item.path)) and _forget(item.path))
+            with packages.unused(item.path.parent.parent) as free:  # let go before anybody hears of it, however long that takes
+                repaired = free and bool(packages.verify(item.path)) and _forget(item.path)
+            yield item, Broken(item, why, repaired)
         else:  # a guest is made anew by its next user, who finds out by itself once it may not trust its facts
             with store.take_guests() as free:
                 yield item, Broken(item, why, free and store.trash(item.path))

@@ -42,7 +42,7 @@ def read(path: Path) -> Record:
     """A file's record, by reading all of it. Raises `OSError`.
 
     The facts are those from before it was read, so that a change meanwhile shows. What changed meanwhile, or could change without
-    looking different because it is from the future, gets none: then it is read again at its next use.
+    looking different because the clock was set back since, gets none: then it is read again at its next use.
     """
     before = facts(path)
     settled = before is not None and settle([["", 0, 0, before["mtime_ns"], before["ctime_ns"], 0]])

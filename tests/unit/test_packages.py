@@ -9,7 +9,7 @@ from typing import Any, Never
 
 import pytest
 
-from qcase import gc, keys, packages
+from qcase import gc, packages
 from qcase.config import Hooks, PackagesConfig, WorkspaceConfig
 from qcase.errors import BuildError, ConfigError, InfraError, UsageError
 from qcase.model import Arch
@@ -234,7 +234,7 @@ def test_what_a_request_came_to_is_of_its_repositories(tmp_path: Path, monkeypat
         return []
 
     def provide(supply: Supply) -> list[Package]:
-        return supply.provide("normal/x", ["zlib"], root, tmp_path / "scratch", tmp_path / "log")
+        return supply._downloaded("normal/x", ["zlib"], root, tmp_path / "scratch", tmp_path / "log")
 
     monkeypatch.setattr(Supply, "_fetch", fetch)
     online = supply()
@@ -338,25 +338,23 @@ def test_looking_at_what_would_go_makes_no_lock(tmp_path: Path) -> None:
     assert not (store.root / "downloads/lock").exists()
 
 
-def test_what_was_asked_for_in_this_run_is_asked_for_again_if_it_is_gone(tmp_path: Path) -> None:
+def test_what_was_asked_for_in_this_run_is_asked_for_again_if_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = stored(tmp_path)
     root = tmp_path / "root"
     (root / "lib/apk/db").mkdir(parents=True)
     (root / "lib/apk/db/installed").touch()
     supply = supply_of(tmp_path, None)
-    supply.downloads.remember("key", ["tally"], [package])
 
     def provide(number: int) -> None:
         supply.provide("case", ["tally"], root, tmp_path / f"scratch{number}", tmp_path / "log", tmp_path / f"laid{number}")
 
-    key = keys.digest(
-        {"arch": "x86_64", "asked": ["tally"], "state": packages._state(root), "from": supply.sources.part(Arch.X86_64)}
-    )
-    supply._resolved[key] = [package]
-    provide(1)
+    with monkeypatch.context() as fetched:
+        fetched.setattr(Supply, "_fetch", lambda *_: [package])
+        provide(1)
+    provide(2)
     supply.downloads.path(package).unlink()
     with pytest.raises(InfraError) as caught:  # a fetch step, and not "was taken away just now"
-        provide(2)
+        provide(3)
     assert "taken away" not in str(caught.value)
 
 

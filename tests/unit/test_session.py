@@ -97,7 +97,7 @@ def test_a_base_image_that_was_written_just_now_is_read_again(tmp_path: Path, mo
     base = tmp_path / "base.img"
     base.write_bytes(b"one")
     shared = session(tmp_path)
-    shared.once("guest", lambda: SimpleNamespace(rootfs=base))
+    shared.once("guest 0", lambda: SimpleNamespace(rootfs=base))
     looks = base.stat()
     monkeypatch.setattr(rootfs, "facts_of", lambda _: looks)
     before = shared.base_digest
