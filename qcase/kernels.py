@@ -8,6 +8,7 @@ A kernel that a command makes is made once for each build group and run, before 
     <workspace>/target/qcase/kernels/<sha256>/.<file>.json            how a file looked when it was read, and its sha256
     <workspace>/target/qcase/kernels/<sha256>/.<file>.lock            held while a file is made of a kernel
     <workspace>/target/qcase/kernels/lock                             held while a command runs and its output is taken
+    <workspace>/target/qcase/kernels/outputs.json                     for which group each output was written, and how it looked
 
 What is booted is the copy: two groups may build into the same file, and so may somebody who builds by hand meanwhile. Commands
 run one at a time, since nothing is known of what they share.
@@ -151,6 +152,7 @@ def build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: Say) 
     log.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder(tools.workspace), say):
         say(f"building the kernel of {group.shown}")
+        before = kept.facts(output.resolve())
         if recipe.where == "host":
             what, hint = _on_host(recipe, group, tools, log, line)
         else:
@@ -168,7 +170,33 @@ def build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: Say) 
             )
         if wrong := mismatch(output, group.arch):
             raise KernelError(f"its build left {recipe.output}, which {wrong}", where=f"the kernel of {group.shown}")
+        _note_output(output, before, group, tools)
         return _take(output, folder(tools.workspace))
+
+
+def _note_output(output: Path, before: kept.Facts | None, group: Group, tools: Tools) -> None:
+    """Note for whom an output was written. Warn where a command ends well and leaves what was written for somebody else.
+
+    That may be right, if nothing differs between the two. It may also be a command whose failure its last part hides, as a pipe
+    into `tee` does, and then another kernel is tested than the one that is named.
+    """
+    notes = folder(tools.workspace) / "outputs.json"
+    known: dict[str, dict[str, object]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(notes.read_bytes())
+        known = found if isinstance(found, dict) else {}
+    facts = kept.facts(output.resolve())
+    last = known.get(str(output))
+    owner = f"{group.shown}, {group.target}"
+    if facts != before or last is None or last.get("facts") != facts:
+        known[str(output)] = {"facts": facts, "owner": owner if facts != before else None}
+    elif last.get("owner") not in (None, owner):
+        tools.warn(
+            f"the build of the kernel of {group.shown} left {output} as it was written for {last['owner']}: "
+            "is it the same kernel, or did the command fail and end with status 0?"
+        )
+    with contextlib.suppress(OSError):  # the next build of this output is not compared then
+        write_aside(notes, json.dumps(known).encode())
 
 
 def folder(workspace: Path) -> Path:

@@ -96,6 +96,29 @@ def test_groups_that_build_into_one_file_each_boot_their_own(workspace: Path) ->
     assert one.sha256 != two.sha256
 
 
+def test_a_build_that_leaves_what_was_written_for_another_group_is_a_warning(workspace: Path) -> None:
+    """As `make | tee log` does where make fails: the shell's status is that of tee."""
+    build = "[ ${build_group} = two ] || { mkdir -p out; cp kernel.elf out/kernel; }"
+    warnings: list[str] = []
+
+    def make(name: str) -> None:
+        made = builder(workspace, build)  # as another run does
+        made.tools = replace(made.tools, warn=warnings.append)
+        made.kernel(group(workspace, name), quiet, quiet)
+
+    make("one")
+    make("one")
+    assert warnings == []
+    make("two")
+    (warning,) = warnings
+    assert warning.startswith(f"the build of the kernel of two left {workspace}/out/kernel as it was written for one, none")
+    # What nobody here has written, or somebody by hand, may be anybody's.
+    (workspace / "out/kernel").write_bytes(AARCH64 + b"by hand")
+    make("two")
+    make("two")
+    assert len(warnings) == 1
+
+
 def test_what_a_build_says_goes_to_a_log_as_it_says_it(workspace: Path) -> None:
     (workspace / "go").unlink(missing_ok=True)
     build = "echo compiling; until [ -e go ]; do sleep 0.02; done; mkdir out; cp kernel.elf out/kernel; echo done >&2"
