@@ -38,7 +38,7 @@ def copy_downloads(source: Path, target: Path) -> None:
     """What one store has downloaded, into another one that has nothing."""
     for name in DOWNLOADS:
         if (source / name).is_dir():
-            shutil.copytree(source / name, target / name, symlinks=True, ignore=shutil.ignore_patterns("*.lock", "*.owner"))
+            shutil.copytree(source / name, target / name, symlinks=True, ignore=shutil.ignore_patterns("fetch-*.lock", "*.owner"))
 
 
 def overlays(store: Path) -> dict[str, str]:
