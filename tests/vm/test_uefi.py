@@ -51,7 +51,9 @@ def made(shared_engine: Engine, toolchain_c: Image, tmp_path_factory: pytest.Tem
 
 @pytest.mark.parametrize("arch", [Arch.X86_64, Arch.AARCH64])
 def test_firmware_starts_the_kernel_from_a_disk(arch: Arch, made: Workspace, tmp_path: Path) -> None:
-    kernel.case(made, "boots", None, arch=arch, uefi=True, args=[*kernel.ARGS[arch], "-m", "128M"], timeout=120)
+    # Debian 12's firmware for aarch64 once fell silent behind its first line under QEMU 7.2, and in none of 18 boots tried since.
+    keys = {"timeout": 120, "qcase": {"retries": 1}}
+    kernel.case(made, "boots", None, arch=arch, uefi=True, args=[*kernel.ARGS[arch], "-m", "128M"], **keys)
     outcome = workspaces.run(made, store=tmp_path / "store", arch=arch)
     assert outcome.verdicts == {"boots": "pass"}, outcome.said
     booted = outcome.case("boots")["booted"]
