@@ -158,18 +158,16 @@ def collect(store: Store, limits: Limits, *, dry_run: bool = False, now: float |
     free, floor = _free_and_floor(store.root, limits.min_free)
     gone: list[Gone] = []
     busy: list[Item] = []
-    with ExitStack() as stack:
-        taker = _Taker(store, dry_run, stack)
-        for item in kept:
-            why = _why(item, size, free, floor, limits, moment)
-            if not why:
-                continue
-            if taker.take(item):
-                gone.append(Gone(item, why))
-                size -= item.size
-                free += item.size
-            else:
-                busy.append(item)
+    for item in kept:
+        why = _why(item, size, free, floor, limits, moment)
+        if not why:
+            continue
+        if _take(store, item, dry_run=dry_run):
+            gone.append(Gone(item, why))
+            size -= item.size
+            free += item.size
+        else:
+            busy.append(item)
     return Collected(tuple(gone), tuple(busy), size if dry_run else _own_size(store), leftovers)
 
 
@@ -183,16 +181,15 @@ def clear(store: Store, *, everything: bool = False, dry_run: bool = False) -> C
         leftovers += _sweep_hidden(store, time.time(), patience=60)  # a run that fetches just now goes on
     gone: list[Gone] = []
     busy: list[Item] = []
+    for item in items(store):
+        if (item.is_entry and not item.is_fetched) or everything:
+            if _take(store, item, dry_run=dry_run):
+                gone.append(Gone(item, "all of it"))
+            else:
+                busy.append(item)
     with ExitStack() as stack:
-        taker = _Taker(store, dry_run, stack)
-        for item in items(store):
-            if (item.is_entry and not item.is_fetched) or everything:
-                if taker.take(item):
-                    gone.append(Gone(item, "all of it"))
-                else:
-                    busy.append(item)
-        if everything and not dry_run and (fd := _alone_with_images(store, stack)):
-            leftovers += sum(_forget(path) for path in listed(store.root / "images") if path.suffix in (".json", ".log") and fd)
+        if everything and not dry_run and _alone_with_images(store, stack):
+            leftovers += sum(_forget(path) for path in listed(store.root / "images") if path.suffix in (".json", ".log"))
     return Collected(tuple(gone), tuple(busy), _own_size(store), leftovers)
 
 
@@ -395,24 +392,17 @@ def _why(item: Item, size: int, free: int, floor: int, limits: Limits, now: floa
     return ""
 
 
-class _Taker:
-    """Takes items away, or only says whether it could. Guests are locked once one of them is to go."""
+def _take(store: Store, item: Item, *, dry_run: bool) -> bool:
+    """Take an item away, or only say whether it could be. False if somebody uses it.
 
-    def __init__(self, store: Store, dry_run: bool, stack: ExitStack) -> None:
-        self._store = store
-        self._dry_run = dry_run
-        self._stack = stack
-        self._guests_free: bool | None = None
-
-    def take(self, item: Item) -> bool:
-        if item.is_entry:
-            kind = Kind(item.what)
-            if self._dry_run:
-                return not self._store.in_use(kind, item.name)
-            return self._store.remove(kind, item.name)
-        if item.what == PACKAGE:
-            with packages.unused(item.path.parent.parent, looking=self._dry_run) as free:
-                return free and (self._dry_run or _forget(item.path))
-        if self._guests_free is None:
-            self._guests_free = self._stack.enter_context(self._store.take_guests())
-        return self._guests_free and (self._dry_run or self._store.trash(item.path))
+    Locks that others wait for are held for this one item: a collection may take minutes, and a run that starts meanwhile gives up
+    after seconds.
+    """
+    if item.is_entry:
+        kind = Kind(item.what)
+        return not store.in_use(kind, item.name) if dry_run else store.remove(kind, item.name)
+    if item.what == PACKAGE:
+        with packages.unused(item.path.parent.parent, looking=dry_run) as free:
+            return free and (dry_run or _forget(item.path))
+    with store.take_guests() as free:
+        return free and (dry_run or store.trash(item.path))

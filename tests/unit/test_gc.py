@@ -196,6 +196,26 @@ def test_guests_go_last_and_only_when_nobody_boots_one(root: Path) -> None:
     assert not fetched.exists()
 
 
+def test_a_run_may_start_while_a_collection_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleting takes its time, and who uses guests waits for seconds only."""
+    put_guest(root, "initramfs-0123456789abcdef-x86_64", used=5 * DAY)
+    put(root, "new", used=0)
+    with Store(root).guests_in_use():
+        pass  # as each run does: the lock is there
+    remove = Store.remove
+    started: list[bool] = []
+
+    def while_it_deletes(store: Store, kind: Kind, name: str) -> bool:
+        with Store(root).guests_in_use():
+            started.append(True)
+        return remove(store, kind, name)
+
+    monkeypatch.setattr(Store, "remove", while_it_deletes)
+    done = gc.collect(Store(root), gc.Limits(max_size=0))
+    assert names(done) == ["initramfs-0123456789abcdef-x86_64", "new"]
+    assert started == [True]
+
+
 def test_folders_of_others_are_left_alone(root: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "theirs" / "guests" / "alpine"
     theirs.mkdir(parents=True)
