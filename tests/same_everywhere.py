@@ -1,6 +1,7 @@
 """The same suite here and elsewhere: compares two stores, entry by entry.
 
 `python -m tests.same_everywhere [CASE…]`: the examples here and in the image `qcase`, as a table. Status 1 if any differs.
+Packages come from where the environment says: `eval "$(python -m tests.packages)"`.
 """
 
 from __future__ import annotations
@@ -87,7 +88,13 @@ def main() -> None:
             print(f"here, {arch}: status {subprocess.run(argv, check=False).returncode}", flush=True)
             shutil.rmtree(suite / "target", ignore_errors=True)
             argv = ["docker", "run", "--rm", "-v", "/var/run/docker.sock:/var/run/docker.sock", "-v", f"{suite}:/w"]
-            argv += ["-v", f"{there}:/cache", "--user", f"{os.getuid()}:{os.getgid()}", IMAGE, "run", "--arch", arch]
+            argv += ["-v", f"{there}:/cache", "--user", f"{os.getuid()}:{os.getgid()}"]
+            for name in ("QCASE_PACKAGE_REPOSITORIES", "QCASE_PACKAGE_KEYS"):  # folders, and files in them: see tests.packages
+                if place := os.environ.get(name):
+                    argv += ["-v", f"{place}:{place}:ro", "-e", name]
+            if bundle := os.environ.get("SSL_CERT_FILE"):  # where this machine's network has an authority of its own
+                argv += ["-v", f"{bundle}:/etc/ssl/certs/ca-certificates.crt:ro"]
+            argv += [IMAGE, "run", "--arch", arch]
             argv += sys.argv[1:]
             print(f"there, {arch}: status {subprocess.run(argv, check=False).returncode}", flush=True)
         rows = compared(here, there)

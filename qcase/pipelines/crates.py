@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,9 @@ def _user_mounts(home: Path, environ: Mapping[str, str]) -> Iterator[Mount]:
         if path.exists():
             yield Mount(path, str(path), True)
     if bundle := certificates(environ):
-        yield Mount(bundle, _CERTIFICATES, True)
+        # A copy: where qcase is in a container, the engine does not see what is in there.
+        shutil.copyfile(bundle, home.with_name("certificates.pem"))
+        yield Mount(home.with_name("certificates.pem"), _CERTIFICATES, True)
 
 
 def _user_environment(environ: Mapping[str, str]) -> dict[str, str]:

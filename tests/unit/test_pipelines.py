@@ -437,3 +437,16 @@ def test_what_a_subcase_may_install(files: dict[str, str], expected: bool, tmp_p
 def test_a_program_that_is_nowhere_puts_the_choice_in_doubt(command: str, doubtful: bool) -> None:
     there = {"/usr/bin/test-pipe", "/bin/grep"}
     assert grouped.in_doubt([command], there.__contains__) is doubtful
+
+
+def test_certificates_are_shown_to_cargo_from_a_place_that_the_engine_sees(tmp_path: Path) -> None:
+    """Where qcase is in a container, its own /etc/ssl is not: the run folder, below the workspace, is."""
+    bundle = tmp_path / "etc" / "bundle.pem"
+    bundle.parent.mkdir()
+    bundle.write_text("a certificate")
+    home = tmp_path / "scratch" / "cargo"
+    home.mkdir(parents=True)
+    mounts = list(crates._user_mounts(home, {"SSL_CERT_FILE": str(bundle), "HOME": str(tmp_path)}))
+    (shown,) = [mount.source for mount in mounts if mount.target == crates._CERTIFICATES]
+    assert shown.is_relative_to(tmp_path / "scratch")
+    assert shown.read_text() == "a certificate"
