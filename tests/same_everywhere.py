@@ -38,7 +38,7 @@ def entries(store: Path) -> dict[tuple[str, str], tuple[str, str]]:
     """By kind and key: for whom it was made, and its sha256: of every byte of an image, of an overlay's listing and contents."""
     found = {}
     for manifest in sorted(store.glob("v1/*/*/*/manifest.json")):
-        kind = {"overlays": "overlay", "images": "image"}[manifest.parent.parent.parent.name]
+        kind = {"overlays": "overlay", "images": "image", "downloads": "download"}[manifest.parent.parent.parent.name]
         stored = json.loads(manifest.read_bytes())
         digest = str(stored["digest"])
         if kind == "image":
