@@ -182,9 +182,8 @@ def _note_output(output: Path, before: kept.Facts | None, group: Group, tools: T
     """
     notes = folder(tools.workspace) / "outputs.json"
     known: dict[str, dict[str, object]] = {}
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(notes.read_bytes())
-        known = found if isinstance(found, dict) else {}
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a note that is none is no note
+        known = {name: note for name, note in json.loads(notes.read_bytes()).items() if isinstance(note, dict)}
     facts = kept.facts(output.resolve())
     last = known.get(str(output))
     owner = f"{group.shown}, {group.target}"

@@ -117,6 +117,10 @@ def test_a_build_that_leaves_what_was_written_for_another_group_is_a_warning(wor
     make("two")
     make("two")
     assert len(warnings) == 1
+    for note in ("", "[]", f'{{"{workspace}/out/kernel": 1}}'):
+        (workspace / "target/qcase/kernels/outputs.json").write_text(note)
+        make("two")
+    assert len(warnings) == 1
 
 
 def test_what_a_build_says_goes_to_a_log_as_it_says_it(workspace: Path) -> None:
