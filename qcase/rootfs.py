@@ -271,6 +271,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 def copy_file_fast(src: Path, dst: Path) -> None:
     """Copy a regular file: share its blocks where the filesystem can (reflink), else copy the data and keep the holes.
 
+    Of a file without holes, or on a filesystem that does not tell them (FUSE, NFS before 4.2), zeros become holes.
+
     `dst` must not exist; it gets the permissions of any new file. On an error nothing of it is left. Raises `OSError`, so that
     the caller can tell a full disk (`ENOSPC`) from the rest.
     """
@@ -305,6 +307,10 @@ def _clone(source: int, target: int) -> bool:
 
 def _copy_data(source: int, target: int, size: int) -> None:
     os.ftruncate(target, size)
+    ranges = _data_ranges(source, 0, size)
+    if next(ranges, None) == (0, size):
+        _copy_what_is_not_zero(source, target, size)
+        return
     in_kernel = True
     for position, end in _data_ranges(source, 0, size):
         while position < end:
@@ -320,6 +326,28 @@ def _copy_data(source: int, target: int, size: int) -> None:
             if not in_kernel:
                 copied = os.pwrite(target, read_fully(source, min(CHUNK, end - position), position), position)
             position += copied
+
+
+_ZEROS = bytes(64 << 10)
+
+
+def _copy_what_is_not_zero(source: int, target: int, size: int) -> None:
+    """Copy to a file that is one hole; pieces of 64 KiB that are zeros stay one."""
+    for position in range(0, size, CHUNK):
+        chunk = read_fully(source, min(CHUNK, size - position), position)
+        start = 0  # of what is to be written
+        for at in range(0, len(chunk), len(_ZEROS)):
+            length = min(len(_ZEROS), len(chunk) - at)
+            if chunk.startswith(_ZEROS[:length], at):
+                _write_fully(target, memoryview(chunk)[start:at], position + start)
+                start = at + length
+        _write_fully(target, memoryview(chunk)[start:], position + start)
+
+
+def _write_fully(descriptor: int, data: memoryview, position: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, position)
+        data, position = data[written:], position + written
 
 
 # --- plan ---------------------------------------------------------------------------------------------------------------

@@ -3,9 +3,10 @@
     make test-fresh                                         both, `make demo` and `make test`
     make test-fresh FRESH_ARGS="bookworm --only demo"       one of them, one command
 
-A machine is a container: made with mmdebstrap, privileged, with git, make and Python and nothing else; its engine is installed
-and started by the project itself, and keeps its images on a volume. Like a machine that somebody administers, it has this one's
-package mirror, pip configuration and certificates. What is done there:
+A machine is a container: made with mmdebstrap, privileged, with git, make and Python and nothing else; its engine is
+installed and started by the project itself. What is written much stands on volumes, for a container's own files may be on
+fuse-overlayfs. Like a machine that somebody administers, it has this one's package mirror, pip configuration and
+certificates. What is done there:
 
     as an ordinary user   the commands say what is missing, and the line to paste as root
     as root               the two commands, as the README has them
@@ -162,6 +163,8 @@ for number, one in enumerate(one for one in theirs if one not in ours):
     Path(f"/usr/local/share/ca-certificates/{number}.crt").write_text(one + "\n")
 EOF
 update-ca-certificates >/dev/null 2>&1
+[ -e /dev/loop-control ] || mknod /dev/loop-control c 10 237
+for number in 0 1 2 3 4 5 6 7; do [ -e "/dev/loop$number" ] || mknod "/dev/loop$number" b 7 "$number"; done
 printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' >/etc/pip.conf
 printf '{"mtu": %s}' "$MTU" >/etc/docker/daemon.json
 useradd --create-home --shell /bin/bash qcase
@@ -182,7 +185,8 @@ def fresh(suite: str) -> Iterator[Machine]:
         old.unlink()
     docker("volume", "create", "--label", "qcase=1", name)
     try:
-        arguments = ["--init", "-v", f"{name}:/var/lib/docker", "--hostname", suite, "--label", "qcase=1"]
+        disks = [part for folder in ("/home", "/root", "/tmp", "/var/tmp") for part in ("-v", folder)]
+        arguments = ["--init", "-v", f"{name}:/var/lib/docker", *disks, "--hostname", suite, "--label", "qcase=1"]
         arguments += PRIVILEGED if may_be_privileged(image) else NEARLY
         docker("run", "-d", "--name", name, *arguments, image, "sleep", "infinity")
         with tempfile.TemporaryDirectory(prefix="qcase-fresh-") as folder:
@@ -211,9 +215,8 @@ def go(suite: str, commands: list[str], *, ordinary: bool, again: bool) -> list[
                 machine.expect(command, said, r"^\d+ cases in .*: \d+ passed$")
         if again:
             machine.unplug()
-            for command in commands:
-                machine.run(f"{command}, again", command)
             if "make demo" in commands:
+                machine.run("make demo, again", "make demo")
                 machine.run("make demo, store emptied", ".venv/bin/qcase cache clear && make demo")
         if ordinary:
             what = "ordinary user, not in the group docker"
@@ -224,6 +227,8 @@ def go(suite: str, commands: list[str], *, ordinary: bool, again: bool) -> list[
             copied = "mkdir -p ~qcase/.cache && cp -r ~/.cache/qcase ~qcase/.cache/ && chown -R qcase: ~qcase/.cache"
             machine.run("root lets them use the engine", f"usermod -aG docker qcase && {copied}")
             machine.run("make demo, ordinary user", "make demo", user="qcase")
+        if again and "make test" in commands:
+            machine.run("make test, again", "chown -R root: . && make test")
         return machine.rows
 
 

@@ -255,6 +255,20 @@ def test_a_copy_has_the_content_and_the_holes(way: Way, tmp_path: Path, monkeypa
     assert (tmp_path / "empty copy").stat().st_size == 0
 
 
+def test_zeros_of_a_file_without_holes_become_holes(tmp_path: Path) -> None:
+    """As it is with every file on a filesystem that does not tell holes: fuse-overlayfs, NFS before 4.2."""
+    pieces = [(0, b"a"), (20_000_000, pattern(5_000_000)), (29_999_999, b"z"), (30_000_000 + (64 << 10), b"y")]
+    data = bytearray(50_000_001)
+    for position, piece in pieces:
+        data[position : position + len(piece)] = piece
+    (tmp_path / "source").write_bytes(data)
+    assert (tmp_path / "source").stat().st_blocks * 512 >= 50_000_000
+    rootfs.copy_file_fast(tmp_path / "source", tmp_path / "copy")
+    same = (tmp_path / "copy").read_bytes() == data
+    assert same
+    assert (tmp_path / "copy").stat().st_blocks * 512 < 6_000_000
+
+
 def test_a_copy_shares_its_blocks_where_the_file_system_can(tmp_path: Path) -> None:
     """On a real XFS. Only root may mount one: without, the copy has to be one like any other."""
     if os.geteuid() == 0:
@@ -302,8 +316,9 @@ def test_a_full_disk_is_told_and_leaves_nothing(way: Way, tmp_path: Path, monkey
     def full(*arguments: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "copy_file_range" if way is copies_in_kernel else "pwrite", full)
-    (tmp_path / "source").write_text("content")
+    for function in ("copy_file_range", "pwrite")[way is not copies_in_kernel :]:
+        monkeypatch.setattr(os, function, full)
+    sparse(tmp_path / "source", (0, b"content"), size=1 << 20)
     with pytest.raises(OSError, match="No space left") as caught:
         rootfs.copy_file_fast(tmp_path / "source", tmp_path / "copy")
     assert caught.value.errno == errno.ENOSPC
