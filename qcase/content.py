@@ -6,9 +6,13 @@ An image is one file, `image.img`; an overlay is a folder, `content/`, with the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
+import shutil
 import stat
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
@@ -159,6 +163,24 @@ def flush_tree(content: Path) -> None:
             if stat.S_ISREG(os.lstat(full).st_mode):
                 flush(full)
         flush(folder)
+
+
+def copy_tree(source: Path, target: Path, *, there: bool = False, copy: Callable[[str, str], object] = shutil.copy2) -> None:
+    """Copy a folder, symlinks as they are; with `there`, into one that is there.
+
+    Raises `OSError` for the first thing that failed: `shutil` has a list of all of them, which knows errors as text alone.
+    """
+    try:
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=there, copy_function=copy)
+    except shutil.Error as error:
+        failed = error.args[0]
+        if not isinstance(failed, list) or not failed:
+            raise
+        _, path, why = failed[0]
+        number = re.match(r"\[Errno (\d+)\]", str(why))
+        if number is None:
+            raise OSError(errno.EIO, str(why), path) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), path) from error
 
 
 def remove_tree(path: Path) -> None:

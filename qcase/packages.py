@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 from qcase import keys, locks
 from qcase.config import WorkspaceConfig
 from qcase.containers import PROXIES, Mount, Step, verdict_of
-from qcase.content import flush, write_aside
+from qcase.content import copy_tree, flush, write_aside
 from qcase.errors import BuildError, ConfigError, InfraError, Problem, UsageError
 from qcase.events import Emit, Progress
 from qcase.keys import JSON
@@ -434,7 +434,7 @@ def skeleton(root: Path, target: Path) -> None:
     """The part of a root that apk goes by, as a root of its own."""
     for name in _DATABASE:
         if (root / name).is_dir():
-            shutil.copytree(root / name, target / name, symlinks=True, copy_function=shutil.copyfile)
+            copy_tree(root / name, target / name, copy=shutil.copyfile)
     for folder in (target, *target.rglob("*")):
         if not folder.is_symlink():
             folder.chmod(0o755 if folder.is_dir() else 0o644)

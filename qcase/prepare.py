@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from qcase import accel, events, fat, firmware, gc, guests, images, kernels, keys, packages, process, qemu, rootfs, runs
 from qcase.config import KernelBuild, parse_size
-from qcase.content import Kind
+from qcase.content import Kind, copy_tree
 from qcase.errors import BuildError, InfraError, QcaseError, UsageError
 from qcase.events import Emit
 from qcase.ext4 import Ext4Image
@@ -1263,7 +1263,7 @@ class _Bench:
                         where=self._case.display_name,
                         hint="let each subcase install under names of its own",
                     )
-            shutil.copytree(overlay.entry.path, merged, symlinks=True, dirs_exist_ok=True)
+            copy_tree(overlay.entry.path, merged, there=True)
         return merged
 
     def _inject(self, path: Path, overlay: Path) -> None:

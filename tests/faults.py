@@ -384,8 +384,9 @@ def _count(folder: Path, plan: Scenario, template: Path, fault: str) -> int:
 
 
 def _one(root: Path, plan: Scenario, fault: str, point: int) -> None:
-    status, _, flushed = _child(plan, root, point, fault)
-    if fault == "kill" and status != -signal.SIGKILL:
+    status, passed, flushed = _child(plan, root, point, fault)
+    # It waits for the clock to tick, now in more steps and now in fewer: then there is no such point, and nothing was broken.
+    if fault == "kill" and status != -signal.SIGKILL and not (status == 0 and passed < point):
         raise ViolatedError(f"it was not killed but ended with status {status}")
     if fault != "kill" and status != 0:
         raise ViolatedError("it ended with something else than an entry or a message, see above")

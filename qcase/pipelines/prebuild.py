@@ -22,7 +22,6 @@ script runs in.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import Any
 from qcase import containers, packages
 from qcase.config import ScriptEnv
 from qcase.containers import Mount, Step
-from qcase.content import write_aside
+from qcase.content import copy_tree, write_aside
 from qcase.errors import BuildError, QcaseError
 from qcase.ext4 import Ext4Image
 from qcase.pipelines import BUILD, OVERLAY, SRC, STAGING, STEP_MEMORY, STEP_PIDS, STEP_TIMEOUT, Workshop
@@ -289,7 +288,7 @@ def answer_to(words: list[str]) -> Answer:
 
 def copy(source: Path, target: Path) -> None:
     """A copy of a staging root that is ours to write in."""
-    shutil.copytree(source, target, symlinks=True)
+    copy_tree(source, target)
     for folder, folders, _ in os.walk(target):
         for name in folders:
             path = Path(folder, name)

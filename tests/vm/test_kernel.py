@@ -106,9 +106,10 @@ def test_a_reset_that_nobody_asked_for(outcome: Outcome) -> None:
     assert outcome.case("resets-at-boot")["reason"] == "the guest's machine was reset while it booted"
     assert outcome.case("resets-for-ever")["reason"] == "the guest's machine was reset 4 times"
     assert outcome.case("resets")["reason"] == "QEMU ended before a verdict, status 0: the guest reset its machine"
-    # The board's own way to power off, which OpenSBI uses, ends QEMU before its monitor says why.
-    how = "" if outcome.case("faults")["arch"] == Arch.RISCV64 else ": the guest powered off"
-    assert outcome.case("powers-off")["reason"] == f"QEMU ended before a verdict, status 0{how}"
+    off = "QEMU ended before a verdict, status 0: the guest powered off"
+    # The board's own way to power off, which OpenSBI uses, ends QEMU 7.2 before its monitor says why, and QEMU 10 after that.
+    unsaid = [off.removesuffix(": the guest powered off")] if outcome.case("faults")["arch"] == Arch.RISCV64 else []
+    assert outcome.case("powers-off")["reason"] in [off, *unsaid]
     if outcome.case("faults")["arch"] == Arch.X86_64:
         assert outcome.case("faults")["reason"] == "the guest's machine was reset by a triple fault"
 

@@ -52,11 +52,19 @@ let
     debian-archive-keyring = taken "debian-archive-keyring" [ ] { "share/keyrings" = "/usr/share/keyrings"; };
     OVMF =
       let
-        fd = taken "OVMF" [ ] { "FV" = "/usr/share"; };
+        # Debian has them for 4 MiB of flash alone since 13.
+        fd = build "OVMF" { } ''
+          mkdir -p $out/FV
+          for name in OVMF_CODE OVMF_VARS; do
+            for file in /usr/share/OVMF/$name.fd /usr/share/OVMF/''${name}_4M.fd; do
+              [ ! -e "$file" ] || ln -sf "$file" $out/FV/$name.fd
+            done
+          done
+        '';
       in
       {
-        firmware = "${fd}/FV/OVMF/OVMF_CODE.fd";
-        variables = "${fd}/FV/OVMF/OVMF_VARS.fd";
+        firmware = "${fd}/FV/OVMF_CODE.fd";
+        variables = "${fd}/FV/OVMF_VARS.fd";
       };
 
     stdenv.hostPlatform.qemuArch = builtins.head (builtins.split "-" system);
