@@ -223,9 +223,9 @@ def go(suite: str, commands: list[str], *, ordinary: bool, again: bool) -> list[
             machine.run("giving the project back", "chown -R qcase: .")
             said = machine.run(what, "make demo", user="qcase", status=2)
             machine.expect(what, said, r"sudo usermod -aG docker qcase")
-            # The guests are the machine's, as if they had been fetched by this user: there is no network any more.
-            copied = "mkdir -p ~qcase/.cache && cp -r ~/.cache/qcase ~qcase/.cache/ && chown -R qcase: ~qcase/.cache"
-            machine.run("root lets them use the engine", f"usermod -aG docker qcase && {copied}")
+            # Guests and packages are the machine's, as if this user had fetched them: there is no network any more.
+            copied = "mkdir -p ~qcase/.cache && cp -r --sparse=always ~/.cache/qcase* ~qcase/.cache/"
+            machine.run("root lets them use the engine", f"usermod -aG docker qcase && {copied} && chown -R qcase: ~qcase")
             machine.run("make demo, ordinary user", "make demo", user="qcase")
         if again and "make test" in commands:
             machine.run("make test, again", "chown -R root: . && make test")
