@@ -34,8 +34,9 @@ def as_another_user(folder: Path, cache: Path) -> list[str]:
     needed = sorted({Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), ROOT, cache.resolve()})
     closed = sorted({above for place in needed for above in place.parents if not above.stat().st_mode & 0o001})
     opened = []
-    for above in closed[:1]:  # what is below it is shown in an open folder of the same name
-        aside = folder / "aside"
+    # What is below one is shown in an open folder of the same name. Debian 13 closes people's homes, too, and not only root's.
+    for number, above in enumerate(above for above in closed if not set(above.parents) & set(closed)):
+        aside = folder / f"aside{number}"
         aside.mkdir()
         opened += [
             f"mount --bind {shlex.quote(str(above))} {aside}",
