@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,11 @@ def test_a_copy_has_symlinks_as_they_are(tmp_path: Path) -> None:
     content.copy_tree(tmp_path / "source", tmp_path / "copy", there=True)
     assert str((tmp_path / "copy" / "link").readlink()) == "/nowhere"
     assert (tmp_path / "copy" / "file").read_text() == "new"
+
+
+def test_a_file_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    os.mkfifo(tmp_path / "source" / "pipe")
+    with pytest.raises(OSError, match="is a named pipe") as caught:
+        content.copy_tree(tmp_path / "source", tmp_path / "copy")
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(tmp_path / "copy" / "pipe"))
