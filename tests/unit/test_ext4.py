@@ -79,13 +79,13 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# The option has another name since e2fsprogs 1.47.1.
+# The option has another name since e2fsprogs 1.47.1, and takes no `-O` beside it, not even "none".
 (RELEASE,) = re.findall(r"^mke2fs (\d+)\.(\d+)\.(\d+)", process.run(["mke2fs", "-V"], env=SBIN).output, re.MULTILINE)
-REVISION_0 = ("-E", "revision=0") if tuple(map(int, RELEASE)) >= (1, 47, 1) else ("-r", "0")
+REVISION_0 = ("-E", "revision=0") if tuple(map(int, RELEASE)) >= (1, 47, 1) else ("-r", "0", "-O", "none")
 VARIANTS = {
     "ext2 1k": ("-t", "ext2", "-b", "1024"),
     "ext2 4k": ("-t", "ext2", "-b", "4096", "-I", "128"),
-    "ext2 revision 0": ("-t", "ext2", "-b", "1024", *REVISION_0, "-O", "none"),
+    "ext2 revision 0": ("-t", "ext2", "-b", "1024", *REVISION_0),
     "ext3 1k": ("-t", "ext3", "-b", "1024"),
     "ext4 1k": ("-t", "ext4", "-b", "1024"),
     "ext4 4k": ("-t", "ext4", "-b", "4096"),
