@@ -40,6 +40,7 @@
 
       devShells = each (pkgs: qcase: { default = pkgs.callPackage ./nix/shell.nix { inherit qcase; }; });
 
-      checks = each (pkgs: qcase: pkgs.callPackage ./nix/checks.nix { inherit qcase; });
+      # callPackage would put `override` among the checks.
+      checks = each (pkgs: qcase: pkgs.callPackages ./nix/checks.nix { inherit qcase; });
     };
 }

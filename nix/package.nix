@@ -53,7 +53,7 @@ let
 
   environment = {
     QCASE_FIRMWARE_PATH = "${ovmf}:${qemu}/share/qemu/firmware";
-    QCASE_DEBIAN_KEYRING = "${debian-archive-keyring}/share/keyrings/debian-archive-keyring.gpg";
+    QCASE_DEBIAN_KEYRING = "${debian-archive-keyring}/share/keyrings/debian-archive-keyring.pgp";
   };
 in
 python3Packages.buildPythonApplication {

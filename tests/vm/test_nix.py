@@ -143,7 +143,8 @@ def test_a_plain_case_runs_with_the_packages_own_qemu(nix: Nix, test_cache: Path
     program = nix("nix", "eval", "--raw", ".#apps.x86_64-linux.qcase.program")
     wrapper = Path(program).read_text()
     assert re.search(r"^PATH='\S+-qemu/bin:\S+-mmdebstrap/bin'", wrapper, re.MULTILINE)
-    assert re.search(r"^QCASE_DEBIAN_KEYRING=", wrapper, re.MULTILINE)
+    (keyring,) = re.findall(r"^QCASE_DEBIAN_KEYRING=\$\{QCASE_DEBIAN_KEYRING-'([^']+)'\}", wrapper, re.MULTILINE)
+    assert Path(keyring).read_bytes() == Path("/usr/share/keyrings/debian-archive-keyring.gpg").read_bytes()
     (folders,) = re.findall(r"^QCASE_FIRMWARE_PATH=\$\{QCASE_FIRMWARE_PATH-'([^']+)'\}", wrapper, re.MULTILINE)
     found = firmware.find(Arch.X86_64, {}, firmware.places({"QCASE_FIRMWARE_PATH": folders})[2:3])
     assert found.code.name == "OVMF_CODE.fd"

@@ -30,6 +30,15 @@ let
       )}
     '';
 
+  # As nixpkgs has it: what is called gets functions beside its own attributes.
+  overridable =
+    make: arguments:
+    make arguments
+    // {
+      override = changes: overridable make (arguments // changes);
+      overrideDerivation = change: derivation ((make arguments).drvAttrs // change (make arguments).drvAttrs);
+    };
+
   packages = rec {
     inherit lib;
 
@@ -39,7 +48,16 @@ let
         wanted = builtins.functionArgs (import path);
         known = builtins.intersectAttrs wanted packages;
       in
-      import path (known // given);
+      overridable (import path) (known // given);
+
+    # For a function that returns a set of packages.
+    callPackages =
+      path: given:
+      let
+        wanted = builtins.functionArgs (import path);
+        all = (builtins.intersectAttrs wanted packages) // given;
+      in
+      builtins.mapAttrs (name: _: overridable (all: (import path all).${name}) all) (import path all);
 
     qemu = taken "qemu" [ "qemu-system-x86_64" "qemu-system-aarch64" "qemu-img" ] { "share/qemu" = "/usr/share/qemu"; };
     mmdebstrap = taken "mmdebstrap" [ "mmdebstrap" ] { };
@@ -49,7 +67,10 @@ let
     gnumake = taken "gnumake" [ "make" ] { };
     strace = taken "strace" [ "strace" ] { };
     python3 = taken "python3" [ host.python ] { };
-    debian-archive-keyring = taken "debian-archive-keyring" [ ] { "share/keyrings" = "/usr/share/keyrings"; };
+    # Called .pgp since 2025.1; Debian 12 has an older one.
+    debian-archive-keyring = taken "debian-archive-keyring" [ ] {
+      "share/keyrings/debian-archive-keyring.pgp" = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    };
     OVMF =
       let
         # Debian has them for 4 MiB of flash alone since 13.
