@@ -73,7 +73,8 @@ def case(tmp_path: Path, shared_engine: Engine, toolchain_c: Image, toolchain_ru
 
 
 def test_cargo_and_rustc_are_rustups_and_our_compilers_are_not_there(shared_engine: Engine, toolchain_rustup: str) -> None:
-    script = "! ls /opt/qcase; command -v cargo; command -v rustc; readlink -f $(command -v cargo); rustup show active-toolchain"
+    script = "[ ! -e /opt/qcase ]; command -v cargo; command -v rustc; readlink -f $(command -v cargo)"
+    script += "; rustup show active-toolchain"
     said = shared_engine.check(Step(image=toolchain_rustup, argv=("sh", "-ec", script), timeout=60, name="who")).output
     expected = ["/usr/local/cargo/bin/cargo", "/usr/local/cargo/bin/rustc", "/usr/local/cargo/bin/rustup"]
     assert [line for line in said.splitlines() if line.startswith("/usr")] == expected
