@@ -2,7 +2,7 @@
 
     make test-fresh                                         both, `make demo` and `make test`
     make test-fresh FRESH_ARGS="bookworm --only demo"       one of them, one command
-    make test-fresh FRESH_ARGS="trixie --only setup"        `make setup`, and three cases that need no toolchain
+    make test-fresh FRESH_ARGS="trixie --only setup"        `make setup`, and four cases that want no image but c
 
 A machine is a container: made with mmdebstrap, privileged, with git, make and Python and nothing else; its engine is
 installed and started by the project itself. What is written much stands on volumes, for a container's own files may be on
@@ -39,8 +39,8 @@ from qcase.images import BaseDefinition
 from tests.conftest import ROOT
 
 SUITES = ("bookworm", "trixie")
-# As far as `.ci/run` has time for: the machine is set up, a guest fetched, and cases run that no toolchain image is built for.
-SHORT = "make setup && .venv/bin/qcase run --workspace examples/linux --arch x86_64 boot smoke proc"
+# As far as `.ci/run` has time for: the machine is set up, a guest and what the C image is made of fetched, that image built.
+SHORT = "make setup && .venv/bin/qcase run --workspace examples/linux --arch x86_64 boot smoke futex proc"
 PACKAGES = "git,make,python3,ca-certificates"
 PATIENCE = 3 * 3600.0  # seconds; a busy machine takes long
 
@@ -213,7 +213,7 @@ def go(suite: str, commands: list[str], *, ordinary: bool, again: bool) -> list[
             what = "ordinary user, nothing installed"
             said = machine.run(what, "make demo", user="qcase", status=2)
             machine.expect(what, said, r"^setup: missing:.* docker\.io", r"^setup: on Debian or Ubuntu: +sudo apt-get install")
-        name = "make setup, three cases" if SHORT in commands else "make demo"
+        name = "make setup, four cases" if SHORT in commands else "make demo"
         runs = next((command for command in commands if command != "make test"), "")
         for command in commands:
             what = name if command == runs else command
