@@ -15,7 +15,7 @@ from qcase.errors import QcaseError
 from qcase.suite import Workspace
 
 
-def cases(typed: str, workspace: Path | None, group: str) -> list[str]:
+def cases(typed: str, workspace: Path | str | None, group: str) -> list[str]:
     """Names that begin with `typed`: those of cases by themselves, with the build group before them if that is typed, and
     `<case>/<subcase>` once a case's name and a slash are.
     """
@@ -32,11 +32,11 @@ def cases(typed: str, workspace: Path | None, group: str) -> list[str]:
     return _quietly(workspace, look)
 
 
-def groups(typed: str, workspace: Path | None) -> list[str]:
+def groups(typed: str, workspace: Path | str | None) -> list[str]:
     return _quietly(workspace, lambda opened: (name for name in suite.groups(opened) if name.startswith(typed)))
 
 
-def tags(typed: str, workspace: Path | None) -> list[str]:
+def tags(typed: str, workspace: Path | str | None) -> list[str]:
     """Tags, and behind a `!` those that a case is not to have."""
     sign = "!" if typed.startswith("!") else ""
 
@@ -59,8 +59,8 @@ def _tags(path: Path) -> list[str]:
     return [tag for tag in given if isinstance(tag, str) and re.fullmatch(r"\S+", tag)] if isinstance(given, list) else []
 
 
-def _quietly(workspace: Path | None, look: Callable[[Workspace], Iterable[str]]) -> list[str]:
+def _quietly(workspace: Path | str | None, look: Callable[[Workspace], Iterable[str]]) -> list[str]:
     try:
-        return list(look(Workspace.open(workspace or Path.cwd())))
+        return list(look(Workspace.open(Path(workspace or Path.cwd()))))
     except (QcaseError, OSError):
         return []

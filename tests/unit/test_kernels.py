@@ -261,7 +261,8 @@ def test_what_is_made_of_a_kernel_is_looked_at_at_each_use(how: str, tmp_path: P
         assert keep() == first
         assert target.read_bytes() == b"right" * 100
     assert len(made) == 7
-    assert sorted(path.name for path in target.parent.iterdir()) == [".esp.img.json", ".esp.img.lock", "esp.img"]
+    # Some releases of filelock take the file of a lock away with the lock.
+    assert {path.name for path in target.parent.iterdir()} - {".esp.img.lock"} == {".esp.img.json", "esp.img"}
 
 
 def test_many_make_one_file_of_a_kernel_once(tmp_path: Path) -> None:

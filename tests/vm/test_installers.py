@@ -1,6 +1,7 @@
 """The wheel, as people install it: by pip on each Python that is here, by pipx, and by uv; what they install runs a case.
 
-All of them resolve what the wheel depends on; they find it in a folder, fetched once, and need no network from then on.
+All of them resolve what the wheel depends on; they find it in a folder, fetched once, and need no network from then on. That is
+what is newest where the tests were pinned, and, once, the least that the wheel says is enough.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,7 @@ from tests.unit.test_wheel import COMMIT, build, copy_of_the_sources
 pytestmark = pytest.mark.vm
 
 OURS = f"{sys.version_info.major}.{sys.version_info.minor}"
-PINNED = (ROOT / "tests" / "requirements.txt", ROOT / "tests" / "installers.txt")
+NEWEST, LOWEST, INSTALLERS = (ROOT / "tests" / f"{name}.txt" for name in ("requirements", "lowest", "installers"))
 
 
 def pythons() -> dict[str, str]:
@@ -43,17 +46,18 @@ def pythons() -> dict[str, str]:
     return found
 
 
-def folder_for(version: str, wheel: Path, test_cache: Path) -> Path:
-    """All that the wheel and the installers need on that Python, in the versions that the tests have."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*PINNED, ROOT / "pyproject.toml"))).hexdigest()
-    folder = test_cache / "installers" / digest[:16] / version
+def folder_for(version: str, wheel: Path, test_cache: Path, versions: Path = NEWEST) -> Path:
+    """All that the wheel and, with the newest versions, the installers need on that Python."""
+    pinned = (NEWEST, LOWEST, INSTALLERS, ROOT / "pyproject.toml")
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in pinned)).hexdigest()
+    folder = test_cache / "installers" / digest[:16] / (version if versions == NEWEST else f"{version}-{versions.stem}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             for old in folder.parent.parent.iterdir():
                 if old != folder.parent:
                     shutil.rmtree(old)
-            part = folder.with_name(f"{version}.part")
+            part = folder.with_name(f"{folder.name}.part")
             argv = [
                 sys.executable,
                 "-m",
@@ -67,7 +71,9 @@ def folder_for(version: str, wheel: Path, test_cache: Path) -> Path:
             argv += ["--implementation", "cp", "--python-version", version, "--dest", str(part)]
             for tag in ("manylinux_2_17", "manylinux_2_28"):
                 argv += ["--platform", f"{tag}_{platform.machine()}"]
-            argv += ["--platform", "any", "--constraint", str(PINNED[0]), "-r", str(PINNED[1]), str(wheel)]
+            argv += ["--platform", "any", "--constraint", str(versions), str(wheel)]
+            if versions == NEWEST:
+                argv += ["-r", str(INSTALLERS)]
             subprocess.run(argv, check=True)
             (part / wheel.name).unlink()
             part.rename(folder)
@@ -147,3 +153,30 @@ def test_uv(wheel: Path, test_cache: Path, tmp_path: Path) -> None:
     env = environment(tmp_path, folder)
     does(tools(tmp_path, folder) / "uv", "tool", "install", "--python", sys.executable, wheel, env=env, cwd=tmp_path)
     works(tmp_path / ".local" / "bin" / "qcase", env, tmp_path, test_cache, OURS)
+
+
+def test_the_lowest_versions(wheel: Path, test_cache: Path, tmp_path: Path) -> None:
+    """What other distributions have lies between these and the newest."""
+    direct = {line for line in LOWEST.read_text(encoding="utf-8").splitlines() if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for requirement in project["dependencies"]:
+        name, least = requirement.split(">=")
+        assert any(re.fullmatch(rf"{name}=={re.escape(least)}(\.0)*", line) for line in direct), requirement
+    folder = folder_for(OURS, wheel, test_cache, LOWEST)
+    env = environment(tmp_path, folder)
+    does(sys.executable, "-m", "venv", tmp_path / "v", env=env, cwd=tmp_path)
+    binaries = tmp_path / "v" / "bin"
+    does(binaries / "python", "-m", "pip", "install", "-q", "--constraint", LOWEST, wheel, env=env, cwd=tmp_path)
+    installed = does(binaries / "python", "-m", "pip", "freeze", "--all", env=env, cwd=tmp_path).replace("_", "-").lower()
+    assert direct - set(installed.splitlines()) == set()
+    works(binaries / "qcase", env, tmp_path, test_cache, OURS)
+    reports = ("--junit", "junit.xml", "--html", "report.html")
+    does(binaries / "qcase", "report", "results.json", *reports, env=env, cwd=tmp_path)
+    assert 'tests="1"' in (tmp_path / "junit.xml").read_text()
+    assert "smoke" in (tmp_path / "report.html").read_text()
+    for command in ("run", "list", "report", "cache", "images", "init"):
+        assert "Usage:" in does(binaries / "qcase", command, "--help", env=env, cwd=tmp_path)
+    asked = {"_QCASE_COMPLETE": "complete_bash", "COMP_WORDS": "qcase run --workspace linux smo", "COMP_CWORD": "4"}
+    assert does(binaries / "qcase", env={**env, **asked}, cwd=tmp_path).split() == ["smoke"]
+    for name in ("qcase", "qemu", "results", "events"):
+        assert json.loads(does(binaries / "qcase", "schema", name, env=env, cwd=tmp_path))
