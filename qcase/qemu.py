@@ -46,7 +46,7 @@ _LAST_WORDS = 2.0  # seconds for QEMU to end after it closed its console
 INSTALL_HINT = {
     Arch.X86_64: "Debian: apt-get install qemu-system-x86",
     Arch.AARCH64: "Debian: apt-get install qemu-system-arm",
-    Arch.RISCV64: "Debian: apt-get install qemu-system-misc",
+    Arch.RISCV64: "Debian: apt-get install qemu-system-riscv64",
     Arch.LOONGARCH64: "Debian: apt-get install qemu-system-misc",
 }
 
