@@ -413,7 +413,8 @@ def start(arch: Arch, argv: Sequence[str], *, keep_open: Sequence[int] = ()) -> 
             # Held until the monitor has been greeted: what a guest does before that, a reset for one, it does not tell.
             extra = ["-S"] if "-S" not in argv else []
             extra += ["-serial", "mon:stdio"] if _default_console(argv) else []
-            extra += ["-chardev", f"socket,id={_MONITOR},fd={theirs.fileno()}", "-mon", f"chardev={_MONITOR},mode=control"]
+            # What `-mon` makes, too; since 11.1 that is deprecated, and says so.
+            extra += ["-chardev", f"socket,id={_MONITOR},fd={theirs.fileno()}", "-qmp", f"chardev:{_MONITOR}"]
             if arch is Arch.X86_64 and not any(a in ("-d", "-D") for a in argv):
                 extra += ["-d", "cpu_reset", "-D", f"/dev/fd/{log.fileno()}"]
             child = stack.enter_context(
