@@ -34,7 +34,7 @@ NEWEST, LOWEST, INSTALLERS = (ROOT / "tests" / f"{name}.txt" for name in ("requi
 def pythons() -> dict[str, str]:
     """Version to program, of each Python here that qcase is for: the one of these tests, and those of the search path."""
     found = {OURS: sys.executable}
-    for version in ("3.11", "3.12", "3.13"):
+    for version in ("3.11", "3.12", "3.13", "3.14"):
         program = shutil.which(f"python{version}")
         if program is None or version in found:
             continue
