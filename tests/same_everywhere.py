@@ -1,7 +1,7 @@
 """The same suite here and elsewhere: compares two stores, entry by entry.
 
-`python -m tests.same_everywhere [CASE…]`: the examples here and in the image `qcase`, as a table. Status 1 if any differs.
-Packages come from where the environment says: `eval "$(python -m tests.packages)"`.
+`python -m tests.same_everywhere [CASE…]`: the examples here and in the image `qcase`, which `make image` makes, as a table.
+Status 1 if any differs. Packages come from where the environment says: `eval "$(python -m tests.packages)"`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # so that the stores go
+    if subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False).returncode != 0:
+        sys.exit(f"there is no image {IMAGE}: `make image` makes it")
     with tempfile.TemporaryDirectory(prefix="qcase-same-") as folder:
         here, there, suite = (Path(folder) / name for name in ("here", "there", "suite"))
         shutil.copytree(ROOT / "examples" / "linux", suite, ignore=shutil.ignore_patterns("target"))
