@@ -99,7 +99,7 @@ python3Packages.buildPythonApplication {
 
   passthru = { inherit environment; };
 
-  pythonImportsCheck = [ "qcase.cli" ];
+  pythonImportsCheck = [ "qcase.cli.main" ];
 
   meta = {
     inherit (project) description;

@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault it is.
+"""Errors, by whose fault they are.
 
 Three kinds of "not green" never mix. The user erred (`UsageError`, `ConfigError`: exit code 2), our infrastructure broke
 (`InfraError`: exit code 3), or the case's own sources do not build (`BuildError`: the verdict `build-error`, exit code 1). A

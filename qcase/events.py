@@ -1,4 +1,4 @@
-"""What happens during a run, as values. The runner says them, listeners (terminal, JSON, tests) hear them.
+"""Events of a run, as values. The runner emits them to listeners (terminal, JSON, tests).
 
 RunStarted
   CaseStarted
@@ -6,40 +6,50 @@ RunStarted
   CaseFinished
 RunFinished
 
-Cases run at the same time, so those of one stand between those of others. `case` is what the case is called while it runs, see
-`CaseResult.label`. What was not run has a CaseFinished alone.
+Cases run in parallel, so their events are interleaved. `case` is the label of the case, see `CaseResult.label`. A case that was
+not run has only a CaseFinished.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from qcase.model import Arch, Cache, CaseResult, Phase, Pipeline, SubtestResult, Verdict
+from qcase.arch import Arch
+from qcase.model import Cache, CaseResult, Phase, Pipeline, SubtestResult, Verdict, labelled
 
 
 @dataclass(frozen=True)
 class RunStarted:
-    """`cases`: the labels of all that is to run, in the order of the results. `at`: seconds since 1970. `workspace`: its folder.
+    """Start of a run. `cases`: the labels of all cases, in the order of the results. `at`: seconds since 1970. `workspace`: its
+    folder. `targets`: all architectures and their targets if there are several; `arch` and `target` are the first.
 
-    `shard`: which part of how many this is, as "2/5", and the fingerprint of the whole partition; empty without.
+    `shard`: the part of the partition that this run executes, as "2/5"; `partition`: the fingerprint of the whole partition.
+    Both are empty without shards.
     """
 
     arch: Arch
     target: str
     cases: tuple[str, ...]
-    accel: str = "tcg"  # as it was asked for: tcg, kvm or auto
+    accel: str = "tcg"  # as configured: tcg, kvm or auto
     workspace: str = ""
     jobs: int = 1
     shard: str = ""
     partition: str = ""
     at: float = 0.0
+    targets: tuple[tuple[Arch, str], ...] = ()
+
+    @property
+    def every(self) -> tuple[tuple[Arch, str], ...]:
+        """All architectures, each with its target."""
+        return self.targets or ((self.arch, self.target),)
 
 
 @dataclass(frozen=True)
 class AccelChosen:
-    """What QEMU is run with from now on, where that was to be found out; `why` it is not KVM."""
+    """Result of `accel = "auto"`: QEMU's accelerator from now on. `why`: the reason why KVM does not work."""
 
     accel: str
     why: str = ""
@@ -52,7 +62,7 @@ class CaseStarted:
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A case enters a phase. `detail` says what is being done, e.g. "build c", "waiting for pid 71, which builds this image"."""
+    """A case enters a phase. `detail`: the current work, e.g. "build c", "waiting for pid 71, which builds this image"."""
 
     case: str
     phase: Phase
@@ -61,7 +71,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class Missed:
-    """Something that a case needs is not in the store and is built now. `what` names it; `reasons`: what changed, a line each."""
+    """A cache miss: an entry of a case is not in the store, and is built now. `what`: its name; `reasons`: one change a line."""
 
     case: str
     what: str
@@ -70,7 +80,7 @@ class Missed:
 
 @dataclass(frozen=True)
 class ImageReady:
-    """The image that QEMU will boot is there. `seconds` is the time that preparing it took."""
+    """The disk image of a case is ready for boot. `seconds`: duration of the preparation."""
 
     case: str
     pipeline: Pipeline
@@ -81,7 +91,7 @@ class ImageReady:
 
 @dataclass(frozen=True)
 class ConsoleLine:
-    """A whole line that the guest wrote, without escapes. Shown as the last sign of life of a running case."""
+    """A complete line of the guest's console, without escapes. The terminal shows it as the last output of a running case."""
 
     case: str
     line: str
@@ -89,7 +99,7 @@ class ConsoleLine:
 
 @dataclass(frozen=True)
 class Retried:
-    """An attempt did not pass, and the case begins anew. `attempt` counts from 1; it ended as `result` says."""
+    """An attempt did not pass, and the case starts again. `attempt` counts from 1; `result` is the result of that attempt."""
 
     case: str
     attempt: int
@@ -104,7 +114,7 @@ class SubtestFinished:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something that did not change the result but that the user should know. `case` is empty where it concerns the run."""
+    """A warning for the user that does not change the result. `case` is empty for a warning about the whole run."""
 
     message: str
     case: str = ""
@@ -112,7 +122,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Progress:
-    """Work outside any case that takes a while: an image is built, a guest is fetched."""
+    """Progress of long work outside any case, e.g. the build of an image or the download of a guest."""
 
     message: str
 
@@ -130,13 +140,15 @@ class RunFinished:
 
     @property
     def exit_code(self) -> int:
-        """130 interrupted; else the gravest of the cases: 3 infrastructure before 2 configuration before 1 not passed."""
+        """The exit code of the run: 130 if interrupted, else the highest of the cases: 3 infrastructure, 2 configuration, 1 not
+        passed.
+        """
         return 130 if self.interrupted else max((result.fault.exit_code for result in self.results), default=0)
 
 
 @dataclass(frozen=True)
 class FlakeRate:
-    """How often a case that ran several times did not pass at its first attempt."""
+    """Flake rate of a repeated case: `failed` of `runs` repetitions did not pass at the first attempt."""
 
     case: str
     runs: int
@@ -148,11 +160,11 @@ class FlakeRate:
 
 
 def flake_rates(results: Sequence[CaseResult]) -> list[FlakeRate]:
-    """Of every case that was asked for several times, the most often failed ones first."""
+    """Return the flake rates of all repeated cases, the highest first."""
     counts: dict[str, list[bool]] = {}
     for result in results:
         if result.repetition and result.verdict is not Verdict.SKIPPED:
-            counts.setdefault(result.case, []).append(not result.passed or result.flaky)
+            counts.setdefault(labelled(result.case, result.variant), []).append(not result.passed or result.flaky)
     rates = [FlakeRate(case, len(failed), sum(failed)) for case, failed in counts.items()]
     return sorted(rates, key=lambda rate: (-rate.rate, rate.case))
 
@@ -175,12 +187,12 @@ Event = (
 Emit = Callable[[Event], None]
 
 
-def unheard(*_: object) -> None:
-    """A listener that does not listen."""
+def ignore(*_: object) -> None:
+    """Drop an event: the listener for runs without one."""
 
 
 def one_at_a_time(emit: Emit) -> Emit:
-    """`emit` for many threads: listeners need no locks of their own."""
+    """Return a thread-safe `emit`: a lock serialises the events, so that listeners need no locks of their own."""
     lock = threading.RLock()
 
     def locked(event: Event) -> None:
@@ -188,3 +200,16 @@ def one_at_a_time(emit: Emit) -> Emit:
             emit(event)
 
     return locked
+
+
+def of_variant(emit: Emit, variant: str) -> Emit:
+    """Return an `emit` for the events of one of several architectures: it replaces case names by labels."""
+
+    def renamed(event: Any) -> None:
+        if case := getattr(event, "case", ""):
+            event = replace(event, case=labelled(case, variant))
+        if isinstance(event, Retried):
+            event = replace(event, result=replace(event.result, variant=variant))
+        emit(event)
+
+    return renamed if variant else emit

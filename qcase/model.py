@@ -1,47 +1,16 @@
-"""The words that every room shares: architectures, pipelines, verdicts, results. Frozen values, no behaviour beyond them."""
+"""Shared data model of all modules: architectures, pipelines, verdicts, results. Frozen values without other behaviour."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-
-class Arch(StrEnum):
-    """A guest architecture. What differs between architectures is here, and nowhere else."""
-
-    X86_64 = "x86_64"
-    AARCH64 = "aarch64"
-    RISCV64 = "riscv64"
-    LOONGARCH64 = "loongarch64"
-
-    @property
-    def qemu(self) -> str:
-        """The name of QEMU's program."""
-        return f"qemu-system-{self.value}"
-
-    @property
-    def machine(self) -> str:
-        """QEMU's `-machine` where a case names none."""
-        return "q35" if self is Arch.X86_64 else "virt"
-
-    @property
-    def default_target(self) -> str:
-        """The Rust target triple that axbuild uses for kernels of this architecture."""
-        return {
-            Arch.X86_64: "x86_64-unknown-none",
-            Arch.AARCH64: "aarch64-unknown-none-softfloat",
-            Arch.RISCV64: "riscv64gc-unknown-none-elf",
-            Arch.LOONGARCH64: "loongarch64-unknown-none-softfloat",
-        }[self]
-
-    @property
-    def musl_loader(self) -> str:
-        """The file name of musl's dynamic loader."""
-        return f"ld-musl-{self.value}.so.1"
+from qcase.arch import Arch
 
 
 class Pipeline(StrEnum):
-    """How a case's files are made. Exactly one for each case."""
+    """Ways in which a case's files are made. Exactly one for each case."""
 
     PLAIN = "plain"
     GROUPED = "grouped"
@@ -49,6 +18,16 @@ class Pipeline(StrEnum):
     SH = "sh"
     PYTHON = "python"
     RUST = "rust"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Pipeline | None:
+        """Return the pipeline of a plug-in, by its name: one object for each name. It is no member of the iteration."""
+        if not isinstance(value, str) or re.fullmatch("[a-z][a-z0-9_-]*", value) is None:
+            return None
+        other = str.__new__(cls, value)
+        other._name_ = value
+        other._value_ = value
+        return cls._value2member_map_.setdefault(value, other)  # type: ignore[return-value]
 
 
 class Verdict(StrEnum):
@@ -65,7 +44,7 @@ class Verdict(StrEnum):
 
 
 class Phase(StrEnum):
-    """Where a case is, in order."""
+    """Phases of a case, in order."""
 
     PREPARE = "prepare"
     BOOT = "boot"
@@ -73,7 +52,7 @@ class Phase(StrEnum):
 
 
 class Fault(StrEnum):
-    """Whose fault a verdict other than `pass` is; it decides the exit code."""
+    """Owner of the fault, for a verdict other than `pass`; it decides the exit code."""
 
     NONE = "none"
     CASE = "case"
@@ -86,7 +65,7 @@ class Fault(StrEnum):
 
 
 class Cache(StrEnum):
-    """Whether a case's image came from the store. `none`: a plain case boots the base image, nothing is looked up."""
+    """Origin of a case's image: the store or a build. `none`: a plain case boots the base image, nothing is looked up."""
 
     HIT = "hit"
     MISS = "miss"
@@ -102,7 +81,11 @@ class SubtestStatus(StrEnum):
 
 @dataclass(frozen=True)
 class SubtestResult:
-    """One command of a grouped case. `duration` in seconds, as the host saw the markers arrive; None where it never ended."""
+    """Result of one command of a grouped case. `duration`: seconds between the arrival of its markers at the host; None if the
+    command never ended.
+
+    `output`: the last lines of a command that did not pass, after the match of a fail pattern if there is one.
+    """
 
     name: str
     command: str
@@ -110,11 +93,12 @@ class SubtestResult:
     exit_status: int | None = None
     duration: float | None = None
     reason: str = ""
+    output: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class LimitUse:
-    """A limit of time that a case had, and how near it came. Seconds; `ended`: it is what ended the case."""
+    """A timeout of a case and the time used of it, in seconds. `ended`: this timeout ended the case."""
 
     name: str
     limit: float
@@ -124,7 +108,7 @@ class LimitUse:
 
 @dataclass(frozen=True)
 class Booted:
-    """What QEMU was given to boot: files with their sha256, and by what it was run ("tcg", "kvm")."""
+    """The booted files with their sha256, and the accelerator ("tcg", "kvm")."""
 
     kernel: str
     kernel_sha256: str
@@ -134,14 +118,34 @@ class Booted:
 
 
 @dataclass(frozen=True)
+class KernelTrouble:
+    """An error report of the guest's kernel, short of a panic. `line`: its main line without time stamp; `block`: all lines."""
+
+    kind: str
+    line: str
+    block: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """The warning, in one line."""
+        return f"kernel trouble ({self.kind}): {self.line}"
+
+
+def labelled(name: str, variant: str) -> str:
+    """Return the label of a case: its name, with `@<architecture>` if the run has several architectures. Labels are unique."""
+    return f"{name}@{variant}" if variant else name
+
+
+@dataclass(frozen=True)
 class CaseResult:
-    """What became of one case. Times in seconds; None where the phase was not reached.
+    """Result of one case. Times in seconds; None if the case did not reach the phase.
 
     `prepare`: from the start to an image that QEMU can boot. `boot`: from QEMU's start to the prompt (to the end, for a
     case without a command). `command`: from the prompt to the verdict.
 
     `earlier`: the attempts before this one, which did not pass, first to last; `total` is the time of all. `repetition` counts
-    from 1 where each case was asked for several times, else it is 0. `path`: the case's folder, relative to the workspace.
+    from 1 if the run repeats each case, else it is 0. `path`: the case's folder, relative to the workspace. `variant`: the
+    architecture if the run has several, else empty.
     """
 
     case: str
@@ -162,13 +166,15 @@ class CaseResult:
     console_log: str | None = None
     console_tail: tuple[str, ...] = ()
     image: str | None = None
-    details: str = ""  # what a build or QEMU said, more than one line
+    details: str = ""  # output of a build or of QEMU, may have several lines
     warnings: tuple[str, ...] = ()
+    kernel_trouble: tuple[KernelTrouble, ...] = ()
     limits: tuple[LimitUse, ...] = ()
-    booted: Booted | None = None  # None where it did not come to that
+    booted: Booted | None = None  # None if the case was not booted
     earlier: tuple[CaseResult, ...] = ()
     repetition: int = 0
     path: str = ""
+    variant: str = ""
 
     @property
     def passed(self) -> bool:
@@ -176,10 +182,20 @@ class CaseResult:
 
     @property
     def flaky(self) -> bool:
-        """It passed, and not at the first attempt."""
+        """Tell whether the case passed, but not at the first attempt."""
         return self.passed and bool(self.earlier)
 
     @property
-    def label(self) -> str:
-        """What the case is called while it runs: two repetitions of one case are told apart."""
+    def all_warnings(self) -> tuple[str, ...]:
+        """All warnings of the case, including kernel trouble. They do not change the verdict."""
+        return (*self.warnings, *(trouble.told for trouble in self.kernel_trouble))
+
+    @property
+    def name(self) -> str:
+        """The case's name, with `#<n>` for a repetition."""
         return f"{self.case}#{self.repetition}" if self.repetition else self.case
+
+    @property
+    def label(self) -> str:
+        """The case's name during the run, unique among repetitions and architectures."""
+        return labelled(self.name, self.variant)

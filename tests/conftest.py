@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,12 +21,15 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
-from qcase import guests, images, process
-from qcase.containers import Engine
-from qcase.images import Image
-from qcase.model import Arch
+from qcase.arch import Arch
+from qcase.containers.engine import Engine
+from qcase.guests import alpine
+from qcase.host import process
+from qcase.toolchains import images
+from qcase.toolchains.records import Image
 from tests import kernel, packages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +56,11 @@ for number, handler in (
         signal.signal(number, handler)
 
 
+# No test depends on the clock: a busy machine takes its time.
+settings.register_profile("qcase", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("qcase")
+
+
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
     """Hands out files with guests or containers as a whole, the largest first, and then all other tests one by one.
 
@@ -60,7 +69,7 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return nodeid if "/unit/" in file else file
+        return file if re.search("/(vm|container)/", file) else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -94,7 +103,7 @@ def wheels(test_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = test_cache / "wheels"
     folder.mkdir(exist_ok=True)
     with FileLock(test_cache / "wheels.lock"):
-        for release in guests._RELEASES.values():
+        for release in alpine.RELEASES.values():
             if not any(folder.glob(f"*{release.platform}*.whl")):
                 argv = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--no-input"]
                 argv += ["--platform", release.platform, "--dest", str(folder), release.requirement]

@@ -4,8 +4,8 @@
 #   ARCH    the architecture; default: x86_64
 #   STORE   the folder that the service saves and restores; default: .qcase here
 #
-# The toolchain images are the engine's. They go into the same folder, so that a new machine need not build them: a saved one is
-# loaded, and one that is new is saved.
+# The toolchain images are the engine's. They go into the same folder, as one file: a machine that does not have them loads them and
+# need not build them, and new ones are saved. A team with a container registry has `qcase images push` and `pull` in place of that.
 set -eu
 
 : "${ARCH:=x86_64}" "${STORE:=$PWD/.qcase}"
@@ -13,8 +13,9 @@ export QCASE_CACHE_DIR="$STORE/store"
 images=$STORE/images
 mkdir -p "$QCASE_CACHE_DIR" "$images"
 
-for archive in "$images"/*.tar; do
-    [ ! -f "$archive" ] || docker load -q -i "$archive"
+# What the engine has already is not loaded again. A file of other recipes, which another version of qcase saved, is refused.
+for file in "$images"/*.tar; do
+    [ ! -f "$file" ] || qcase images load "$file" || rm -f "$file"
 done
 
 status=0
@@ -23,16 +24,12 @@ qcase run --arch "$ARCH" --junit junit.xml --json results.json || status=$?
 # What was not used for longest goes, so that the folder does not grow for ever.
 qcase cache gc --max-size "${STORE_SIZE:-2 GiB}" || true
 
-# The base, and what was built upon it.
-for label in ${IMAGES:-qcase.base qcase.image}; do
-    docker images --filter "label=$label" --format '{{.Repository}}:{{.Tag}}'
-done | grep -v '<none>' | sort -u | while read -r name; do
-    id=$(docker image inspect -f '{{.Id}}' "$name")
-    archive=${id#sha256:}.tar
-    [ -f "$images/$archive" ] || docker save -o "$images/$archive" "$name"
-    echo "$archive"
-done >"$images/keep" || true
-for archive in "$images"/*.tar; do
-    grep -qx "${archive##*/}" "$images/keep" || rm -f "$archive"
-done
+# The file is named after the images in it, by their identities.
+built=$(qcase images list | awk '$2 != "not" { print $1, $2 }')
+file=$images/$(printf '%s' "$built" | cksum | tr ' ' -).tar
+if [ -n "$built" ] && [ ! -f "$file" ] && qcase images save "$file"; then
+    for old in "$images"/*.tar; do
+        [ "$old" = "$file" ] || rm -f "$old"
+    done
+fi
 exit $status

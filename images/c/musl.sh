@@ -8,24 +8,19 @@
 #     usr -> .
 #   /opt/qcase/gcc/<arch>/
 #     musl.specs                turns Debian's gcc from glibc to the sysroot
-#     clang.cfg, c++.cfg        the same for clang; options from a file are never "unused", which matters with -Werror
+#     clang.cfg, clang++.cfg    the same for clang; options from a file are never "unused", which matters with -Werror
 #     lib/gcc/<arch>-linux-musl/<version>/   a GCC installation as clang expects one, without any library made for glibc
 set -eu
 
 architectures="x86_64 aarch64 riscv64 loongarch64"
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
+. "${0%/*}/libstdcxx.sh"
 
 main() {
     work=$(mktemp -d)
     fetch_source
     for arch in $architectures; do
-        sysroot=/opt/qcase/musl/$arch
-        private=/opt/qcase/gcc/$arch
-        gcc=/usr/bin/$arch-linux-gnu-gcc
-        # Both compilers would use loongarch64's vector unit: a kernel has to switch it on for its programs, which a young one may
-        # not do, and QEMU before 8.1 has none. -mlsx asks for it.
-        case $arch in loongarch64) plain=" -msimd=none" ;; *) plain= ;; esac
-        runtime=$private/lib/gcc/$arch-linux-musl/$($gcc -dumpversion)
+        set_names
         build_musl
         add_kernel_headers
         add_runtime
@@ -33,8 +28,24 @@ main() {
         write_clang_config
         write_wrappers
     done
+    unpack_gcc
+    build_all_libstdcxx
     remove_traces
     write_package_list
+}
+
+# The places of one architecture.
+set_names() {
+    sysroot=/opt/qcase/musl/$arch
+    private=/opt/qcase/gcc/$arch
+    gcc=/usr/bin/$arch-linux-gnu-gcc
+    # Both compilers would use loongarch64's vector unit: a kernel has to switch it on for its programs, which a young one may
+    # not do, and QEMU before 8.1 has none. -mlsx asks for it.
+    case $arch in loongarch64) plain=" -msimd=none" ;; *) plain= ;; esac
+    major=$($gcc -dumpversion)
+    runtime=$private/lib/gcc/$arch-linux-musl/$major
+    to_musl="$plain -mmusl --sysroot=$sysroot -specs=$private/musl.specs"
+    cplusplus=$sysroot/include/c++/$major
 }
 
 # The source package, with Debian's patches, by deb-src lines like the deb lines that the base has.
@@ -42,13 +53,14 @@ fetch_source() {
     sed -n 's/^deb[[:space:]]/deb-src /p' /etc/apt/sources.list >/etc/apt/sources.list.d/qcase-source.list
     apt-get update -q --error-on=any
     installed >"$work/before"
-    apt-get install -q -y --no-install-recommends dpkg-dev
+    apt-get install -q -y --no-install-recommends dpkg-dev "gcc-$(gcc -dumpversion)-source"
     installed >"$work/after"
     cd "$work"
     apt-get source -q --only-source musl
     cd "$work"/musl-*/
     source=$PWD
     version=$(dpkg-parsechangelog -S Version)
+    gcc_version=$(dpkg-query -W -f '${Version}' "gcc-$(gcc -dumpversion)-source")
 }
 
 # Debian's own musl package is for the host alone and lives with multiarch paths, so musl's own build is called.
@@ -133,13 +145,16 @@ write_clang_config() {
 -fuse-ld=lld
 END
     [ -z "$plain" ] || echo "${plain# }" >>"$private/clang.cfg"
-    printf '%s\n' @clang.cfg -nostdinc++ -nostdlib++ >"$private/c++.cfg"
+    printf '%s\n' @clang.cfg -nostdinc++ -stdlib=libstdc++ $(cplusplus_includes) >"$private/clang++.cfg"
 }
 
 write_wrappers() {
-    wrapper gcc "$gcc$plain -mmusl --sysroot=$sysroot -specs=$private/musl.specs" ''
+    wrapper gcc "$gcc$to_musl" ''
+    wrapper g++ "/usr/bin/$arch-linux-gnu-g++$to_musl $(cplusplus_includes)" ''
+    ln -s "$arch-linux-musl-g++" "/usr/local/bin/$arch-linux-musl-c++"
     wrapper clang "/usr/bin/clang --config=$private/clang.cfg" ''
-    wrapper c++ "/usr/bin/clang++ --config=$private/c++.cfg" ''
+    wrapper clang++ "/usr/bin/clang++ --config=$private/clang++.cfg" ''
+    wrapper run "/usr/bin/qemu-$arch -L $sysroot" ''
     wrapper ld "/usr/bin/$arch-linux-gnu-ld --sysroot=$sysroot -nostdlib" " -L=/usr/lib -rpath-link $sysroot/lib"
     for tool in ar ranlib strip objcopy objdump nm readelf gcc-ar gcc-nm gcc-ranlib; do
         ln -s "/usr/bin/$arch-linux-gnu-$tool" "/usr/local/bin/$arch-linux-musl-$tool"
@@ -169,6 +184,7 @@ write_package_list() {
     {
         dpkg-query -W -f '${Package} ${Architecture} ${Version}\n'
         echo "musl-source all $version"
+        echo "libstdc++-source all $gcc_version"
     } | sort >/opt/qcase/packages.txt
 }
 

@@ -42,8 +42,8 @@ fetch_source() {
 unpack() {
     mkdir "$work/rust"
     cd "$work/rust"
-    crates="addr2line adler allocator-api2 cc cfg-if compiler_builtins gimli hashbrown libc memchr miniz_oxide object
-        rustc-demangle shlex unwinding"
+    crates="addr2line adler allocator-api2 cc cfg-if compiler_builtins getopts gimli hashbrown libc memchr miniz_oxide object
+        rustc-demangle shlex unicode-width unwinding"
     # shellcheck disable=SC2046
     tar -xJf ../*.orig.tar.xz --strip-components=1 --wildcards '*/library' $(printf '*/vendor/%s-[0-9]* ' $crates)
     tar -xJf ../*.debian.tar.xz
@@ -53,10 +53,10 @@ unpack() {
     done
 }
 
-# The library alone, without what it needs on other systems and for its own tests.
+# The library and that of tests, without what they need on other systems and for its own tests.
 prepare() {
     cd "$work/rust/library"
-    sed -i '/^  "sysroot",/d' Cargo.toml
+    sed -i 's/^  "sysroot",/  "test",/' Cargo.toml
     sed -i -e '/^\[dev-dependencies\]/,/^\[features\]/{/^\[features\]/!d}' -e 's/^crate-type = .*/crate-type = ["rlib"]/' std/Cargo.toml
     for manifest in */Cargo.toml stdarch/crates/*/Cargo.toml; do
         awk '/^\[/{keep = $0 != "[dev-dependencies]"} keep || NR == 1' "$manifest" >"$work/manifest"
@@ -73,15 +73,25 @@ prepare() {
     } >"$work/home/config.toml"
 }
 
-# As rustc's own build does it: its crates are marked as part of the compiler, and named apart from a case's crates. loongarch64
+# As rustc's own build does it: its crates are marked as part of the compiler, and named apart from a case's crates; panic_abort
+# alone is compiled to abort, else no program with `panic = "abort"` links. `test` is for the tests of crates. loongarch64
 # without its vector unit: a kernel has to switch that on for its programs, and QEMU before 8.1 has none.
 compile() {
+    cat >"$work/rustc" <<'END'
+#!/bin/sh
+rustc=$1
+shift
+case " $* " in *" --crate-name panic_abort "*) set -- "$@" -Cpanic=abort ;; esac
+exec "$rustc" "$@"
+END
+    chmod +x "$work/rustc"
     cd "$work/rust/library"
     targets=
     for arch in $architectures; do targets="$targets --target $(target)"; done
     # shellcheck disable=SC2086
     RUSTC_BOOTSTRAP=1 __CARGO_DEFAULT_LIB_METADATA=stablestd CARGO_HOME=$work/home CARGO_INCREMENTAL=0 \
-        cargo build --offline --release -p std --features panic-unwind,backtrace --target-dir "$work/target" $targets
+        RUSTC_WRAPPER=$work/rustc \
+        cargo build --offline --release -p std -p test --features std/panic-unwind,std/backtrace --target-dir "$work/target" $targets
 }
 
 # The unwinder is the one of the C image, under the name by which Rust's library asks for it.

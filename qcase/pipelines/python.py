@@ -1,21 +1,25 @@
 """The pipeline `python`: every regular file directly in `python/` goes to `/usr/bin`, 0755.
 
-`python3` itself, with all that it depends on, is an overlay of its own (`qcase.pipelines.brought`), made once for all cases.
-Nothing is compiled to bytes here: Python itself never caches what it is given as a program.
+`python3` itself, with all its dependencies, is an overlay of its own (`qcase.pipelines.package_overlay`), made once for all
+cases. No byte code is compiled: Python never caches the main program.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from qcase.pipelines import Craft, Workshop, sh
+from qcase.host.trees import Tree
+from qcase.model import Pipeline
+from qcase.pipelines import sh
+from qcase.pipelines.pipeline import BuildContext, PipelineSpec
+from qcase.suite import templates
 
 PACKAGES = ("python3",)
 
 
-def build(source: Path, overlay: Path, workshop: Workshop) -> None:
+def build(source: Tree, overlay: Tree, context: BuildContext) -> None:
     """Fill `overlay` from `source/python`."""
-    sh.install(source / "python", overlay, workshop)
+    sh.install(source / "python", overlay, context)
 
 
-CRAFT = Craft(recipe=1, packages=PACKAGES, build=build)
+SPEC = PipelineSpec(
+    name=Pipeline.PYTHON, recipe=1, packages=PACKAGES, programs=sh.programs, template=templates.python, build=build
+)

@@ -1,6 +1,6 @@
 """The pipeline `rust`: `rust/Cargo.toml`, built for musl on the guest's architecture in the toolchain image `rust`.
 
-    prebuild.sh (if there)  ►  crates (see `qcase.pipelines.crates`)  ►  cargo build  ►  every program to /usr/bin
+    prebuild.sh (if there)  ►  crates (see `qcase.pipelines.rust_crates`)  ►  cargo build  ►  every program to /usr/bin
 
 All programs of a package or of a workspace are built, in release mode, and linked statically.
 """
@@ -8,17 +8,23 @@ All programs of a package or of a workspace are built, in release mode, and link
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import replace
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qcase import containers
-from qcase.config import WorkspaceConfig
-from qcase.containers import Mount, Step
+from qcase.arch import Arch
+from qcase.canonical import JSON
+from qcase.config.workspace_file import WorkspaceConfig
+from qcase.containers.step import Mount, Step, StepResult, verdict_of
+from qcase.crates import manifests
 from qcase.errors import BuildError
-from qcase.keys import JSON
-from qcase.model import Arch
-from qcase.pipelines import (
+from qcase.host import beneath
+from qcase.host.trees import Tree
+from qcase.model import Pipeline
+from qcase.pipelines import cargo_tree, elf_libraries, prebuild, rust_crates, rust_flags
+from qcase.pipelines.pipeline import (
     BUILD,
     OVERLAY,
     SRC,
@@ -26,70 +32,122 @@ from qcase.pipelines import (
     STEP_MEMORY,
     STEP_PIDS,
     STEP_TIMEOUT,
-    Craft,
-    Workshop,
-    crates,
-    libraries,
-    prebuild,
+    BuildContext,
+    PipelineSpec,
     read_plain,
     require_folder,
+    stage_of,
 )
+from qcase.suite import templates
 
 IMAGE = "rust"
+SETTINGS = "/qcase/settings"
+WHOLE = "/qcase/whole"  # the sources once more, where something beside the case belongs to them
+OPTIONS = "cargo_options"  # the key of `[qcase]` with additions to cargo's command line
 _STAGE = "stage"  # the file in which the step says how far it is
+_TWICE = "two programs of one name"
+_CHANNEL = "the toolchain file"
+_TOOLCHAIN_FILES = ("rust-toolchain", "rust-toolchain.toml")  # in rustup's order
+
+# A message of cargo's about a program: kind and name of its target, the target's source, whether it is a test, the program.
+_ARTIFACT = (
+    r's/.*"target":{"kind":\["\([^"]*\)".*"name":"\([^"]*\)","src_path":"\([^"]*\)".*"test":\([a-z]*\)},'
+    r'.*"executable":"\([^"]*\)".*/\1 \4 \2 \3 \5/p'
+)
 
 # The image's C compiler links, where there is one; an image of others, made from rustup's toolchains, links by itself.
 _PROGRAM = f"""\
 exec 2>&1
 umask 022
 stage() {{ printf '%s' "$1" >{BUILD}/{_STAGE}; printf -- '-- %s\\n' "$1"; }}
-cd {SRC}/rust
-if command -v "$LINKER" >/dev/null; then
-    cat {BUILD}/own.toml >>{BUILD}/cargo/config.toml
-else
-    cat {BUILD}/others.toml >>{BUILD}/cargo/config.toml
+cd "$BASE"
+if [ -n "$CHANNEL" ] && ! command -v rustup >/dev/null; then
+    version=$(rustc -V | cut -d ' ' -f 2)
+    case $CHANNEL in
+    stable | "$version") ;;
+    *)
+        if [ "${{version#"$CHANNEL".}}" = "$version" ]; then
+            stage '{_CHANNEL}'
+            printf '%s' "$version" >{BUILD}/version
+            exit 1
+        fi
+        ;;
+    esac
 fi
-stage 'cargo build'
-[ -e Cargo.lock ] || [ ! -e {crates.CRATES}/Cargo.lock ] || cp {crates.CRATES}/Cargo.lock .
-cargo build --release --offline $LOCKED --workspace --bins --target "$TARGET" --target-dir {BUILD}/target \
+{rust_crates.UNPACK}
+if [ -e {rust_crates.CRATES}/list ]; then
+    unpack_crates
+    set -- --config {rust_crates.CRATES}/sources.toml
+else
+    set --
+fi
+if command -v "$LINKER" >/dev/null; then
+    how=own
+else
+    how=others
+fi
+cat {SETTINGS}/$how.toml >>{BUILD}/cargo/config.toml
+{rust_flags.ENCODED}=$(cat {SETTINGS}/$how.flags)
+export {rust_flags.ENCODED}
+[ -e "$ROOT/Cargo.lock" ] || [ ! -e {rust_crates.CRATES}/Cargo.lock ] || cp {rust_crates.CRATES}/Cargo.lock "$ROOT/"
+case $VERB in
+build) stage 'cargo build'; set -- "$@" build --release $MEMBERS --bins ;;
+test) stage 'cargo test'; set -- "$@" test --no-run $MEMBERS ;;
+esac
+eval 'set -- "$@" '"$QCASE_OPTIONS"
+cargo "$@" --offline $LOCKED --target "$TARGET" --target-dir {BUILD}/target \\
     --message-format json-render-diagnostics >{BUILD}/messages
 stage install
-sed -n 's/.*"executable":"\\([^"]*\\)".*/\\1/p' {BUILD}/messages | sort -u >{BUILD}/programs
+sed -n '{_ARTIFACT}' {BUILD}/messages | while read -r kind test name source program; do
+    case $kind-$test in
+    bin-false | test-true) ;;
+    *-true) name=$name-$kind-tests ;;
+    *) continue ;;
+    esac
+    printf '%s %s %s\\n' "$name" "$source" "$program"
+done | sort >{BUILD}/programs
+cut -d ' ' -f 1 {BUILD}/programs | uniq -d | grep . && stage '{_TWICE}' && exit 1
 mkdir -p {OVERLAY}/usr/bin
-while read -r program; do
-    install -m 755 "$program" {OVERLAY}/usr/bin/
+while read -r name source program; do
+    install -m 755 "$program" "{OVERLAY}/usr/bin/$name"
 done <{BUILD}/programs
 """
 
 
 def target(arch: Arch) -> str:
-    """Rust's name of what programs are built for."""
-    return f"{'riscv64gc' if arch is Arch.RISCV64 else arch.value}-unknown-linux-musl"
+    """Return Rust's target triple for `arch`."""
+    return arch.spec.musl_target
 
 
-def cargo_config(arch: Arch, *, own: bool) -> str:
-    """Cargo's configuration for the target: how to link. `own`: in qcase's image, with its C compiler and its musl.
+def flags(arch: Arch, *, own: bool) -> tuple[str, ...]:
+    """Return the rustc flags of every build. `own`: in qcase's image, with its C compiler and its musl.
 
     loongarch64 goes without its vector unit: a kernel has to switch that on for its programs, and QEMU before 8.1 has none.
     """
-    flags = ["-Ctarget-feature=+crt-static"]
+    found = ["-Ctarget-feature=+crt-static"]
     if arch is Arch.LOONGARCH64:
-        flags.append("-Ctarget-feature=-lsx")
-    flags += [f"-Clink-self-contained={'no' if own else 'yes'}"]
-    flags += [f"--remap-path-prefix={crates.CRATES}/vendor=crates", f"--remap-path-prefix={BUILD}=build"]
-    linker = f"{arch}-linux-musl-gcc" if own else "rust-lld"
-    quoted = ", ".join(f'"{flag}"' for flag in flags)
-    return f'[target.{target(arch)}]\nlinker = "{linker}"\nrustflags = [{quoted}]\n'
+        found.append("-Ctarget-feature=-lsx")
+    found += [f"-Clink-self-contained={'no' if own else 'yes'}"]
+    # The last one that fits counts.
+    names = {BUILD: "build", rust_crates.PLACE: "crates", SRC: "src", WHOLE: "src"}
+    return (*found, *(f"--remap-path-prefix={place}={name}" for place, name in names.items()))
+
+
+def cargo_config(arch: Arch, *, own: bool) -> str:
+    """Return cargo's configuration of the linker for the target."""
+    return f'[target.{target(arch)}]\nlinker = "{f"{arch}-linux-musl-gcc" if own else "rust-lld"}"\n'
 
 
 def environment(arch: Arch) -> dict[str, str]:
-    """What build scripts of crates find: the C compiler for the target, and packages of the staging root alone."""
+    """Environment variables for build scripts of crates: the target's C compiler, and packages of the staging root alone."""
     name = target(arch).replace("-", "_")
     prefix = f"{arch}-linux-musl"
     return {
         f"CC_{name}": f"{prefix}-gcc",
+        f"CXX_{name}": f"{prefix}-g++",
         f"AR_{name}": f"{prefix}-ar",
         f"RANLIB_{name}": f"{prefix}-ranlib",
+        f"BINDGEN_EXTRA_CLANG_ARGS_{name}": f"--sysroot=/opt/qcase/musl/{arch} -isystem {STAGING}/usr/include",
         "CARGO_HOME": f"{BUILD}/cargo",
         "CARGO_INCREMENTAL": "0",
         "CARGO_TERM_COLOR": "never",
@@ -104,39 +162,87 @@ def environment(arch: Arch) -> dict[str, str]:
 
 
 def recipe(arch: Arch) -> str:
-    """The digest of what is run: an edit of this module's texts moves every key, without anybody having to count up."""
-    texts = [_PROGRAM, cargo_config(arch, own=True), cargo_config(arch, own=False), str(environment(arch))]
+    """Return the digest of the programs that are run, so that an edit of this module's texts changes every key automatically."""
+    texts = [_PROGRAM, str(environment(arch))]
+    for own in (True, False):
+        texts += [cargo_config(arch, own=own), *flags(arch, own=own)]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def build(source: Path, overlay: Path, workshop: Workshop) -> None:
-    """Build `source/rust`, a copy that is ours to write in, into `overlay`. Raises `BuildError` with what cargo said."""
-    require_folder(source / "rust", workshop.case)
+def build(source: Tree, overlay: Tree, context: BuildContext) -> None:
+    """Build the case's `rust/`, in a writable copy, into `overlay`. Raises `BuildError` with cargo's output."""
+    try:
+        _build(source, overlay, context)
+    except BuildError as error:
+        error.what, error.log = (_in_own_paths(text, context) for text in (error.what, error.log))
+        error.hint = error.hint or _hint(error.log)
+        raise
+
+
+_NO_LIBRARY = re.compile(r"cannot find -l(?P<name>\S+?):? ")
+
+
+def _hint(said: str) -> str:
+    """Return advice about a failed build if cargo's output contains a known message; else the empty string."""
+    if missing := _NO_LIBRARY.search(said):
+        return (
+            f"programs are linked statically, with a lib{missing['name']}.a: [qcase] packages names the package that has it, in "
+            "Alpine often the library's name with -static"
+        )
+    if "No such file or directory" in said:
+        return (
+            "a build sees the case's folder, and beside it what manifests and include_str! name in the workspace; a relative"
+            " link in the case takes in anything else of the workspace"
+        )
+    return ""
+
+
+def _in_own_paths(text: str, context: BuildContext) -> str:
+    """Replace the container's paths in a build's output with those of the workspace."""
+    own = "" if context.origin == "." else f"{context.origin}/"
+    above = own.removesuffix(f"{context.place}/") if context.place else own
+    return text.replace(f"{WHOLE}/", above).replace(f"{SRC}/", own)
+
+
+def _build(whole: Tree, overlay: Tree, context: BuildContext) -> None:
+    source = whole / context.place if context.place else whole
+    require_folder(source / "rust", context.case)
     if not (source / "rust" / "Cargo.toml").is_file():
-        raise BuildError("there is no rust/Cargo.toml", where=workshop.case)
-    arch = workshop.arch
-    fetched = crates.fetch(source, workshop)
-    replaced = (fetched.folder / "config.toml").read_text(encoding="utf-8") if fetched.folder else ""
-    # All of this before the first step: what a case's own programs may write to is not written to any more.
-    out = workshop.scratch / "build"
-    (out / "cargo").mkdir(parents=True)
-    (out / "cargo" / "config.toml").write_text(f"{crates.registries(workshop.environ)}{replaced}\n", encoding="utf-8")
-    (out / "own.toml").write_text(cargo_config(arch, own=True), encoding="ascii")
-    (out / "others.toml").write_text(cargo_config(arch, own=False), encoding="ascii")
-    root = prebuild.staging_root(workshop, source / "rust")
-    prebuild.run(source, "rust", IMAGE, root, out, overlay, workshop)
-    workshop.say("compiling")
-    mounts = [Mount(source, SRC, False), Mount(out, BUILD, False), Mount(overlay, OVERLAY, False), Mount(root, STAGING, True)]
+        raise BuildError("there is no rust/Cargo.toml", where=context.case)
+    arch = context.arch
+    fetched = rust_crates.fetch(whole, context)
+    # All of this comes before the first step: qcase does not write to folders after the case's own programs could write there.
+    out = context.folder("build")
+    (out / "cargo").mkdir()
+    (out / "cargo" / "config.toml").write_text(rust_crates.registries_of(context.environ))
+    toolchain = _toolchain(source, context.case)
+    root = cargo_tree.root(whole, context)
+    staging = prebuild.staging_root(context, source / "rust")
+    prebuild.run(source, "rust", IMAGE, staging, out, overlay, context)
+    context.services.say("compiling")
+    mounts = [Mount(source, SRC, False), Mount(out, BUILD, False), Mount(overlay, OVERLAY, False), Mount(staging, STAGING, True)]
+    mounts.append(Mount(_settings_folder(source, context), SETTINGS, True))
+    options = context.options.get(OPTIONS, ())
+    base = SRC
+    if context.place:
+        mounts.append(Mount(whole, WHOLE, False))
+        base = WHOLE
     if fetched.folder is not None:
-        mounts.append(Mount(fetched.folder, crates.CRATES, True))
+        mounts += [Mount(fetched.folder, rust_crates.CRATES, True), *fetched.mounts]
     step = Step(
-        image=workshop.image(IMAGE),
+        image=context.services.image(IMAGE),
         argv=("sh", "-euc", _PROGRAM),
         mounts=tuple(mounts),
         env={
-            **workshop.environment,
-            **prebuild.script_variables(workshop.config.script_env, "rust"),
+            **context.environment,
+            **prebuild.script_variables(context.config.script_env, "rust"),
             **environment(arch),
+            "BASE": f"{base}/{cargo_tree.join(context.place, 'rust')}",
+            "ROOT": f"{base}/{root}",
+            "MEMBERS": "" if _chooses(options) or root != cargo_tree.join(context.place, "rust") else "--workspace",
+            "QCASE_OPTIONS": shlex.join(options),
+            "CHANNEL": toolchain.channel,
+            "VERB": context.cargo,
             "LOCKED": "--locked" if fetched.locked else "",
         },
         workdir=f"{SRC}/rust",
@@ -144,22 +250,108 @@ def build(source: Path, overlay: Path, workshop: Workshop) -> None:
         memory=STEP_MEMORY,
         pids=STEP_PIDS,
         name="rust",
-        log=workshop.log,
+        log=context.log,
     )
-    result = workshop.engine().run(step)
+    result = context.services.engine().run(step)
     if result.exit_status != 0 or result.timed_out:
-        what, hint = containers.verdict_of(replace(step, name=read_plain(out / _STAGE) or "the container"), result)
-        raise BuildError(what, where=workshop.case, hint=hint, log=result.output)
+        if fault := rust_crates.unresolved(result.output, context.case):
+            raise fault
+        raise _failure(replace(step, name=stage_of(out / _STAGE)), result, out, toolchain, context)
     if not read_plain(out / "programs"):
         raise BuildError(
-            "no program was built", where=workshop.case, hint="a crate needs src/main.rs, src/bin/*.rs or a [[bin]] to be run"
+            "no program was built", where=context.case, hint="a crate needs src/main.rs, src/bin/*.rs or a [[bin]] to be run"
         )
-    libraries.complete(overlay, workshop.base, arch, workshop.case, staging=root)
+    elf_libraries.complete(overlay, context.base, arch, context.case, staging=staging)
+
+
+def _chooses(options: Sequence[str]) -> bool:
+    """Tell whether cargo options name the packages to build."""
+    return any(re.match(r"-p|--package(=|$)", option) for option in options)
+
+
+def _settings_folder(source: Tree, context: BuildContext) -> Path:
+    """Write cargo's settings into a folder that is mounted at `SETTINGS`, and return the folder.
+
+    A script may have written a configuration of the case since the build began, so the flags are read here.
+    """
+    arch = context.arch
+    asked = rust_flags.of_case(cargo_tree.case_configuration(source, context.case), context.environment, target(arch), arch)
+    folder = context.scratch / "settings"
+    folder.mkdir()
+    for name, own in (("own", True), ("others", False)):
+        (folder / f"{name}.toml").write_text(cargo_config(arch, own=own), encoding="ascii")
+        (folder / f"{name}.flags").write_text(rust_flags.SEPARATOR.join((*flags(arch, own=own), *asked)), encoding="utf-8")
+    return folder
+
+
+@dataclass(frozen=True)
+class _Toolchain:
+    """Channel that a toolchain file requests, in rustup's syntax, and the place of the request. Empty without such a file."""
+
+    channel: str = ""
+    place: str = ""
+
+
+def _toolchain(source: Tree, case: str) -> _Toolchain:
+    """Read the nearest toolchain file of a case. Raises `BuildError` for a request that no image can fulfil."""
+    for path in (f"{folder}{name}" for folder in ("rust/", "") for name in _TOOLCHAIN_FILES):
+        data = cargo_tree.read_file(source, path, case)
+        if data is None:
+            continue
+        text = data.decode("utf-8", "replace")
+        try:
+            asked = manifests.table(manifests.parse(data), "toolchain")
+        except ValueError as error:
+            if path.endswith(".toml") or "\n" in text.strip():
+                raise BuildError(f"{path} cannot be read: {error}", where=case) from None
+            asked = {"channel": text.strip()}
+        channel = str(asked.get("channel", ""))
+        line = next((number for number, row in enumerate(text.splitlines(), 1) if channel and channel in row), 1)
+        if "path" in asked or not re.fullmatch(r"[A-Za-z0-9._-]*", channel):
+            what = f"{path}:{line} asks for a toolchain of this machine, and a build sees only its image"
+            raise BuildError(what, where=case, hint="ask for a channel; [toolchain.rust] image in qcase.toml names another image")
+        return _Toolchain(channel.removesuffix("-x86_64-unknown-linux-gnu"), f"{path}:{line}")
+    return _Toolchain()
+
+
+def _failure(step: Step, result: StepResult, out: Tree, toolchain: _Toolchain, context: BuildContext) -> BuildError:
+    what, hint = verdict_of(step, result)
+    if step.name == _TWICE:
+        named: dict[str, list[str]] = {}
+        for line in read_plain(out / "programs").splitlines():
+            name, _, rest = line.partition(" ")
+            named.setdefault(name, []).append(rest.partition(" ")[0].removeprefix(f"{SRC}/"))
+        twice = [f"{name} ({' and '.join(paths)})" for name, paths in sorted(named.items()) if len(paths) > 1]
+        what = f"two programs would be installed under one name: {', '.join(twice)}"
+        hint = "let one of them have another name, by [[bin]] name in its Cargo.toml"
+    elif step.name == _CHANNEL:
+        what = f"{toolchain.place} asks for Rust {toolchain.channel}, and the toolchain image has {stage_of(out / 'version')}"
+        hint = "[toolchain.rust] image in qcase.toml names an image with rustup and that toolchain; or ask for what is there"
+    return BuildError(what, where=context.case, hint=hint, log=result.output)
 
 
 def _settings(arch: Arch, config: WorkspaceConfig) -> Mapping[str, JSON]:
-    """How cargo is called, and the names of the variables that scripts read."""
+    """Settings that enter the key: cargo's recipe, and the names of the variables that scripts read."""
     return {"recipe": recipe(arch), "script_env": config.script_env.model_dump(mode="json")}
 
 
-CRAFT = Craft(recipe=1, image=IMAGE, reads_staging=True, prebuild="rust", settings=_settings, build=build)
+def programs(folder: Path) -> set[str]:
+    """Return the names of packages and binaries in a crate's manifest, and of the files in `src/bin`."""
+    text = beneath.read(folder / "Cargo.toml").decode("utf-8", "replace")
+    names = set(re.findall(r"(?m)^\s*name\s*=\s*\"([^\"]+)\"", text))
+    return names | {path.stem for path in (folder / "src" / "bin").glob("*.rs")}
+
+
+SPEC = PipelineSpec(
+    name=Pipeline.RUST,
+    recipe=1,
+    image=IMAGE,
+    reads_staging=True,
+    prebuild="rust",
+    settings=_settings,
+    options=(OPTIONS,),
+    project_files=("Cargo.toml",),
+    programs=programs,
+    template=templates.rust,
+    build=build,
+)

@@ -1,10 +1,11 @@
-"""What CI services read in a log: parts that fold away, and annotations.
+"""Folding and annotations in the logs of CI services.
 
     GitHub Actions   GITHUB_ACTIONS set   `::group::` … `::endgroup::`, `::error title=…,file=…::…`
     GitLab CI        GITLAB_CI set        `section_start:<time>:<name>[collapsed=true]`, between escapes that its viewer hides
 
-GitHub obeys such commands wherever in a log they stand, also those that a guest prints. So what a case said stands between
-`::stop-commands::<token>` and `::<token>::`, with another token each time, which no guest can know.
+GitHub obeys such commands anywhere in a log, also commands that a guest prints. So all other text in the log is made inert
+(`qcase.report.inert`). Text of a case also stands between `::stop-commands::<token>` and `::<token>::`, with a new random token
+each time, which no guest can know.
 """
 
 from __future__ import annotations
@@ -18,25 +19,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qcase.model import CaseResult
+from qcase.report import inert
 
 Say = Callable[[str], None]
 
 
 class Folding:
-    """Somewhere that knows nothing of folding: all stands there as it is."""
+    """A log without folding and annotations: all text stays as it is."""
 
     @contextmanager
     def fold(self, title: str, say: Say) -> Iterator[None]:  # noqa: ARG002
-        """What is said within can be folded away."""
+        """Make the lines written within foldable."""
         yield
 
     @contextmanager
     def verbatim(self, say: Say) -> Iterator[None]:  # noqa: ARG002
-        """What is said within are a guest's words, and never commands."""
+        """Mark the lines written within as a guest's text, in which the service obeys no commands."""
         yield
 
     def annotate(self, result: CaseResult, workspace: str, say: Say) -> None:
-        """Mark a case that did not pass, or is flaky, where the service shows such things."""
+        """Annotate a case that did not pass, is flaky or has kernel trouble, if the service shows annotations."""
 
 
 class GitHub(Folding):
@@ -45,7 +47,7 @@ class GitHub(Folding):
 
     @contextmanager
     def fold(self, title: str, say: Say) -> Iterator[None]:
-        say(f"::group::{title}")
+        say(f"::group::{inert.log(title)}")
         try:
             with self.verbatim(say):
                 yield
@@ -67,9 +69,10 @@ class GitHub(Folding):
         path = Path(workspace, result.path) / f"qemu-{result.arch}.toml"
         if self._root and path.is_relative_to(self._root):
             path = path.relative_to(self._root)
-        text = "\n".join(part for part in (attempt.reason, attempt.excerpt or "") if part)
-        title = _property(f"{word}: {result.label} ({result.arch})")
-        level = "warning" if result.flaky else "error"
+        told = (trouble.told for trouble in result.kernel_trouble)
+        text = "\n".join(part for part in (attempt.reason, attempt.excerpt or "", *told) if part)
+        title = _property(f"{word}: {result.name} ({result.arch})")
+        level = "warning" if result.passed else "error"
         say(f"::{level} title={title},file={_property(str(path))}::{_data(text)}")
 
 
@@ -85,14 +88,14 @@ class GitLab(Folding):
 
 
 def detect(environ: Mapping[str, str] = os.environ) -> Folding:
-    """Where this log will be read."""
+    """Return the folding of the CI service that shows this log."""
     if environ.get("GITHUB_ACTIONS") == "true":
         return GitHub(environ)
     return GitLab() if environ.get("GITLAB_CI") == "true" else Folding()
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return inert.log(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

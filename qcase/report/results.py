@@ -1,7 +1,7 @@
-"""The results of a run as a document that was read again: what JUnit and HTML are made of, and the schema of it.
+"""Typed model of the results document of a run, its schema, and its loader. JUnit and HTML are rendered from it.
 
-Fields are added as time goes by, and readers pass over those that they do not know; one that goes, or means something else, makes
-another `format`.
+New fields may be added at any time, and readers ignore unknown fields. A field that is removed or changes its meaning requires a
+new `format`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qcase.arch import Arch
 from qcase.errors import UsageError
-from qcase.model import Arch, Cache, Fault, Phase, Pipeline, SubtestStatus, Verdict
+from qcase.model import Cache, Fault, Phase, Pipeline, SubtestStatus, Verdict, labelled
 
 FORMAT = 1
 
@@ -33,7 +34,7 @@ class Times(_Document):
 
 
 class Subtest(_Document):
-    """A command of a grouped case."""
+    """A command of a grouped case. `output`: the last lines that it printed; empty for one that passed."""
 
     name: str
     command: str
@@ -41,6 +42,7 @@ class Subtest(_Document):
     exit_status: int | None
     seconds: float | None
     reason: str
+    output: tuple[str, ...] = ()
 
 
 class Limit(_Document):
@@ -53,13 +55,21 @@ class Limit(_Document):
 
     @property
     def shown(self) -> str:
-        """`boot_timeout 4.5 of 30 s`, and whether it was this one that ended the case."""
+        """Text such as `boot_timeout 4.5 of 30 s`, with a note if this limit ended the case."""
         used = min(self.used or 0.0, self.seconds)
         return f"{self.name} {used:.3g} of {self.seconds:g} s{', which ended it' if self.ended else ''}"
 
 
+class Trouble(_Document):
+    """A report of the guest's kernel about itself, short of a panic."""
+
+    kind: str
+    line: str
+    block: tuple[str, ...]
+
+
 class Boot(_Document):
-    """What QEMU was given to boot."""
+    """Files and arguments that QEMU was given to boot."""
 
     kernel: str
     kernel_sha256: str
@@ -69,10 +79,14 @@ class Boot(_Document):
 
 
 class CaseReport(_Document):
-    """One case, or one repetition of it, or an attempt at it that did not pass (in `earlier`)."""
+    """One case, or one repetition of it, or an attempt at it that did not pass (in `earlier`).
+
+    `variant`: the architecture where the run has several, else empty.
+    """
 
     case: str
     repetition: int = 0
+    variant: str = ""
     arch: Arch
     path: str = ""
     pipeline: Pipeline | None
@@ -86,6 +100,7 @@ class CaseReport(_Document):
     excerpt: str | None
     details: str
     warnings: tuple[str, ...]
+    kernel_trouble: tuple[Trouble, ...] = ()
     times: Times
     subtests: tuple[Subtest, ...]
     limits: tuple[Limit, ...] = ()
@@ -96,8 +111,12 @@ class CaseReport(_Document):
     earlier: tuple[CaseReport, ...] = ()
 
     @property
-    def label(self) -> str:
+    def name(self) -> str:
         return f"{self.case}#{self.repetition}" if self.repetition else self.case
+
+    @property
+    def label(self) -> str:
+        return labelled(self.name, self.variant)
 
     @property
     def word(self) -> str:
@@ -106,7 +125,7 @@ class CaseReport(_Document):
 
 
 class Rate(_Document):
-    """How often a case that ran several times did not pass at its first attempt."""
+    """Rate at which a case that ran several times did not pass at its first attempt."""
 
     case: str
     runs: int
@@ -117,12 +136,15 @@ class Results(_Document):
     """A run. `complete`: it ended in its own way; else it was killed, and `cases` are those that had finished.
 
     `shard` is "2/5", and `partition` the same for all shards of one whole; both empty without. `started`: seconds since 1970.
+    `targets`: the target of each architecture of the run; `arch` and `target` are the first. `wanted`: the labels of all cases
+    that were to run.
     """
 
     format: Literal[1]
     qcase: str
     arch: Arch
     target: str
+    targets: dict[Arch, str] = {}
     accel: str = ""
     workspace: str = ""
     started: float = 0.0
@@ -133,18 +155,52 @@ class Results(_Document):
     complete: bool = True
     interrupted: bool
     exit_code: int | None
+    wanted: tuple[str, ...] = ()
     cases: tuple[CaseReport, ...]
     repeats: tuple[Rate, ...] = ()
 
+    @property
+    def every(self) -> str:
+        """All architectures, each with its target, as text."""
+        return "; ".join(f"{arch}, {target}" for arch, target in (self.targets or {self.arch: self.target}).items())
+
+    @property
+    def unfinished(self) -> tuple[Unfinished, ...]:
+        """Cases of the run without a result, because the run was interrupted or killed."""
+        done = {case.label for case in self.cases}
+        found = []
+        for label in self.wanted:
+            if label not in done:
+                name, _, variant = label.rpartition("@") if len(self.targets) > 1 else (label, "", "")
+                found.append(Unfinished(label, name, Arch(variant) if variant else self.arch))
+        return tuple(found)
+
+    @property
+    def broken_off(self) -> str:
+        """Reason why the run ended before its cases did; empty if it completed."""
+        if self.complete and not self.interrupted:
+            return ""
+        return f"the run was {'interrupted' if self.interrupted else 'killed'}"
+
+
+class Unfinished(NamedTuple):
+    """A case without a result. `name`: with its repetition, and without its architecture."""
+
+    label: str
+    name: str
+    arch: Arch
+
 
 def load(path: Path) -> Results:
-    """Read results that `--json` wrote. Raises `UsageError` where there are none, or of another format."""
+    """Read results that `--json` wrote. Raises `UsageError` for a file without results, or with another format."""
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except ValueError as error:
-        raise UsageError(f"is no JSON: {error}", where=str(path), hint="give it what `qcase run --json FILE` wrote") from None
+        raise UsageError(
+            f"is no JSON: {error}", where=str(path), hint="give it what `qcase run --json results.json` wrote"
+        ) from None
     if isinstance(document, dict) and isinstance(document.get("format"), int) and document["format"] != FORMAT:
         raise UsageError(f"has the format {document['format']}; this version knows {FORMAT}", where=str(path))
     try:
@@ -152,12 +208,12 @@ def load(path: Path) -> Results:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        hint = "give it what `qcase run --json FILE` wrote"
+        hint = "give it what `qcase run --json results.json` wrote"
         raise UsageError(f"are no results of a run: {place}: {first['msg']}", where=str(path), hint=hint) from None
 
 
 def whole(parts: Sequence[tuple[Path, Results]]) -> Results:
-    """The results of all shards of a run as those of one. Raises `UsageError` where they are not of one, or one is missing."""
+    """Merge the results of all shards of a run. Raises `UsageError` for shards of different runs, or if one is missing."""
     first_path, first = parts[0]
     if len(parts) == 1:
         return first
@@ -170,6 +226,7 @@ def whole(parts: Sequence[tuple[Path, Results]]) -> Results:
         for what, ours, others in (
             ("architecture", part.arch, first.arch),
             ("target", part.target, first.target),
+            ("targets", part.every, first.every),
             ("partition", part.partition, first.partition),
         ):
             if ours != others:
@@ -194,14 +251,19 @@ def whole(parts: Sequence[tuple[Path, Results]]) -> Results:
             "complete": all(run.complete for run in runs),
             "interrupted": any(run.interrupted for run in runs),
             "exit_code": max(codes) if len(codes) == len(runs) else None,
-            "cases": tuple(sorted((case for run in runs for case in run.cases), key=lambda case: (case.case, case.repetition))),
+            "wanted": tuple(label for run in runs for label in run.wanted),
+            "cases": tuple(sorted((case for run in runs for case in run.cases), key=_order)),
             "repeats": tuple(rate for run in runs for rate in run.repeats),
         }
     )
 
 
+def _order(case: CaseReport) -> tuple[str, str, int]:
+    return case.case, case.variant, case.repetition
+
+
 def of_document(document: Any) -> Results:
-    """The results in a JSON document; what is not UTF-8 in it is replaced. Raises `ValidationError`."""
+    """Return the results in a JSON document; text that is not UTF-8 is replaced. Raises `ValidationError`."""
     return Results.model_validate(_clean(document))
 
 
@@ -221,10 +283,11 @@ _TEXT = {"type": "string"}
 _NUMBER = {"type": "number"}
 _TEXTS = {"type": "array", "items": _TEXT}
 _CASE = {"$ref": "#/$defs/CaseReport"}
-# By the name of an event, its fields beside `event` and `time`.
+# Fields of each event besides `event` and `time`, by the event's name.
 _EVENTS: dict[str, dict[str, Any]] = {
     "run-started": {
         "format": {"const": FORMAT},
+        "targets": {"type": "object", "additionalProperties": _TEXT},
         **dict.fromkeys(("qcase", "arch", "target", "accel", "workspace", "shard", "partition"), _TEXT),
         "started": _NUMBER,
         "jobs": {"type": "integer"},
@@ -252,7 +315,7 @@ _EVENTS: dict[str, dict[str, Any]] = {
 
 
 def json_schema(name: str) -> str:
-    """The JSON Schema of the results, or of one line of the events."""
+    """Return the JSON Schema of the results, or of one line of the events."""
     whole = Results.model_json_schema()
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     if name == "results":

@@ -1,7 +1,7 @@
-"""What a person sees of a run.
+"""The terminal report of a run.
 
-On a terminal: a live line for each running case at the bottom, a result line for each finished one above it, what is known
-about each case that did not pass, a summary. Elsewhere the same without the live lines, never wrapped, never coloured.
+On a terminal: a live line for each running case at the bottom, a result line for each finished one above it, the details of each
+case that did not pass, a summary. Elsewhere the same without the live lines, never wrapped, never coloured.
 
     pass         normal/smoke            plain              prepare 0.01 s   boot 3.91 s   command 0.62 s
     fail         normal/futex            c, miss            prepare 9.20 s   boot 3.88 s   command 0.71 s
@@ -20,13 +20,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from qcase import events
+from qcase.arch import Arch
 from qcase.model import Cache, CaseResult, Fault, LimitUse, Phase, SubtestStatus, Verdict
-from qcase.report import ci
+from qcase.report import ci, inert
+from qcase.text import without_controls
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.live import Live
     from rich.text import Text
+
 
 _STYLES = {
     Verdict.PASS: "green",
@@ -47,8 +50,11 @@ _SUBTEST_STYLES = {
 _WORD = 12  # columns of the verdict; the longest is `build-error`
 _INDENT = " " * (_WORD + 1)
 _CONSOLE_LINES = 12
-_TIED = "\u00a0"  # a space at which a line is not broken
-_SLOWEST = 3  # cases that the summary names
+_BLOCK_LINES = 20  # lines shown of a kernel's report
+_BLOCK_TAIL = 4  # of these, lines from its end
+_SUBTEST_LINES = 12
+_TIED = "\u00a0"  # a space at which no line is broken
+_SLOWEST = 3  # number of cases that the summary names
 
 
 @dataclass
@@ -61,29 +67,29 @@ class _Running:
 
 
 class TerminalReport:
-    """Listens to events and writes for a person. `repeat(cases)` gives the command that runs just these cases again.
+    """Listens to events and writes for a person. `repeat(cases, arch)` returns the command that runs just these cases again.
 
-    `verbosity`: -1 only what did not pass, and the summary; 1 also why something is built, and what was skipped; 2 also phases,
-    and what the guests say.
+    `verbosity`: -1 only cases that did not pass, and the summary; 1 also reasons for builds, and skipped cases; 2 also phases,
+    and the guests' output.
     """
 
-    def __init__(self, stream: TextIO, repeat: Callable[[Sequence[str]], str], *, verbosity: int = 0) -> None:
+    def __init__(self, stream: TextIO, repeat: Callable[[Sequence[str], Arch], str], *, verbosity: int = 0) -> None:
         self._verbosity = verbosity
         self._folding = ci.detect()
         self._workspace = ""
-        self._wanted = 0  # cases that are to run
-        self._counts: Counter[str] = Counter()  # of those that have finished, by the word that they are shown with
-        self._stream = stream
+        self._wanted = 0  # number of cases to run
+        self._counts: Counter[str] = Counter()  # number of finished cases by displayed word
+        self._stream = stream = inert.stream(stream)
         self._repeat = repeat
         self._running: dict[str, _Running] = {}
         self._progress = ""
-        self._faults: dict[str, str] = {}  # the first case that each fault of the machine was told of
+        self._faults: dict[str, str] = {}  # for each fault of the machine, the first case that reported it
         self._name_width = 0
         self._live: Live | None = None
         self._tty = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._console: Console | None = None
         if self._tty or os.environ.get("FORCE_COLOR"):
-            from rich.console import Console  # 20 ms that a pipe does not need
+            from rich.console import Console  # the import takes 20 ms, which output to a pipe does not need
 
             self._console = Console(file=stream, highlight=False, soft_wrap=not self._tty, emoji=False, markup=False)
 
@@ -92,29 +98,29 @@ class TerminalReport:
             case events.RunStarted():
                 self._start(event)
             case events.AccelChosen(accel, why):
-                self._print(f"{_INDENT}accel auto: {accel}{', since ' + printable(why) if why else ''}", "dim")
+                self._print(f"{_INDENT}accel auto: {accel}{', since ' + without_controls(why) if why else ''}", "dim")
             case events.CaseStarted(case):
                 self._running[case] = _Running(case)
             case events.PhaseStarted(case, phase, detail):
                 self._enter(case, phase, detail)
             case events.Missed(case, what, reasons):
                 if self._verbosity > 0:
-                    self._print(f"{_INDENT}{case}: {what} is built: {_in_one_line(reasons)}", "dim")
+                    self._print(f"{_INDENT}{case}: {without_controls(what)} is built: {_in_one_line(reasons)}", "dim")
             case events.ConsoleLine(case, line):
                 if case in self._running:
                     self._running[case].line = line
                 if self._verbosity > 1:
-                    self._print(f"{_INDENT}{case} | {printable(line)}", "dim")
-                return  # live lines are drawn anew often enough
+                    self._print(f"{_INDENT}{case} | {without_controls(line)}", "dim")
+                return  # live lines are redrawn often enough
             case events.Retried(case, attempt, result):
                 self._running[case] = _Running(case)
                 self._print(f"{_INDENT}{case}: attempt {attempt} ended with {result.verdict}, another one begins", "yellow")
             case events.Progress(message):
                 self._progress = message
                 if not self._tty and self._verbosity >= 0:
-                    self._print(f"{_INDENT}{message}", "dim")
+                    self._print(f"{_INDENT}{without_controls(message)}", "dim")
             case events.Warned(message, case):
-                self._print(f"{'warning':<{_WORD}} {case + ': ' if case else ''}{message}", "yellow")
+                self._print(f"{'warning':<{_WORD}} {case + ': ' if case else ''}{without_controls(message)}", "yellow")
             case events.CaseFinished(result):
                 self._running.pop(result.label, None)
                 self._progress = ""
@@ -128,7 +134,7 @@ class TerminalReport:
         self._refresh()
 
     def close(self) -> None:
-        """Take the live lines away, however the run ended."""
+        """Remove the live lines, however the run ended."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -141,7 +147,8 @@ class TerminalReport:
         self._wanted = count = len(event.cases)
         shard = f", shard {event.shard} of the partition {event.partition}" if event.shard else ""
         if self._verbosity >= 0:
-            what = f"{count} case{'' if count == 1 else 's'} on {event.arch}, target {event.target}, accel {event.accel}{shard}"
+            where = ", ".join(f"{arch}, target {target}" for arch, target in event.every)
+            what = f"{count} case{'' if count == 1 else 's'} on {where}, accel {event.accel}{shard}"
             self._print(what, "bold")
         if self._tty:
             from rich.live import Live
@@ -155,14 +162,14 @@ class TerminalReport:
             return
         running.phase, running.detail, running.line = phase, detail, ""
         if (detail and not self._tty and self._verbosity >= 0) or self._verbosity > 1:
-            self._print(f"{_INDENT}{case}: {detail or phase}", "dim")
+            self._print(f"{_INDENT}{case}: {without_controls(detail or phase)}", "dim")
 
     def _live_lines(self) -> RenderableType:
         from rich.console import Group
         from rich.text import Text
 
         assert self._console is not None
-        cases = list(self._running.values())  # other threads begin and end cases meanwhile
+        cases = list(self._running.values())  # other threads add and remove cases meanwhile
         room = max(self._console.height - 2, 1)
         shown = cases if len(cases) <= room else cases[: room - 1]
         width = min(max((len(running.case) for running in shown), default=0), self._console.width // 2)
@@ -170,18 +177,18 @@ class TerminalReport:
         for running in shown:
             seconds = f"{time.monotonic() - running.began:.0f} s"
             said = running.line or running.detail or (self._progress if running.phase is Phase.PREPARE else "")
-            texts.append(f"{running.phase:<{_WORD}} {running.case:<{width}}  {seconds:>5}  {printable(said)}")
+            texts.append(f"{running.phase:<{_WORD}} {running.case:<{width}}  {seconds:>5}  {without_controls(said)}")
         if len(shown) < len(cases):
             texts.append(f"{'':<{_WORD}} … and {len(cases) - len(shown)} more")
         if self._progress and not cases:
-            texts.append(printable(self._progress))
+            texts.append(without_controls(self._progress))
         lines = [Text(text, style="cyan", no_wrap=True, overflow="ellipsis") for text in texts]
         if self._wanted > 1:
             lines.append(self._so_far())
         return Group(*lines)
 
     def _so_far(self) -> Text:
-        """How many cases have finished, and how."""
+        """Return the line with the number of finished cases, by result."""
         from rich.text import Text
 
         text = Text(f"{sum(self._counts.values())} of {self._wanted}", style="bold", no_wrap=True, overflow="ellipsis")
@@ -203,7 +210,7 @@ class TerminalReport:
         )
         if result.verdict is Verdict.SKIPPED and self._verbosity < 1:
             return
-        if result.passed and not result.flaky and self._verbosity < 0:
+        if result.passed and not (result.flaky or result.kernel_trouble) and self._verbosity < 0:
             return
         word = _word(result)
         verdict = (f"{word:<{_WORD}}", _word_style(word))
@@ -219,52 +226,79 @@ class TerminalReport:
         if self._verbosity > 0 and (booted := result.booted):
             flash = f", firmware {booted.firmware} ({(booted.firmware_sha256 or '')[:12]})" if booted.firmware else ""
             self._print(f"{_INDENT}kernel {booted.kernel} ({booted.kernel_sha256[:12]}), by {booted.accel}{flash}", "dim")
-        for warning in result.warnings:
-            self._print(f"{_INDENT}warning: {warning}", "yellow")
+        self._warn(result)
         for number, attempt in enumerate(result.earlier, 1):
             self._print(f"{_INDENT}attempt {number} of {len(result.earlier) + 1} ended with {attempt.verdict}:", "yellow")
+            self._warn(attempt, seen=result)
             self._explain(attempt)
         if not result.passed:
             self._explain(result)
-        if result.flaky or not (result.passed or result.verdict is Verdict.SKIPPED):
-            self._folding.annotate(result, self._workspace, self._print_whole)
+        if result.flaky or result.kernel_trouble or not (result.passed or result.verdict is Verdict.SKIPPED):
+            self._folding.annotate(result, self._workspace, self._command)
+
+    def _warn(self, result: CaseResult, seen: CaseResult | None = None) -> None:
+        """Print the warnings of an attempt, except the file's warnings, which the last attempt repeats."""
+        known = seen.warnings if seen else ()
+        for warning in result.warnings:
+            if warning not in known:
+                self._print(f"{_INDENT}warning: {without_controls(warning)}", "yellow")
+        for trouble in result.kernel_trouble:
+            with self._folding.verbatim(self._command):
+                self._print(f"{_INDENT}warning: {without_controls(trouble.told)}", "yellow")
+                self._block(trouble.block, result)
+
+    def _block(self, block: Sequence[str], result: CaseResult) -> None:
+        """Print the lines of a kernel's report. The middle of a long one is printed only with `verbosity` above 0."""
+        whole = len(block) <= _BLOCK_LINES or self._verbosity > 0
+        head, tail = (block, ()) if whole else (block[: _BLOCK_LINES - _BLOCK_TAIL], block[-_BLOCK_TAIL:])
+        if len(block) == 1:
+            return  # the warning has the same text
+        for line in head:
+            self._print(f"{_INDENT}| {without_controls(line)}", "dim")
+        if tail:
+            where = f", all of them in {result.console_log}" if result.console_log else ""
+            self._print(f"{_INDENT}  {len(block) - _BLOCK_LINES} more lines{where}", "dim")
+        for line in tail:
+            self._print(f"{_INDENT}| {without_controls(line)}", "dim")
 
     def _explain(self, result: CaseResult) -> None:
         known = self._faults.setdefault(result.reason, result.label) if result.fault is Fault.INFRA else result.label
-        if known != result.label:  # what is wrong with the machine is wrong for every case
+        if known != result.label:  # a fault of the machine affects every case
             self._print(f"{_INDENT}the same as {known}", "dim")
             return
-        with self._folding.verbatim(self._print_whole):
+        with self._folding.verbatim(self._command):
             self._say_why(result)
         tail = _squeezed(result.console_tail)[-_CONSOLE_LINES:]
         if result.verdict is Verdict.PANIC and result.details:
-            tail = []  # its block is the last lines, most often
+            tail = []  # the block is usually the same as the last lines
         if result.details or tail:
-            with self._folding.fold(f"{result.label}: what it said last", self._print_whole):
+            with self._folding.fold(f"{result.label}: what it said last", self._command):
                 for line in result.details.splitlines():
-                    self._print(f"{_INDENT}| {printable(line)}", "dim")
+                    self._print(f"{_INDENT}| {without_controls(line)}", "dim")
                 if tail:
                     self._print(f"{_INDENT}the console's last lines:", "dim")
                 for line in tail:
-                    self._print(f"{_INDENT}| {printable(line)}", "dim")
+                    self._print(f"{_INDENT}| {without_controls(line)}", "dim")
         if result.console_log:
             self._print_whole(f"{_INDENT}all of it: {result.console_log}", "dim")
 
     def _say_why(self, result: CaseResult) -> None:
         for line in result.reason.splitlines():
-            self._print(f"{_INDENT}{printable(line)}")
+            self._print(f"{_INDENT}{without_controls(line)}")
         if result.verdict is Verdict.TIMEOUT and len(result.limits) > 1:
             self._print(f"{_INDENT}limits: {', '.join(_used(use) for use in result.limits)}", "dim")
         for line in (result.excerpt or "").splitlines():
-            self._print(f"{_INDENT}> {printable(line)}", "red")
+            self._print(f"{_INDENT}> {without_controls(line)}", "red")
         for subtest in result.subtests:
             took = f"  {_seconds(subtest.duration)}" if subtest.duration is not None else ""
             status = f" (status {subtest.exit_status})" if subtest.exit_status else ""
             why = f": {subtest.reason}" if subtest.reason else ""
             self._print(
-                f"{_INDENT}{subtest.status:<8} {printable(subtest.name)}{status}{printable(why)}{took}",
+                f"{_INDENT}{subtest.status:<8} {without_controls(subtest.name)}{status}{without_controls(why)}{took}",
                 _SUBTEST_STYLES[subtest.status],
             )
+            for line in _squeezed(subtest.output)[-_SUBTEST_LINES:]:
+                self._print(f"{_INDENT}{'':<8} | {without_controls(line)}", "dim")
 
     def _summary(self, event: events.RunFinished) -> None:
         counts = Counter(result.verdict for result in event.results)
@@ -272,9 +306,13 @@ class TerminalReport:
         count = len(event.results)
         if flaky := sum(result.flaky for result in event.results):
             parts[0] += f", {flaky} of them flaky"
+        if trouble := sum(bool(result.kernel_trouble) for result in event.results):
+            parts.append(f"{trouble} with kernel trouble")
         self._repetitions(event.results)
         if event.interrupted:
-            self._print("interrupted; this had finished by then:", "bold yellow")
+            missing = self._wanted - len(event.results)
+            left = f"; {missing} of {self._wanted} did not end" if missing > 0 else ""
+            self._print(f"interrupted{left}; this had finished by then:", "bold yellow")
         good = not event.interrupted and all(result.passed for result in event.results)
         said = ", ".join(parts) or "nothing ran"
         slowest = sorted((r for r in event.results if r.total), key=lambda r: -r.total)[:_SLOWEST]
@@ -285,13 +323,16 @@ class TerminalReport:
             f"{count} case{'' if count == 1 else 's'} in {_seconds(event.seconds)}: {said}",
             "bold green" if good else "bold red",
         )
-        again = list(dict.fromkeys(r.case for r in event.results if not r.passed and r.verdict is not Verdict.SKIPPED))
-        if again:
-            whose = "failures" if any(r.fault is Fault.CASE for r in event.results) else "cases"
-            self._print_whole(f"repeat just the {whose}: {self._repeat(again)}")
+        again: dict[Arch, list[str]] = {}
+        for result in event.results:
+            if not result.passed and result.verdict is not Verdict.SKIPPED:
+                again.setdefault(result.arch, []).append(result.case)
+        whose = "failures" if any(r.fault is Fault.CASE for r in event.results) else "cases"
+        for arch, cases in again.items():
+            self._print_whole(f"repeat just the {whose}: {self._repeat(list(dict.fromkeys(cases)), arch)}")
 
     def _repetitions(self, results: Sequence[CaseResult]) -> None:
-        """How often each case that ran several times did not pass at its first attempt."""
+        """Print for each case that ran several times how often it did not pass at its first attempt."""
         rows = events.flake_rates(results)
         if not rows:
             return
@@ -305,11 +346,11 @@ class TerminalReport:
 
     @property
     def _width(self) -> int | None:
-        """The columns of the terminal; None where there is none."""
+        """Columns of the terminal; None without a terminal."""
         return self._console.width if self._console is not None and self._tty else None
 
     def _print(self, line: str, style: str = "") -> None:
-        """A line. On a terminal it is broken between words, and what follows stands below where it began."""
+        """Print a line. On a terminal it is wrapped between words, and the rest is indented like its start."""
         if self._width is None or len(line) <= self._width // 2:  # no character is wider than two columns
             self._print_parts((line.replace(_TIED, " "), style))
             return
@@ -323,8 +364,12 @@ class TerminalReport:
             self._print_parts((margin + part.plain.rstrip().replace(_TIED, " "), style))
 
     def _print_whole(self, line: str, style: str = "") -> None:
-        """A line that somebody will copy: only the terminal may break it."""
+        """Print a line that a person will copy: only the terminal may wrap it."""
         self._print_parts((line, style))
+
+    def _command(self, line: str) -> None:
+        """Write a command line for the CI service."""
+        inert.command(self._stream, line)
 
     def _print_parts(self, *parts: tuple[str, str]) -> None:
         if self._console is None:
@@ -348,13 +393,8 @@ _SUMMARY_WORDS = {
 }
 
 
-def printable(text: str) -> str:
-    """A guest's or a compiler's words without what would steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
-
-
 def _squeezed(lines: Sequence[str]) -> list[str]:
-    """Lines without runs of blank ones: firmware prints many."""
+    """Return lines without repeated blank lines: firmware prints many."""
     return [line for line, before in zip(lines, ("", *lines), strict=False) if line.strip() or before.strip()]
 
 
@@ -365,7 +405,7 @@ def _made(result: CaseResult) -> str:
 
 
 def _word(result: CaseResult) -> str:
-    """What a case is shown with: its verdict, or that it is flaky."""
+    """Return the displayed word of a case: its verdict, or `flaky`."""
     return "flaky" if result.flaky else result.verdict.value
 
 
@@ -374,12 +414,12 @@ def _word_style(word: str) -> str:
 
 
 def _used(use: LimitUse) -> str:
-    """`idle_timeout 5 of 5 s`, how near a limit came."""
+    """Return the used part of a limit, such as `idle_timeout 5 of 5 s`."""
     return f"{use.name} {min(use.used, use.limit):.3g} of {use.limit:g} s"
 
 
 def _seconds(value: float) -> str:
-    """`0.004 s`, `3.91 s`, `74.2 s`, `3 min 20 s`."""
+    """Format seconds: `0.004 s`, `3.91 s`, `74.2 s`, `3 min 20 s`."""
     if value < 0.1:
         return f"{value:.3f} s"
     if value < 10:
@@ -390,23 +430,27 @@ def _seconds(value: float) -> str:
 
 
 def print_error(error: Exception, stream: TextIO | None = None) -> None:
-    """One clear error: what, where, what to do."""
+    """Print one error: what, where, what to do."""
     from rich.console import Console
     from rich.text import Text
 
-    stream = stream or sys.stderr
+    stream = inert.stream(stream or sys.stderr)
     console = Console(file=stream, highlight=False, emoji=False, markup=False)
     text = Text("error: ", style="bold red")
-    text.append(str(error), style="not bold default")
-    # On a terminal lines are broken between words; elsewhere not at all, for whoever looks for something in them.
+    text.append(_printable_lines(str(error)), style="not bold default")
+    # On a terminal lines are wrapped between words; elsewhere not at all, so that text search finds whole lines.
     whole = not stream.isatty()
     console.print(text, soft_wrap=whole)
     hint = getattr(error, "hint", "")
     if hint:
-        console.print(Text(f"hint: {hint}", style="cyan"), soft_wrap=whole)
+        console.print(Text(f"hint: {_printable_lines(hint)}", style="cyan"), soft_wrap=whole)
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(without_controls(line) for line in text.split("\n"))
 
 
 def _in_one_line(reasons: Sequence[str]) -> str:
-    """The first reasons, and how many more there are."""
-    shown = "; ".join(printable(reason) for reason in reasons[:3])
+    """Return the first three reasons, and the number of the others."""
+    shown = "; ".join(without_controls(reason) for reason in reasons[:3])
     return f"{shown}; {len(reasons) - 3} more" if len(reasons) > 3 else shown

@@ -20,10 +20,13 @@ from typing import Any
 
 import pytest
 
-from qcase import containers, images, process
-from qcase.containers import Engine, Mount, Step
+from qcase.containers import run_step, step
+from qcase.containers.engine import Engine
+from qcase.containers.step import Mount, Step
 from qcase.errors import BuildError, InfraError
 from qcase.events import Event, Warned
+from qcase.host import process
+from qcase.toolchains import base
 
 pytestmark = pytest.mark.container
 
@@ -40,7 +43,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def image(engine: Engine, test_cache: Path) -> str:
-    found = engine.image_id(images.base(engine, test_cache))
+    found = engine.image_id(base.base(engine, test_cache))
     assert found is not None
     return found
 
@@ -177,7 +180,7 @@ def test_a_missing_mount_is_not_created(engine: Engine, shell: Step, tmp_path: P
 def test_a_mount_that_vanishes_meanwhile_is_an_infrastructure_fault(
     engine: Engine, shell: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(containers, "check_mounts", lambda _: None)
+    monkeypatch.setattr(run_step, "check_mounts", lambda _: None)
     with pytest.raises(InfraError) as caught:
         engine.run(replace(shell, mounts=(Mount(tmp_path / "gone", "/qcase/src"),)))
     assert "bind source path does not exist" in str(caught.value)
@@ -193,13 +196,55 @@ def test_the_memory_limit(engine: Engine, shell: Step) -> None:
     result = engine.run(step)
     assert result.exit_status == 137
     assert result.oom
-    with pytest.raises(BuildError, match="was killed, most likely because it needs more than the 64 MiB of memory"):
+    with pytest.raises(BuildError, match="was killed, because it needs more than the 64 MiB of memory"):
         engine.check(step)
 
 
 def test_the_memory_limit_of_a_part_that_the_step_outlives(engine: Engine, shell: Step) -> None:
     with pytest.raises(BuildError, match=r"needed more than the 64 MiB of memory that it may use \(status 2\)"):
         engine.check(replace(shell, argv=sh("tail /dev/zero || sleep 1; exit 2"), memory=64 * MIB))
+
+
+@pytest.mark.parametrize("signal_name", ["KILL", "TERM"])
+def test_a_step_that_somebody_else_kills_is_no_fault_of_it(engine: Engine, shell: Step, signal_name: str) -> None:
+    with pytest.raises(InfraError, match="probe: somebody else killed the step's container") as caught:
+        meddled_with(engine, shell, "kill", "--signal", signal_name)
+    assert "run the case again" in caught.value.hint
+
+
+def test_a_step_whose_container_somebody_else_removes(engine: Engine, shell: Step) -> None:
+    with pytest.raises(InfraError, match=r"somebody else removed the step's container|somebody else killed the step's container"):
+        meddled_with(engine, shell, "rm", "--force")
+
+
+@pytest.mark.parametrize(("program", "status"), [("kill -9 $$", 137), ("kill -TERM $$", 143), ("exit 137", 137)])
+def test_a_step_that_kills_itself_is_the_cases_own_affair(engine: Engine, shell: Step, program: str, status: int) -> None:
+    result = engine.run(replace(shell, argv=sh(program)))
+    assert (result.exit_status, result.oom) == (status, False)
+    with pytest.raises(BuildError, match=r"killed by signal 9 from within|ended with status 143"):
+        engine.check(replace(shell, argv=sh(program)))
+
+
+def meddled_with(engine: Engine, shell: Step, *words: str) -> None:
+    """Run a step with whose container `docker WORDS` does something as soon as it runs."""
+    running = threading.Event()
+
+    def meddle() -> None:
+        for _ in range(int(SOON * 10)):
+            found = engine.api.containers(filters={"label": f"qcase.run={process.run_id()}", "status": "running"})
+            if found:
+                running.set()
+                subprocess.run(["docker", *words, found[0]["Id"]], check=True, capture_output=True)
+                return
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=meddle)
+    thread.start()
+    try:
+        engine.check(replace(shell, argv=sh("echo begun; sleep 60")))
+    finally:
+        thread.join()
+        assert running.is_set()
 
 
 def test_tmp_counts_as_memory_and_is_bounded(engine: Engine, shell: Step) -> None:
@@ -282,12 +327,12 @@ def test_a_flood_of_output_is_cut(engine: Engine, shell: Step, tmp_path: Path) -
     program = "echo first; head -c 40M /dev/zero | tr '\\0' '.'; echo; echo last"
     result = engine.check(replace(shell, argv=sh(program), log=tmp_path / "log"))
     written = (tmp_path / "log").read_bytes()
-    assert containers.LOG_LIMIT < len(written) < containers.LOG_LIMIT + 100
+    assert step.LOG_LIMIT < len(written) < step.LOG_LIMIT + 100
     assert written.startswith(b"first\n.")
     assert written.endswith(b".\nlast\n")
-    assert f"[qcase: {40 * MIB + 12 - containers.LOG_LIMIT} bytes of output were cut out here]".encode() in written
+    assert f"[qcase: {40 * MIB + 12 - step.LOG_LIMIT} bytes of output were cut out here]".encode() in written
     assert result.output.endswith("last\n")
-    assert len(result.output) <= 2 * containers.TAIL_LIMIT
+    assert len(result.output) <= 2 * step.TAIL_LIMIT
 
 
 def test_steps_at_once_keep_their_outputs_apart(engine: Engine, shell: Step) -> None:
@@ -370,8 +415,9 @@ def test_cancel_from_another_thread(sleeper: Step, tmp_path: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from qcase import process
-from qcase.containers import Engine, Mount, Step
+from qcase.containers.engine import Engine
+from qcase.containers.step import Mount, Step
+from qcase.host import process
 
 image, folder = sys.argv[1:]
 print(process.run_id(), flush=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from qcase import doctor
-from qcase.doctor import State
-from qcase.images import Image
-from qcase.model import Arch
+from qcase.arch import Arch
+from qcase.cli import doctor
+from qcase.cli.doctor_lines import State
+from qcase.toolchains.records import Image
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.container
@@ -25,9 +25,10 @@ def test_what_is_here_is_well(toolchain_c: Image, test_cache: Path) -> None:
 
 
 def test_an_image_that_is_not_built_yet_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qcase import images
+    from qcase.toolchains import images, recipes
 
-    monkeypatch.setattr(images, "recipe_digest", lambda *_: "0" * 64)
+    for module in (images, recipes):
+        monkeypatch.setattr(module, "recipe_digest", lambda *_: "0" * 64)
     lines = {line.what: line for line in doctor.examine(ROOT / "examples" / "linux", Arch.X86_64, tmp_path)}
     assert lines["image c"].state is State.WARNING
     assert "qcase images build c" in lines["image c"].hint

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from qcase import prepare, suite
-from qcase.content import Kind
+from qcase.arch import Arch
+from qcase.disk.ext4 import Ext4Image
 from qcase.errors import InfraError
-from qcase.ext4 import Ext4Image
-from qcase.images import Image
-from qcase.model import Arch, Cache
-from qcase.store import Store
+from qcase.model import Cache
+from qcase.prepare import prepare_case, run_folders
+from qcase.prepare.session import Session
+from qcase.store.content import Kind
+from qcase.store.store import Store
+from qcase.suite import cases, discover
+from qcase.toolchains.records import Image
 from tests.container.builds import write
-from tests.unit.test_ext4 import mkfs
+from tests.processes.test_ext4 import mkfs
 from tests.vm import workspaces
 
 pytestmark = pytest.mark.container
@@ -62,14 +65,14 @@ class Edited:
 
     @contextmanager
     def prepared(self, edit: Callable[[str], None]) -> Iterator[tuple[Ext4Image, bool]]:
-        workspace = suite.Workspace.open(self.root)
-        (case,) = suite.discover(workspace, Arch.AARCH64, TARGET).cases
-        assert isinstance(case, suite.Case)
-        layout = prepare.case_asset_layout(self.root, TARGET, case.display_name)
+        workspace = cases.Workspace.open(self.root)
+        (case,) = discover.discover(workspace, Arch.AARCH64, TARGET).cases
+        assert isinstance(case, cases.Case)
+        layout = run_folders.case_asset_layout(self.root, TARGET, case.display_name)
         store = Store(self.store, trace=edit)
         with (
-            prepare.Session(workspace, Arch.AARCH64, TARGET, store, lambda _: None) as session,
-            prepare.prepare_case_assets(case, layout, session, self.root / "build.log") as prepared,
+            Session(workspace, Arch.AARCH64, TARGET, store, lambda _: None) as session,
+            prepare_case.prepare_case_assets(case, layout, session, self.root / "build.log") as prepared,
             Ext4Image.open(prepared.image) as image,
         ):
             yield image, prepared.cache is Cache.HIT

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qcase import rootfs
+from qcase.disk import image_digest
 from tests.conftest import ROOT
 from tests.packages import Repository
 from tests.vm import workspaces
@@ -21,14 +21,14 @@ from tests.vm.test_ordinary_user import place as place
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(2400)]
 
-DOWNLOADS = ("downloads", "v1/downloads")  # of packages; of crates
+DOWNLOADS = ("downloads", "v2/downloads")  # of packages; of crates
 EXAMPLES = ROOT / "examples" / "linux"
 
 
 def prepared(suite: Path, store: Path, arch: str, repository: Repository, prefix: Sequence[str] = ()) -> dict[str, Path]:
     """The images of all cases, made by the command's user."""
     env = workspaces.environment(suite.with_name(f"{suite.name}.outside"), repository.environment)
-    argv = [*prefix, sys.executable, "-m", "tests.prepared", str(suite), str(store), arch]
+    argv = [*prefix, sys.executable, "-m", "tests.tools.prepared", str(suite), str(store), arch]
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return {case: Path(image) for case, _, image in (line.partition(" ") for line in done.stdout.splitlines())}
@@ -43,7 +43,7 @@ def copy_downloads(source: Path, target: Path) -> None:
 
 def overlays(store: Path) -> dict[str, str]:
     """Key and digest of every overlay."""
-    found = store.glob("v1/overlays/*/*/manifest.json")
+    found = store.glob("v2/overlays/*/*/manifest.json")
     return {manifest.parent.name: json.loads(manifest.read_bytes())["digest"] for manifest in found}
 
 
@@ -81,4 +81,4 @@ def test_every_example_is_the_same_wherever_and_by_whomever_it_is_built(
         if image.parent.parent == store:  # the base itself: the case adds nothing
             continue
         assert image.parent.name == theirs[case].parent.name, case  # the key
-        assert rootfs.digest(image) == rootfs.digest(theirs[case]), case
+        assert image_digest.digest(image) == image_digest.digest(theirs[case]), case

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import io
-import time
-import urllib.request
+import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from qcase import images
-from qcase.containers import Engine
-from qcase.content import remove_tree
+from qcase.containers.engine import Engine
 from qcase.errors import InfraError
-from qcase.process import Deadline
-from tests.conftest import ROOT
+from qcase.host.crash_cleanup import remove_tree
+from qcase.toolchains import foreign, images, oci, oci_layout, oci_seal, travel
 from tests.packages import Repository
+from tests.registry import Registry
 from tests.vm import workspaces
 from tests.vm.workspaces import Workspace, run
 
@@ -40,41 +38,19 @@ class Pushed:
             self.engine.api.remove_image(self.reference, force=True)
 
 
-@pytest.fixture(scope="module")
-def registry(shared_engine: Engine, test_cache: Path) -> Iterator[str]:
-    api = shared_engine.api
-    image = images.ensure("registry", shared_engine, test_cache, recipes=ROOT / "tests" / "registry" / "images")
-    settings = api.create_host_config(port_bindings={5000: ("127.0.0.1",)})
-    container = api.create_container(image.id, ports=[5000], host_config=settings)["Id"]
-    try:
-        api.start(container)
-        port = api.inspect_container(container)["NetworkSettings"]["Ports"]["5000/tcp"][0]["HostPort"]
-        deadline = Deadline.after(60)
-        while True:
-            try:
-                urllib.request.urlopen(f"http://localhost:{port}/v2/", timeout=5).close()
-                break
-            except OSError:
-                assert not deadline.passed, api.logs(container)
-                time.sleep(0.1)
-        yield f"localhost:{port}"
-    finally:
-        api.remove_container(container, force=True, v=True)
-
-
 @pytest.fixture
-def pushed(registry: str, shared_engine: Engine, test_cache: Path) -> Iterator[Pushed]:
+def pushed(registry: Registry, shared_engine: Engine, test_cache: Path) -> Iterator[Pushed]:
     api = shared_engine.api
     base = images.ensure("alpine", shared_engine, test_cache)
     dockerfile = io.BytesIO(DOCKERFILE.format(base=base.id).encode())
-    name = f"{registry}/tools/alpine"
+    name = f"{registry.host}/tools/alpine"
     built = [line for line in api.build(fileobj=dockerfile, tag=name, rm=True, forcerm=True, decode=True) if "error" in line]
     assert built == []
     said = list(api.push(name, stream=True, decode=True))
     digest = next((line["aux"]["Digest"] for line in said if "Digest" in line.get("aux", {})), None)
     assert digest is not None, said
     api.remove_image(f"{name}:latest", force=True)
-    image = Pushed(shared_engine, registry, f"{name}@{digest}")
+    image = Pushed(shared_engine, registry.host, f"{name}@{digest}")
     image.forget()
     yield image
     image.forget()
@@ -82,7 +58,7 @@ def pushed(registry: str, shared_engine: Engine, test_cache: Path) -> Iterator[P
 
 def greeting(root: Path, reference: str) -> Workspace:
     """A case that needs the toolchain `alpine`, to install a package."""
-    workspace = Workspace.make(root, f'[toolchain.alpine]\nimage = "{reference}"\n')
+    workspace = Workspace.make(root, f'[toolchain.alpine]\nimage = "{reference}"\n' if reference else "")
     workspace.case("greets", shell_init_cmd="greeting", success_regex=["hello from a package"], qcase={"packages": ["greeting"]})
     return workspace
 
@@ -105,23 +81,60 @@ def test_an_image_is_pulled_by_its_digest_and_used(
     assert "pulling" not in again.said
     # The packages are in the store, but nothing can be made of them.
     pushed.forget()
-    remove_tree(store / "v1" / "overlays")
+    remove_tree(store / "v2" / "overlays")
     offline = run(workspace, "--offline", store=store, env=repository.environment)
     assert offline.exit_code == 3
     assert f"{pushed.reference}: is not there, and fetching is switched off" in offline.case("greets")["reason"]
 
 
-def test_an_image_that_the_registry_does_not_have_and_a_registry_that_is_not_there(pushed: Pushed) -> None:
+def test_an_image_that_the_registry_does_not_have_and_a_registry_that_is_not_there(pushed: Pushed, tmp_path: Path) -> None:
     name, _, _ = pushed.reference.partition("@")
     for reference in (f"{name}@sha256:{'0' * 64}", f"localhost:9/tools/alpine@sha256:{'0' * 64}"):
         with pytest.raises(InfraError) as caught:
-            images.foreign(reference, pushed.engine)
+            foreign.foreign(reference, pushed.engine, tmp_path)
         assert caught.value.where == f"pulling {reference}"
         assert caught.value.hint
         assert "\n" not in caught.value.what
 
 
-def test_what_was_pulled_is_there_from_then_on(pushed: Pushed) -> None:
-    image = images.foreign(pushed.reference, pushed.engine)
-    assert images.foreign(pushed.reference, pushed.engine, offline=True) == image
-    assert image.identity == images.foreign_identity(pushed.reference)
+def test_what_was_pulled_is_there_from_then_on(pushed: Pushed, tmp_path: Path) -> None:
+    assert foreign.known_foreign(pushed.reference, tmp_path) is None
+    image = foreign.foreign(pushed.reference, pushed.engine, tmp_path)
+    assert foreign.foreign(pushed.reference, pushed.engine, tmp_path, offline=True) == image
+    assert image.identity == foreign.foreign_identity(pushed.reference) == foreign.known_foreign(pushed.reference, tmp_path)
+
+
+def test_what_qcase_pushed_has_the_keys_of_what_was_built(
+    registry: Registry, shared_engine: Engine, repository: Repository, test_cache: Path, tmp_path: Path
+) -> None:
+    store = workspaces.fresh_store(tmp_path / "store", test_cache)
+    plain = greeting(tmp_path / "plain", "")
+    assert run(plain, store=store, env=repository.environment).case("greets")["cache"] == "miss"
+    (pushed,) = travel.push(f"{registry.host}/keys", ["alpine"], shared_engine, test_cache)
+    named = greeting(tmp_path / "named", pushed.reference)
+    first = run(named, store=store, env=repository.environment)
+    assert first.verdicts == {"greets": "pass"}, first.said
+    assert first.case("greets")["cache"] == "hit"
+    assert foreign.foreign(pushed.reference, shared_engine, store).identity == pushed.image.identity
+    # A stranger's workspace cannot say that an image is ours.
+    stranger = foreign.foreign(pushed.reference, shared_engine, store, believed=False)
+    assert stranger.identity == foreign.foreign_identity(pushed.reference)
+
+
+def test_an_image_for_another_machine(pushed: Pushed, tmp_path: Path) -> None:
+    api = pushed.engine.api
+    name, _, _ = pushed.reference.partition("@")
+    with tarfile.open(
+        fileobj=io.BytesIO(b"".join(api.get_image(foreign.foreign(pushed.reference, pushed.engine, tmp_path).id)))
+    ) as saved:
+        packed = oci_seal.seal(saved, {}, tmp_path / "layout", {})
+    config = packed.config.replace(b'"amd64"', b'"arm64"')
+    other = replace(packed, config=config)
+    oci.put(tmp_path / "layout", config)
+    assert [line for line in api.load_image(oci_layout.for_engine(other, f"{name}:arm")) if "error" in line] == []  # type: ignore[no-untyped-call]
+    said = list(api.push(f"{name}:arm", stream=True, decode=True))
+    api.remove_image(f"{name}:arm", force=True)
+    digest = next(line["aux"]["Digest"] for line in said if "Digest" in line.get("aux", {}))
+    with pytest.raises(InfraError, match="it is for linux/arm64, and this engine runs linux/amd64"):
+        foreign.foreign(f"{name}@{digest}", pushed.engine, tmp_path)
+    api.remove_image(f"{name}@{digest}", force=True)

@@ -12,12 +12,17 @@ from typing import Any
 
 import pytest
 
-from qcase import events, images, prepare, suite
-from qcase.content import Kind
-from qcase.errors import BuildError
-from qcase.images import Image
-from qcase.model import Arch, Cache
-from qcase.store import Store
+from qcase import events
+from qcase.arch import Arch
+from qcase.config import image_lock
+from qcase.errors import BuildError, QcaseError
+from qcase.model import Cache
+from qcase.prepare import explain, prepare_case, run_folders
+from qcase.prepare.session import Session
+from qcase.store.content import Kind
+from qcase.store.store import Store
+from qcase.suite import cases, discover
+from qcase.toolchains.records import Image
 from tests.vm import workspaces
 from tests.vm.workspaces import Workspace, c_program, says
 
@@ -38,9 +43,11 @@ class Prepared:
     """What preparing a case came to. `built`: what was not in the store, by name; `installed`: the files of all overlays."""
 
     cache: Cache
-    broken: dict[str, BuildError]
+    broken: dict[str, QcaseError]
     built: list[str] = field(default_factory=list)
     compiled: int = 0
+    unbuilt: list[str] = field(default_factory=list)
+    untrusted: tuple[str, ...] = ()
 
 
 class Group:
@@ -54,29 +61,31 @@ class Group:
         return self.workspace.case("group", files, **keys)
 
     @contextmanager
-    def session(self, emit: events.Emit) -> Iterator[tuple[suite.Case, prepare.Session]]:
-        workspace = suite.Workspace.open(self.workspace.root)
-        (case,) = suite.discover(workspace, Arch.AARCH64, TARGET).cases
-        assert isinstance(case, suite.Case), case
-        with prepare.Session(workspace, Arch.AARCH64, TARGET, Store(self.store), emit) as session:
+    def session(self, emit: events.Emit) -> Iterator[tuple[cases.Case, Session]]:
+        workspace = cases.Workspace.open(self.workspace.root)
+        (case,) = discover.discover(workspace, Arch.AARCH64, TARGET).cases
+        assert isinstance(case, cases.Case), case
+        with Session(workspace, Arch.AARCH64, TARGET, Store(self.store), emit) as session:
             yield case, session
 
     def prepare(self) -> Prepared:
         heard: list[events.Event] = []
         with self.session(heard.append) as (case, session):
-            layout = prepare.case_asset_layout(self.workspace.root, TARGET, case.display_name)
-            with prepare.prepare_case_assets(case, layout, session, self.workspace.root / "build.log") as prepared:
+            layout = run_folders.case_asset_layout(self.workspace.root, TARGET, case.display_name)
+            with prepare_case.prepare_case_assets(case, layout, session, self.workspace.root / "build.log") as prepared:
                 broken = {one.subcase: one.error for one in prepared.broken}
                 return Prepared(
                     prepared.cache,
                     broken,
                     sorted(event.what.removeprefix("the ") for event in heard if isinstance(event, events.Missed)),
                     sum(isinstance(event, events.PhaseStarted) and event.detail == "compiling" for event in heard),
+                    [one.subcase for one in prepared.unbuilt],
+                    prepared.untrusted,
                 )
 
     def keys(self) -> dict[str, str]:
         with self.session(lambda _: None) as (case, session):
-            return {wanted.name: wanted.key.digest for wanted in prepare.wanted(case, session) if wanted.kind is Kind.OVERLAY}
+            return {wanted.name: wanted.key.digest for wanted in explain.wanted(case, session) if wanted.kind is Kind.OVERLAY}
 
 
 @pytest.fixture
@@ -131,7 +140,8 @@ def test_another_compiler_in_the_image_moves_what_it_makes_and_nothing_else(grou
         record = json.loads((test_cache / "images" / f"{name}.json").read_bytes())
         if name == "c":
             content = json.loads((test_cache / "images" / f"{record['image'].removeprefix('sha256:')}.json").read_bytes())
-            record["identity"] = images.identity(record["recipe"], [*content["packages"], "gcc-15 amd64 15.1.0-1"])
+            record["identity"] = image_lock.identity(record["recipe"], [*content["packages"], "gcc-15 amd64 15.1.0-1"])
+            record["fresh"] = True
         (group.store / "images" / f"{name}.json").write_text(json.dumps(record))
     after = group.keys()
     assert [name for name in before if before[name] != after[name]] == ["normal/group/one"]
@@ -149,24 +159,32 @@ def test_a_subcase_that_no_command_names_is_not_built(group: Group) -> None:
     assert set(group.prepare().broken) == {"normal/group/rdtsc"}
 
 
-def test_in_doubt_every_subcase_is_built(group: Group) -> None:
-    """The name is made of pieces that are in no file, so that the sources do not tell; what came of the builds does."""
-    computed = {
-        "other/c/CMakeLists.txt": """\
-            cmake_minimum_required(VERSION 3.16)
-            project(other C)
-            string(ASCII 122 122 122 name)
-            add_executable(${name} main.c)
-            target_link_options(${name} PRIVATE -static)
-            install(TARGETS ${name} DESTINATION usr/bin)
-            """,
-        "other/c/main.c": says("found"),
-    }
-    group.write(c_program(says("one"), "one", "one/c") | computed, test_commands=["one", "zzz"])
+COMPUTED = {
+    "other/c/CMakeLists.txt": """\
+        cmake_minimum_required(VERSION 3.16)
+        project(other C)
+        string(ASCII 117 110 97 109 101 name)
+        add_executable(${name} main.c)
+        target_link_options(${name} PRIVATE -static)
+        install(TARGETS ${name} DESTINATION bin)
+        """,
+    "other/c/main.c": says("not the guest's"),
+}
+
+
+def test_a_subcase_that_computes_the_name_of_a_program_of_the_guest_is_built(group: Group) -> None:
+    """The name is in no file, so that the sources do not tell, and the guest has a program of that name."""
+    folder = group.write(c_program(says("one"), "one", "one/c") | COMPUTED, test_commands=["one", "uname"])
     prepared = group.prepare()
-    assert prepared.compiled == 2
+    assert (prepared.compiled, prepared.unbuilt, prepared.untrusted) == (2, [], ())
     assert overlay_of("other") in prepared.built
     assert group.prepare().cache is Cache.HIT
+
+    (folder / "other/c/main.c").write_text("int main(void) { return not_declared_anywhere; }\n")
+    prepared = group.prepare()
+    assert (prepared.broken, prepared.unbuilt, prepared.untrusted) == ({}, ["normal/group/other"], ("uname",))
+    group.write({}, test_commands=["one --fast", "one"])
+    assert group.prepare().untrusted == ()
 
 
 def test_one_cmake_project_for_a_whole_group(group: Group) -> None:

@@ -16,11 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from qcase import images, process
-from qcase.containers import Engine
+from qcase.config import image_lock
+from qcase.containers.engine import Engine
 from qcase.errors import InfraError
 from qcase.events import Event, Progress
-from qcase.images import BaseDefinition
+from qcase.guests import debian_archive
+from qcase.host import process
+from qcase.toolchains import base, image_contents, images, records
+from qcase.toolchains.recipes import BaseDefinition, recipe_digest
 
 pytestmark = pytest.mark.container
 
@@ -63,7 +66,7 @@ def test_an_image_is_built_once_and_then_known(engine: Engine, name: str, recipe
     assert f"image {name}: step 3/6: RUN echo hello {name} | tee /greeting" in said
     assert said[-1].startswith(f"image {name}: built in ")
     assert any(line.startswith("base-files amd64 13") for line in built.packages)
-    assert built.identity == images.identity(images.recipe_digest(name, recipes), built.packages)
+    assert built.identity == image_lock.identity(recipe_digest(name, recipes), built.packages)
     assert f"\nhello {name}\n" in (tmp_path / "images" / f"{name}.log").read_text()
 
     events.clear()
@@ -80,7 +83,7 @@ def test_another_store_takes_what_the_engine_has(engine: Engine, name: str, reci
     assert events == []
     # Somebody's image of that name, which was not built from the recipe, is not taken.
     (recipes / name / "Containerfile").write_text("ARG BASE\nFROM ${BASE}\nRUN echo other\n")
-    engine.api.tag(built.id, f"qcase/{name}", images.recipe_digest(name, recipes)[:12])
+    engine.api.tag(built.id, f"qcase/{name}", recipe_digest(name, recipes)[:12])
     assert images.ensure(name, engine, tmp_path / "third", None, recipes).id != built.id
 
 
@@ -162,7 +165,7 @@ def test_a_recipe_that_does_not_parse(engine: Engine, name: str, recipes: Path, 
 def test_two_who_want_it_build_it_once(engine: Engine, name: str, recipes: Path, tmp_path: Path) -> None:
     (recipes / name / "Containerfile").write_text("ARG BASE\nFROM ${BASE}\nRUN sleep 1; cat /proc/sys/kernel/random/uuid > /id\n")
     events: list[Event] = []
-    found: list[images.Image] = []
+    found: list[records.Image] = []
 
     def one() -> None:
         found.append(images.ensure(name, engine, tmp_path, events.append, recipes))
@@ -181,8 +184,8 @@ def test_two_who_want_it_build_it_once(engine: Engine, name: str, recipes: Path,
 KILLED = """
 import sys
 from pathlib import Path
-from qcase import images
-from qcase.containers import Engine
+from qcase.containers.engine import Engine
+from qcase.toolchains import images
 
 name, cache, recipes = sys.argv[1:]
 images.ensure(name, Engine.connect(), Path(cache), lambda event: print(event, flush=True), Path(recipes))
@@ -223,7 +226,7 @@ def test_kill_9_during_a_build_leaves_no_container(engine: Engine, name: str, re
 
 def mirror_answers() -> bool:
     """Is the host's Debian mirror reached? Asked of the network itself, not of what is tested."""
-    main = images.host_mirrors(Path("/etc/apt"), os.environ).main
+    main = debian_archive.host_mirrors(debian_archive.APT, os.environ).main
     assert main is not None
     place = urllib.parse.urlsplit(main.uri)
     assert place.hostname is not None
@@ -241,17 +244,17 @@ def test_a_base_from_the_hosts_mirror(engine: Engine, tmp_path: Path) -> None:
     smallest = BaseDefinition("trixie", "essential")
     if not mirror_answers():
         with pytest.raises(InfraError) as caught:
-            images.make_base(engine, tmp_path, events.append, smallest)
+            base.make_base(engine, tmp_path, events.append, smallest)
         assert "is there a network" in caught.value.hint
         return
-    name = images.make_base(engine, tmp_path, events.append, smallest)
+    name = base.make_base(engine, tmp_path, events.append, smallest)
     try:
         image = engine.api.inspect_image(name)  # type: ignore[no-untyped-call]
         assert name.startswith("qcase/base:trixie-")
         assert name.endswith(image["Config"]["Labels"]["qcase.packages"][:12])
-        packages = images._installed(engine, tmp_path, image["Id"])
-        assert images.packages_digest(packages) == image["Config"]["Labels"]["qcase.packages"]
-        assert images.base(engine, tmp_path) != name
+        packages = image_contents.installed_packages(engine, tmp_path, image["Id"])
+        assert image_lock.packages_digest(packages) == image["Config"]["Labels"]["qcase.packages"]
+        assert base.base(engine, tmp_path) != name
     finally:
         engine.api.remove_image(name, force=True)
     assert messages(events)[0].startswith("making the base image, Debian trixie, from ")
@@ -261,7 +264,7 @@ def test_a_base_from_the_hosts_mirror(engine: Engine, tmp_path: Path) -> None:
 def test_a_mirror_that_is_not_there(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QCASE_DEBIAN_MIRROR", "http://mirror.invalid/debian")
     with pytest.raises(InfraError) as caught:
-        images.make_base(engine, tmp_path, None, BaseDefinition("trixie", "minbase"))
+        base.make_base(engine, tmp_path, None, BaseDefinition("trixie", "minbase"))
     assert "mirror.invalid" in caught.value.where
     assert "is there a network" in caught.value.hint
 
@@ -269,13 +272,13 @@ def test_a_mirror_that_is_not_there(engine: Engine, tmp_path: Path, monkeypatch:
 def test_no_mmdebstrap(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InfraError) as caught:
-        images.make_base(engine, tmp_path, None, BaseDefinition("trixie", "minbase"))
+        base.make_base(engine, tmp_path, None, BaseDefinition("trixie", "minbase"))
     assert str(caught.value) == "mmdebstrap: mmdebstrap is not installed"
     assert "apt-get install mmdebstrap" in caught.value.hint
 
 
 def test_a_base_that_is_there_is_taken(engine: Engine, tmp_path: Path) -> None:
-    first = images.base(engine, tmp_path)
+    first = base.base(engine, tmp_path)
     events: list[Event] = []
-    assert images.base(engine, tmp_path / "another cache", events.append) == first
+    assert base.base(engine, tmp_path / "another cache", events.append) == first
     assert events == []

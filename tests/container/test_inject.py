@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
-from qcase import process, rootfs
+from qcase.disk import image_digest, inject_plan, sparse_files
+from qcase.disk.ext4 import Ext4Image, Kind
+from qcase.disk.inject import BUILD_DIR, IMAGE, OVERLAY_DIR, InjectionJob, injection_job, shell, stage, verify
 from qcase.errors import InfraError
-from qcase.ext4 import Ext4Image, Kind
-from qcase.images import Image
-from tests.unit.test_ext4 import SBIN, debugfs, mkfs, pattern
+from qcase.host import process
+from qcase.host.trees import Tree
+from qcase.toolchains.records import Image
+from tests.processes.test_ext4 import SBIN, debugfs, mkfs, pattern
 
 pytestmark = pytest.mark.container
 
@@ -41,13 +44,13 @@ def toolchain(toolchain_c: Image) -> str:
     return toolchain_c.id
 
 
-def run_step(engine: Any, toolchain: str, job: rootfs.InjectionJob, build: Path, overlay: Path, user: int) -> None:
+def run_step(engine: Any, toolchain: str, job: InjectionJob, build: Path, overlay: Path, user: int) -> None:
     """The container contract: calling user, no network, no capabilities, read-only root."""
     for path in (build, *build.iterdir()):
         os.chown(path, user, GROUP)
     engine.containers.run(
         toolchain,
-        ["sh", "-eu", "-c", rootfs.shell(job)],
+        ["sh", "-eu", "-c", shell(job)],
         user=f"{user}:{GROUP}",
         network_mode="none",
         cap_drop=["ALL"],
@@ -55,8 +58,8 @@ def run_step(engine: Any, toolchain: str, job: rootfs.InjectionJob, build: Path,
         read_only=True,
         tmpfs={"/tmp": ""},
         volumes={
-            str(build): {"bind": rootfs.BUILD_DIR, "mode": "rw"},
-            str(overlay): {"bind": rootfs.OVERLAY_DIR, "mode": "ro"},
+            str(build): {"bind": BUILD_DIR, "mode": "rw"},
+            str(overlay): {"bind": OVERLAY_DIR, "mode": "ro"},
         },
         remove=True,
     )
@@ -67,18 +70,19 @@ def inject(engine: Any, toolchain: str, tmp_path: Path) -> Inject:
     """Write an overlay into a base, the way that `prepare` does it."""
     count = 0
 
-    def run(base: Path, overlay: Path, *, user: int = USER, plan: rootfs.InjectionPlan | None = None) -> Path:
+    def run(base: Path, overlay: Path, *, user: int = USER, plan: inject_plan.InjectionPlan | None = None) -> Path:
         nonlocal count
         count += 1
         build = tmp_path / f"build-{count}"
         build.mkdir()
         if plan is None:
             with Ext4Image.open(base) as image:
-                plan = rootfs.plan(image, overlay)
-        job = rootfs.injection_job(plan)
-        rootfs.stage(job, base, build)
+                plan = inject_plan.plan(image, Tree(overlay))
+        job = injection_job(plan)
+        stage(job, base, Tree(build))
         run_step(engine, toolchain, job, build, overlay, user)
-        return rootfs.verify(build, plan, overlay)
+        verify(Tree(build), plan, Tree(overlay))
+        return build / IMAGE
 
     return run
 
@@ -216,23 +220,25 @@ def test_an_overlay_arrives_as_it_is(options: tuple[str, ...], overlay: Path, tm
         for path, mode in {"/usr/bin/setuid": 0o4755, "/usr/bin/secret": 0o2644, "/private": 0o2750, "/sticky": 0o1777}.items():
             node = image.lookup(path)
             assert node is not None
-            assert (node.mode, node.uid, node.gid, node.mtime) == (mode, 0, 0, rootfs.EPOCH)
+            assert (node.mode, node.uid, node.gid, node.mtime) == (mode, 0, 0, inject_plan.EPOCH)
 
 
 def test_the_same_overlay_gives_the_same_bytes(overlay: Path, tmp_path: Path, inject: Inject) -> None:
-    """Other paths, times, user, hard links, and files that are sparse in another way."""
+    """Other paths, times, user, and files that are sparse in another way."""
     base = mkfs(tmp_path / "base.img", 48 << 20, base_tree(tmp_path / "base"), "-t", "ext4")
     elsewhere = tmp_path / "else where/over,lay"
     elsewhere.mkdir(parents=True)
     shutil.copytree(overlay, elsewhere, symlinks=True, dirs_exist_ok=True)
+    (elsewhere / "other").unlink()
+    os.link(elsewhere / "one", elsewhere / "other")
     (elsewhere / "sparse").unlink()
     (elsewhere / "sparse").write_bytes((overlay / "sparse").read_bytes())
     assert (elsewhere / "sparse").stat().st_blocks > (overlay / "sparse").stat().st_blocks
     moved = tmp_path / "moved.img"
-    rootfs.copy_file_fast(base, moved)
+    sparse_files.copy_file_fast(base, moved)
     one = inject(base, overlay)
     other = inject(moved, elsewhere, user=USER + 1 if os.getuid() == 0 else USER)
-    assert rootfs.digest(one) == rootfs.digest(other)
+    assert image_digest.digest(one) == image_digest.digest(other)
     assert hashlib.sha256(one.read_bytes()).digest() == hashlib.sha256(other.read_bytes()).digest()
 
 
@@ -245,7 +251,7 @@ def test_an_overlay_larger_than_the_free_space(tmp_path: Path, inject: Inject) -
     with Ext4Image.open(first) as image, Ext4Image.open(base) as old:
         assert image.superblock.size == 128 << 20
         assert image.superblock.free_blocks >= old.superblock.free_blocks
-    assert rootfs.digest(first) == rootfs.digest(second)
+    assert image_digest.digest(first) == image_digest.digest(second)
     assert base.stat().st_size == 24 << 20
 
 
@@ -295,7 +301,7 @@ def test_a_full_image_is_an_error_although_debugfs_says_0(tiny: tuple[Path, Path
     base, overlay = tiny
     (overlay / "large").write_bytes(pattern(10 << 20))
     with Ext4Image.open(base) as image:
-        plan = rootfs.plan(image, overlay)
+        plan = inject_plan.plan(image, Tree(overlay))
     assert plan.grow_to_bytes == 64 << 20
     with pytest.raises(InfraError, match="Could not allocate block"):
         inject(base, overlay, plan=replace(plan, grow_to_bytes=None))
@@ -304,7 +310,7 @@ def test_a_full_image_is_an_error_although_debugfs_says_0(tiny: tuple[Path, Path
 def test_a_source_that_went_away(tiny: tuple[Path, Path], inject: Inject) -> None:
     base, overlay = tiny
     with Ext4Image.open(base) as image:
-        plan = rootfs.plan(image, overlay)
+        plan = inject_plan.plan(image, Tree(overlay))
     (overlay / "folder/file").unlink()
     with pytest.raises(InfraError, match="No such file"):
         inject(base, overlay, plan=plan)
@@ -333,17 +339,17 @@ def test_a_damaged_base(tiny: tuple[Path, Path], inject: Inject) -> None:
 def test_every_difference_is_found(command: str, message: str, tiny: tuple[Path, Path], tmp_path: Path, inject: Inject) -> None:
     base, overlay = tiny
     with Ext4Image.open(base) as image:
-        plan = rootfs.plan(image, overlay)
+        plan = inject_plan.plan(image, Tree(overlay))
     written = inject(base, overlay)
     debugfs(written, command)
     with pytest.raises(InfraError, match=message):
-        rootfs.verify(written.parent, plan, overlay)
+        verify(Tree(written.parent), plan, Tree(overlay))
 
 
 def test_every_complaint_is_found(tiny: tuple[Path, Path], inject: Inject) -> None:
     base, overlay = tiny
     with Ext4Image.open(base) as image:
-        plan = rootfs.plan(image, overlay)
+        plan = inject_plan.plan(image, Tree(overlay))
     build = inject(base, overlay).parent
     for log, addition, message in (
         ("write.err", "./x: File not found by ext2_lookup\n", "debugfs: ./x: File not found"),
@@ -353,13 +359,13 @@ def test_every_complaint_is_found(tiny: tuple[Path, Path], inject: Inject) -> No
         content = (build / log).read_text()
         (build / log).write_text(content + addition)
         with pytest.raises(InfraError, match=message):
-            rootfs.verify(build, plan, overlay)
+            verify(Tree(build), plan, Tree(overlay))
         (build / log).write_text(content)
     lines = (build / "write.out").read_text().splitlines(keepends=True)
     (build / "write.out").write_text("".join(lines[:-1]))
     with pytest.raises(InfraError, match="stopped before the command"):
-        rootfs.verify(build, plan, overlay)
+        verify(Tree(build), plan, Tree(overlay))
     (build / "write.out").write_text("".join(lines))
     (build / "steps.log").write_text("base-check 0\nwrite 0\n")
     with pytest.raises(InfraError, match="step 'check' did not end"):
-        rootfs.verify(build, plan, overlay)
+        verify(Tree(build), plan, Tree(overlay))

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from qcase import process
-from qcase.containers import Engine, Mount, Step
+from qcase.arch import Arch
+from qcase.containers.engine import Engine
+from qcase.containers.step import Mount, Step
 from qcase.errors import BuildError
-from qcase.images import Image
-from qcase.model import Arch
-from qcase.pipelines import libraries
+from qcase.host import process
+from qcase.host.trees import Tree
+from qcase.pipelines import elf_libraries
+from qcase.toolchains.records import Image
 
 pytestmark = pytest.mark.container
 
@@ -31,7 +33,7 @@ x86_64-linux-musl-gcc -o rpath two.c -L. -lthere -lgone -Wl,-rpath,'$ORIGIN/../o
 x86_64-linux-musl-gcc -o glibc empty.c -Wl,--dynamic-linker=/lib64/ld-linux-x86-64.so.2
 aarch64-linux-musl-gcc -static -o foreign empty.c
 riscv64-linux-musl-gcc -o riscv empty.c
-cp /opt/qcase/musl/riscv64/lib/libc.so musl
+cp /opt/qcase/musl/riscv64/lib/libc.so libc.so
 """
 
 
@@ -71,44 +73,44 @@ def overlay_of(program: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["static", "dynamic"])
 def test_a_program_that_the_guest_can_load_needs_nothing(name: str, programs: Path, base: Path, tmp_path: Path) -> None:
-    libraries.complete(overlay_of(programs / name, tmp_path), base, Arch.X86_64, "normal/x")
+    elf_libraries.complete(Tree(overlay_of(programs / name, tmp_path)), base, Arch.X86_64, "normal/x")
 
 
 def test_a_library_that_the_guest_has_is_found_and_a_missing_one_is_reported(programs: Path, base: Path, tmp_path: Path) -> None:
     overlay = overlay_of(programs / "two", tmp_path)
     with pytest.raises(BuildError) as caught:
-        libraries.complete(overlay, base, Arch.X86_64, "normal/x")
+        elf_libraries.complete(Tree(overlay), base, Arch.X86_64, "normal/x")
     assert caught.value.what == "usr/bin/x needs libgone.so.1, which neither its overlay nor the guest has"
     (overlay / "usr" / "lib").mkdir()
     (overlay / "usr" / "lib" / "libgone.so.1").symlink_to("libgone.so.1.0")
-    libraries.complete(overlay, base, Arch.X86_64, "normal/x")
+    elf_libraries.complete(Tree(overlay), base, Arch.X86_64, "normal/x")
 
 
 def test_a_library_beside_the_program_is_found_through_its_run_path(programs: Path, base: Path, tmp_path: Path) -> None:
     overlay = overlay_of(programs / "rpath", tmp_path)
     (overlay / "usr" / "own").mkdir()
     shutil.copy(programs / "libgone.so", overlay / "usr" / "own" / "libgone.so.1")
-    libraries.complete(overlay, base, Arch.X86_64, "normal/x")
+    elf_libraries.complete(Tree(overlay), base, Arch.X86_64, "normal/x")
 
 
 def test_a_program_for_another_libc_is_told(programs: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"needs the loader /lib64/ld-linux-x86-64\.so\.2, which the guest does not have"):
-        libraries.complete(overlay_of(programs / "glibc", tmp_path), base, Arch.X86_64, "normal/x")
+        elf_libraries.complete(Tree(overlay_of(programs / "glibc", tmp_path)), base, Arch.X86_64, "normal/x")
 
 
 def test_a_program_for_another_architecture_is_told(programs: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="another architecture than x86_64: usr/bin/x is for AARCH64"):
-        libraries.complete(overlay_of(programs / "foreign", tmp_path), base, Arch.X86_64, "normal/x")
+        elf_libraries.complete(Tree(overlay_of(programs / "foreign", tmp_path)), base, Arch.X86_64, "normal/x")
 
 
 def test_musl_goes_along_to_a_guest_that_has_none(programs: Path, base: Path, tmp_path: Path) -> None:
     (tmp_path / "usr/bin").mkdir(parents=True)
     shutil.copy(programs / "riscv", tmp_path / "usr/bin/riscv")
     with pytest.raises(BuildError, match=r"usr/bin/riscv needs the loader /lib/ld-musl-riscv64\.so\.1"):
-        libraries.complete(tmp_path, base, Arch.RISCV64, "case")
-    libraries.complete(tmp_path, base, Arch.RISCV64, "case", musl=programs / "musl")
+        elf_libraries.complete(Tree(tmp_path), base, Arch.RISCV64, "case")
+    elf_libraries.complete(Tree(tmp_path), base, Arch.RISCV64, "case", toolchain=Tree(programs))
     loader = tmp_path / "lib/ld-musl-riscv64.so.1"
-    assert loader.read_bytes() == (programs / "musl").read_bytes()
+    assert loader.read_bytes() == (programs / "libc.so").read_bytes()
     assert loader.stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "lib/libc.musl-riscv64.so.1").readlink() == Path(loader.name)
     assert (tmp_path / "etc/ld-musl-riscv64.path").is_file()
@@ -117,5 +119,5 @@ def test_musl_goes_along_to_a_guest_that_has_none(programs: Path, base: Path, tm
 def test_musl_does_not_go_to_a_guest_that_has_it(programs: Path, base: Path, tmp_path: Path) -> None:
     (tmp_path / "usr/bin").mkdir(parents=True)
     shutil.copy(programs / "dynamic", tmp_path / "usr/bin/dynamic")
-    libraries.complete(tmp_path, base, Arch.X86_64, "case", musl=programs / "musl")
+    elf_libraries.complete(Tree(tmp_path), base, Arch.X86_64, "case", toolchain=Tree(programs))
     assert not (tmp_path / "lib").exists()

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from qcase import images
-from qcase.containers import Engine, socket_path
+from qcase.containers.connection import socket_path
+from qcase.containers.engine import Engine
+from qcase.toolchains import base as base_module
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.container
@@ -23,15 +24,16 @@ pytestmark = pytest.mark.container
 PROGRAM = """
 import sys
 from pathlib import Path
-from qcase import process
-from qcase.containers import Engine, Mount, Step
+from qcase.containers.engine import Engine
+from qcase.containers.step import Mount, Step
 from qcase.errors import QcaseError
+from qcase.host import process
 
 image, workspace, store = sys.argv[1:]
 try:
     with Engine.connect(Path(workspace)) as engine:
         for place in (workspace, store):
-            engine.places.seen(Path(place))
+            engine.host_paths.seen(Path(place))
         for place in (workspace, store):
             (Path(place) / "given").write_text("given " + place)
             mounts = (Mount(Path(place), "/qcase/build", False),)
@@ -51,7 +53,17 @@ def volume(shared_engine: Engine, test_cache: Path) -> Iterator[str]:
     name = f"qcase-test-{uuid.uuid4().hex[:8]}"
     shared_engine.api.create_volume(name, labels={"qcase": "1"})
     # The engine gives it to root; whoever runs the tests is to write there.
-    open_it = ["docker", "run", "--rm", "-v", f"{name}:/cache", images.base(shared_engine, test_cache), "chmod", "1777", "/cache"]
+    open_it = [
+        "docker",
+        "run",
+        "--rm",
+        "-v",
+        f"{name}:/cache",
+        base_module.base(shared_engine, test_cache),
+        "chmod",
+        "1777",
+        "/cache",
+    ]
     subprocess.run(open_it, check=True)
     yield name
     shared_engine.api.remove_volume(name, force=True)
@@ -59,7 +71,7 @@ def volume(shared_engine: Engine, test_cache: Path) -> Iterator[str]:
 
 def run(engine: Engine, cache: Path, arguments: list[str], workspace: str, store: str) -> str:
     """The program in a container. Returns what it said."""
-    base = images.base(engine, cache)
+    base = base_module.base(engine, cache)
     own = {Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), ROOT}
     seen = [path for path in own if not path.is_relative_to("/usr")]
     group = Path(socket_path(os.environ)).stat().st_gid
@@ -67,7 +79,17 @@ def run(engine: Engine, cache: Path, arguments: list[str], workspace: str, store
     argv += ["--user", f"{os.getuid()}:{os.getgid()}", "--group-add", str(group)]
     argv += [part for path in seen for part in ("-v", f"{path}:{path}:ro")]
     argv += ["-v", f"{socket_path(os.environ)}:/var/run/docker.sock", *arguments]
-    argv += ["--env", f"PYTHONPATH={ROOT}", base, sys.executable, "-c", PROGRAM, images.base(engine, cache), workspace, store]
+    argv += [
+        "--env",
+        f"PYTHONPATH={ROOT}",
+        base,
+        sys.executable,
+        "-c",
+        PROGRAM,
+        base_module.base(engine, cache),
+        workspace,
+        store,
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

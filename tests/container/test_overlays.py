@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from qcase import guests, process
-from qcase.ext4 import Ext4Image
-from qcase.model import Arch
-from tests.unit.test_ext4 import SBIN, mkfs
+from qcase.arch import Arch
+from qcase.disk.ext4 import Ext4Image
+from qcase.guests import guest
+from qcase.host import process
+from tests.processes.test_ext4 import SBIN, mkfs
 from tests.vm import workspaces
 from tests.vm.workspaces import Outcome, Workspace, c_program, run, says
 
@@ -44,6 +45,9 @@ FILL = """\
     ln -s "a folder/a file" opt/link
     ln -s nowhere/at/all opt/dangling
     ln -s /usr/bin opt/absolute
+    echo one >opt/first
+    ln opt/first opt/second
+    ln opt/first usr/bin/third
     seq 1 4000000 | head -c SIZE >opt/large
     """.replace("SIZE", str(LARGE))
 CHECK = """\
@@ -57,6 +61,8 @@ CHECK = """\
     cat link /lib/from-lib.txt
     sha256sum large
     ls absolute/check
+    stat -c '%h|%s|%n' first second /usr/bin/third
+    [ first -ef second ] && [ first -ef /usr/bin/third ] && echo "one file"
     echo "all of it, $((6 * 7))"
     """
 
@@ -64,7 +70,7 @@ CHECK = """\
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, test_cache: Path) -> Path:
     workspaces.provide(test_cache)
-    alpine = guests.alpine(Arch.AARCH64, test_cache, emit=lambda _: None)
+    alpine = guest.alpine_guest(Arch.AARCH64, test_cache, emit=lambda _: None)
     folder = tmp_path_factory.mktemp("base")
     root = folder / "root"
     for name in ("bin", "sbin", "etc", "usr/bin", "usr/lib", "proc", "sys", "dev", "run", "tmp", "root", "opt"):
@@ -117,7 +123,7 @@ def test_everything_arrives_as_it_is(outcome: tuple[Workspace, Outcome]) -> None
     assert case["verdict"] == "pass", ran.said
     said = (made.root / case["console_log"]).read_text().replace("\r", "")
     lines = said[said.index("check\n") :].splitlines()[1:]
-    assert lines[:14] == [
+    assert lines[:18] == [
         "a folder/a file|regular file|640|0:0|7",
         "empty|directory|755|0:0|" + lines[1].rpartition("|")[2],
         "/usr/bin/raised|regular file|4755|0:0|11",
@@ -132,6 +138,7 @@ def test_everything_arrives_as_it_is(outcome: tuple[Workspace, Outcome]) -> None
         "lib",
         f"{large_digest()}  large",
         "absolute/check",
+        *("3|4|first", "3|4|second", "3|4|/usr/bin/third", "one file"),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from qcase import content, images
-from qcase.containers import Engine, Step
-from qcase.model import Arch
+from qcase.arch import Arch
+from qcase.containers.engine import Engine
+from qcase.containers.step import Mount, Step
+from qcase.host import crash_cleanup
+from qcase.toolchains import images
 from tests import packages
 from tests.packages import Repository, older
 from tests.vm import workspaces
@@ -103,7 +106,7 @@ def world(
     )  # fmt: skip
     store = workspaces.fresh_store(folder / "store", test_cache)
     yield made, store, run(made, store=store)
-    content.remove_tree(store / "v1")
+    crash_cleanup.remove_tree(store / "v2")
 
 
 def test_packages_arrive_in_the_guest(world: tuple[Workspace, Path, workspaces.Outcome]) -> None:
@@ -113,7 +116,7 @@ def test_packages_arrive_in_the_guest(world: tuple[Workspace, Path, workspaces.O
 
 
 def test_only_what_a_program_needs_comes_along(world: tuple[Workspace, Path, workspaces.Outcome]) -> None:
-    overlays = [path for path in (world[1] / "v1" / "overlays").glob("*/*/content") if (path / "usr/bin/count").is_file()]
+    overlays = [path for path in (world[1] / "v2" / "overlays").glob("*/*/content") if (path / "usr/bin/count").is_file()]
     assert len(overlays) == 1
     assert sorted(str(path.relative_to(overlays[0])) for path in overlays[0].rglob("*") if path.is_file()) == [
         "usr/bin/count",
@@ -122,7 +125,7 @@ def test_only_what_a_program_needs_comes_along(world: tuple[Workspace, Path, wor
 
 
 def test_an_overlay_holds_what_packages_brought_and_nothing_else(world: tuple[Workspace, Path, workspaces.Outcome]) -> None:
-    overlays = [path for path in (world[1] / "v1" / "overlays").glob("*/*/content") if (path / "usr/bin/greeting").is_file()]
+    overlays = [path for path in (world[1] / "v2" / "overlays").glob("*/*/content") if (path / "usr/bin/greeting").is_file()]
     assert [sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()) for path in overlays] == [
         ["usr/bin/greeting", "usr/share/greeting/voice", "usr/share/greeting/words"]
     ]
@@ -135,7 +138,7 @@ def test_everything_is_built_again_from_downloads(
     made, store, _ = world
     empty = replace(repository, folder=tmp_path / "repository", key=tmp_path / "repository" / repository.key.name)
     shutil.copytree(repository.folder, empty.folder, ignore=shutil.ignore_patterns("*.apk"))
-    content.remove_tree(store / "v1")
+    crash_cleanup.remove_tree(store / "v2")
     again = run(made, "--offline", store=store, env=empty.environment)
     assert set(again.verdicts.values()) == {"pass"}, again.said
     assert {again.case(name)["cache"] for name in again.verdicts} == {"miss"}
@@ -248,6 +251,42 @@ def test_a_hook_prepares_the_staging_root(tmp_path: Path, own: Repository, test_
     assert "prepare_staging_root ended with status 4" in outcome.case("hook")["reason"]
 
 
+def test_setuid_programs_of_packages_arrive_and_attributes_are_refused_by_name(
+    tmp_path: Path, own: Repository, shared_engine: Engine, test_cache: Path
+) -> None:
+    alpine = images.ensure("alpine", shared_engine, test_cache)
+    work = tmp_path / "work"
+    for name in ("raised", "marked"):
+        program = work / name / "usr/bin" / name
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o4755 if name == "raised" else 0o755)
+    os.setxattr(work / "marked/usr/bin/marked", "user.mine", b"x")
+    shutil.copyfile(own.private, work / "key.rsa")
+    shutil.copytree(own.folder / Arch.AARCH64, work / "index")
+    pack = """
+        for name in raised marked; do
+            file=index/$name-1.0-r0.apk
+            apk mkpkg -I name:$name -I version:1.0-r0 -I arch:aarch64 -I license:none -I description:x -F $name -o $file
+            apk adbsign --sign-key key.rsa --allow-untrusted $file
+        done
+        apk mkndx --quiet --sign-key key.rsa --allow-untrusted -o index/APKINDEX.tar.gz index/*.apk
+        """
+    mounts = (Mount(work, "/qcase/build", False),)
+    step = Step(image=alpine.id, argv=("sh", "-euc", pack), mounts=mounts, workdir="/qcase/build", timeout=60, name="pack")
+    shared_engine.check(step)
+    shutil.copytree(work / "index", own.folder / Arch.AARCH64, dirs_exist_ok=True)
+    made = Workspace.make(tmp_path / "w", own.config)
+    command = "stat -c mode=%a /usr/bin/raised"
+    made.case("raised", shell_init_cmd=command, success_regex=["^mode=4755$"], qcase={"packages": ["raised"]})
+    made.case("marked", shell_init_cmd="true", success_regex=["^never$"], qcase={"packages": ["marked"]})
+    store = workspaces.fresh_store(tmp_path / "store", test_cache)
+    outcome = run(made, store=store)
+    assert outcome.verdicts == {"raised": "pass", "marked": "build-error"}, outcome.said
+    assert "usr/bin/marked has an extended attribute in its package" in outcome.case("marked")["reason"]
+    assert not [path for path in (store / "v2").rglob("*") if path.lstat().st_mode & 0o6000]
+
+
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
@@ -277,6 +316,6 @@ def test_a_mirror_with_packages_of_the_older_format(
     assert outcome.verdicts == {"older": "pass"}, outcome.said
     (file,) = downloads(store)
     assert file.read_bytes() == (tmp_path / "mirror" / Arch.AARCH64 / older.NAME).read_bytes()
-    content.remove_tree(store / "v1")
+    crash_cleanup.remove_tree(store / "v2")
     assert "cannot be reached" in run(made, store=store, env=settings).case("older")["reason"]
     assert run(made, "--offline", store=store, env=settings).verdicts == {"older": "pass"}

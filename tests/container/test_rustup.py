@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from qcase.containers import Engine, Step
-from qcase.images import Image
-from qcase.model import Arch
+from qcase.arch import Arch
+from qcase.containers.engine import Engine
+from qcase.containers.step import Step
+from qcase.toolchains.records import Image
 from tests.container.builds import Case
 from tests.container.test_rust import (
     WORKSPACE,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from qcase import images
-from qcase.containers import Engine
+from qcase.containers.engine import Engine
+from qcase.toolchains import base as base_module
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.container
@@ -34,7 +34,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_an_ordinary_user_is_told_what_root_has_to_do(shared_engine: Engine, test_cache: Path, project: Path) -> None:
-    base = images.base(shared_engine, test_cache)
+    base = base_module.base(shared_engine, test_cache)
     done = setup(base, project)
     assert done.returncode == 2
     missing, paste, elsewhere = done.stderr.splitlines()

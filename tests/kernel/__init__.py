@@ -15,9 +15,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from qcase import images
-from qcase.containers import Engine, Mount, Step
-from qcase.model import Arch
+from qcase.arch import Arch
+from qcase.containers.engine import Engine
+from qcase.containers.step import Mount, Step
+from qcase.toolchains import images
 from tests.vm.workspaces import Workspace
 
 SOURCES = Path(__file__).parent

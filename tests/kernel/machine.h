@@ -40,6 +40,7 @@ static inline void fault(void)
     struct { unsigned short limit; u64 base; } __attribute__((packed)) none = {0, 0};
     __asm__ volatile("lidt %0; int3" ::"m"(none));
 }
+static inline void out_byte(u32 port, u8 value) { out8(port, value); }
 static inline void relax(void) { __asm__ volatile("pause"); }
 static inline void halt(void) { __asm__ volatile("cli; hlt"); }
 static inline void sleep_ms(u64 ms)
@@ -70,6 +71,7 @@ static inline void psci(u64 function)
 static inline void power_off(void) { psci(0x84000008); }
 static inline void reboot(void) { psci(0x84000009); }
 static inline void fault(void) { reboot(); }
+static inline void out_byte(u32 port, u8 value) { (void)port, (void)value; }
 static inline void relax(void) { __asm__ volatile("yield"); }
 static inline void halt(void) { __asm__ volatile("wfi"); }
 static inline void sleep_ms(u64 ms)
@@ -106,6 +108,7 @@ static inline void reset_by_sbi(u64 kind)
 static inline void power_off(void) { reset_by_sbi(0); }
 static inline void reboot(void) { reset_by_sbi(1); }
 static inline void fault(void) { reboot(); }
+static inline void out_byte(u32 port, u8 value) { (void)port, (void)value; }
 static inline void relax(void) { __asm__ volatile("nop"); }
 static inline void halt(void) { __asm__ volatile("wfi"); }
 static inline void sleep_ms(u64 ms)

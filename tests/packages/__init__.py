@@ -26,9 +26,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from qcase import images
-from qcase.containers import Engine, Mount, Step
+from qcase.containers.engine import Engine
+from qcase.containers.step import Mount, Step
 from qcase.events import Emit, Progress
+from qcase.toolchains import images, recipes
 
 HERE = Path(__file__).resolve().parent
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -54,7 +55,7 @@ class Repository:
 
 def provide(engine: Engine, cache: Path, emit: Emit = lambda _: None) -> Repository:
     """The repository, made if it is not there. Others who want it meanwhile wait."""
-    recipe = images.recipe_digest("packages", HERE / "images")
+    recipe = recipes.recipe_digest("packages", HERE / "images")
     parts = [recipe, *(path.read_text() for path in sorted(HERE.iterdir()) if path.suffix in (".sh", ".c", ".h", ".pc"))]
     folder = cache / f"packages-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
     made = Repository(folder / "repository", folder / "repository" / "qcase-tests.rsa.pub", folder / "key.rsa")

@@ -8,13 +8,14 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from qcase import guests, process
-from qcase.containers import Engine
+from qcase.arch import Arch
+from qcase.containers.engine import Engine
+from qcase.disk.ext4 import Ext4Image
 from qcase.errors import QcaseError
 from qcase.events import Event, Progress
-from qcase.ext4 import Ext4Image
-from qcase.model import Arch
-from qcase.packages import REPOSITORIES_VARIABLE
+from qcase.guests import guest
+from qcase.guests.packages.repositories import REPOSITORIES_VARIABLE
+from qcase.host import process
 from tests import packages
 
 PATIENCE = 5.0  # seconds for a repository's answer
@@ -46,7 +47,7 @@ def main() -> int:
     cache = Path(os.environ.get("QCASE_TEST_CACHE") or Path.home() / ".cache" / "qcase-tests")
     cache.mkdir(parents=True, exist_ok=True)
     try:
-        if answers(guests.alpine(Arch.X86_64, cache, emit=say).rootfs):
+        if answers(guest.alpine_guest(Arch.X86_64, cache, emit=say).rootfs):
             return 0
         with Engine.connect() as engine:
             made = packages.provide(engine, cache, say)

@@ -12,7 +12,8 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from qcase.containers import Engine, Mount, Step
+from qcase.containers.engine import Engine
+from qcase.containers.step import Mount, Step
 from tests.packages import Repository
 
 NAME = "older-1.0-r0.apk"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qcase import accel
-from qcase.model import Arch
+from qcase.arch import Arch
+from qcase.vm import accelerator
 from tests.vm import workspaces
 from tests.vm.workspaces import Workspace
 
@@ -34,7 +34,7 @@ def test_auto_tries_kvm_once_and_says_what_came_of_it(test_cache: Path, tmp_path
     used = first.case("one")["booted"]["accel"]
     reason = f"accel auto: {used}" + (", since " if used == "tcg" else "")
     assert reason in first.said
-    assert took < accel.LIMIT + 2 + SLACK
+    assert took < accelerator.LIMIT + 2 + SLACK
     began = time.monotonic()
     again = workspaces.start(made, store=store, arch=HOST)
     again.until("accel auto: ")

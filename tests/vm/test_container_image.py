@@ -1,6 +1,6 @@
 """The image of the Containerfile: the same suite on this machine and in it gives the same keys, overlays and images.
 
-`python -m tests.same_everywhere` prints a table of that for all examples.
+`python -m tests.tools.same_everywhere` prints a table of that for all examples.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from qcase import __version__
-from qcase.containers import Engine, socket_path
-from qcase.model import Arch
-from tests import same_everywhere
+from qcase.arch import Arch
+from qcase.containers.connection import socket_path
+from qcase.containers.engine import Engine
 from tests.conftest import ROOT
+from tests.tools import same_everywhere
 from tests.vm.workspaces import Workspace, c_program, fresh_store, run, says
 
 pytestmark = [pytest.mark.vm, pytest.mark.container]
@@ -90,7 +91,7 @@ def test_the_same_suite_here_and_there(
     assert len(rows) >= 4
     assert all(row.here == row.there for row in rows), same_everywhere.table(rows)
     # What it made belongs to the owner of the workspace, and not to root.
-    made = [path for place in (workspace.root / "target", there / "v1") for path in place.rglob("*")]
+    made = [path for place in (workspace.root / "target", there / "v2") for path in place.rglob("*")]
     assert {(path.lstat().st_uid, path.lstat().st_gid) for path in made} == {CALLER}
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from qcase.model import Arch, CaseResult, Fault, Verdict
-from qcase.report.json import case_document
+from qcase.arch import Arch
+from qcase.model import CaseResult, Fault, Verdict
+from qcase.report.json_report import case_document
 from tests.vm import workspaces
 from tests.vm.workspaces import Outcome, Workspace, c_program, run, says
 
@@ -136,7 +137,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made.broken("wrong-types", 'args = "x"\ntimeout = "1"\nsuccess_regex = ["("]\n')
     made.case("two-pipelines", {**c_program(says("x")), "sh/x": "#!/bin/sh\n"}, success_regex=["x"])
     made.case("two-and-grouped", {**c_program(says("x")), "sh/x": "#!/bin/sh\n"}, test_commands=["x"])
-    made.case("refused-by-qemu", args=["-nographic", "-no-such-option"], success_regex=["x"])
+    made.case("refused-by-qemu", args=["-nographic", "-device", "no-such-device"], success_regex=["x"])
     return made
 
 
@@ -188,7 +189,7 @@ def test_infrastructure_before_configuration_before_a_case(mixed: Workspace, all
         (
             "refused-by-qemu",
             "infra",
-            "QEMU did not start the guest (status 1): qemu-system-aarch64: -no-such-option: invalid option",
+            "QEMU did not start the guest (status 1): qemu-system-aarch64: -device no-such-device: ",
         ),
     ],
 )
@@ -274,6 +275,35 @@ def test_a_store_too_small_for_the_guest(workspace: Workspace, wheels: Path, tmp
     said = reason_of(outcome, "plain")
     assert "the disk is full" in said
     assert "hint: free 1 GB, or set QCASE_CACHE_DIR" in said
+
+
+def test_no_room_for_what_the_guest_writes(tmp_path: Path, test_cache: Path) -> None:
+    """QEMU pauses the guest then. It is told at once, and no case is blamed for its time."""
+    workspaces.provide(test_cache)
+    made = Workspace.make(tmp_path / "w")
+    fill = "dd if=/dev/zero of=/root/big bs=1M count=40 2>/dev/null; sync; echo rc=''0"
+    made.case("fill", shell_init_cmd=fill, success_regex=["^rc=0$"])
+    small = tmp_path / "small"
+    small.mkdir()
+    full = in_namespace(f'mount -t tmpfs -o size=2M none "{small}"')
+    outcome = run(made, store=test_cache, env={"TMPDIR": str(small)}, prefix=full)
+    said = reason_of(outcome, "fill")
+    assert f"no room on the host for what the guest writes: {small} is full" in said
+    assert "hint: free some there, or set TMPDIR" in said
+    assert outcome.case("fill")["fault"] == "infra"
+    assert outcome.case("fill")["times"]["total"] < 60  # of 120
+
+
+def test_a_machine_that_its_guest_stops(tmp_path: Path, test_cache: Path) -> None:
+    """A panic that a guest tells its machine of, by the port of pvpanic, is a panic, though PASS stands on the console."""
+    workspaces.provide(test_cache)
+    made = Workspace.make(tmp_path / "w")
+    args = [*workspaces.ARGS[Arch.X86_64], "-device", "pvpanic", "-action", "panic=pause"]
+    tell = r"echo PA''SS; printf '\001' | dd of=/dev/port bs=1 seek=1285 2>/dev/null"
+    made.case("tells", arch=Arch.X86_64, args=args, shell_init_cmd=tell, success_regex=["^PASS$"])
+    outcome = run(made, store=test_cache, arch=Arch.X86_64)
+    assert outcome.verdicts == {"tells": "panic"}, outcome.said
+    assert outcome.case("tells")["reason"] == "the guest told its machine of a panic"
 
 
 @pytest.mark.parametrize("option", ["size=4k", "nr_inodes=3"])

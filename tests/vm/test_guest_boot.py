@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from qcase import guests, images, initramfs
+from qcase.arch import Arch
+from qcase.disk.ext4 import Ext4Image
 from qcase.errors import InfraError
 from qcase.events import Event, Warned
-from qcase.ext4 import Ext4Image
-from qcase.guests import Guest
-from qcase.model import Arch
-from qcase.process import Deadline, spawn
+from qcase.guests import initramfs
+from qcase.guests.guest import DEBIAN, Guest, GuestChoice, Tools, alpine_guest, built_in, resolve
+from qcase.host.process import Deadline, spawn
+from qcase.toolchains import base
 from tests.conftest import ROOT
 from tests.vm import workspaces
 
@@ -46,14 +47,14 @@ def cache() -> Path:
 def guest(request: pytest.FixtureRequest, cache: Path) -> Guest:
     """An architecture stands for its `alpine`; `debian-<arch>` is the other one, for which the image `c` is needed."""
     if isinstance(request.param, Arch):
-        return guests.alpine(request.param, cache, emit=ignore)
+        return alpine_guest(request.param, cache, emit=ignore)
     return debian(Arch(request.param.partition("-")[2]), request)
 
 
 def debian(arch: Arch, request: pytest.FixtureRequest) -> Guest:
     cache, engine = request.getfixturevalue("test_cache"), request.getfixturevalue("shared_engine")
-    tools = guests.Tools(lambda: engine, lambda: images.base(engine, cache), lambda: request.getfixturevalue("toolchain_c").id)
-    return guests.built_in(guests.DEBIAN, arch, cache, tools=tools, emit=ignore)
+    tools = Tools(lambda: engine, lambda: base.base(engine, cache), lambda: request.getfixturevalue("toolchain_c").id)
+    return built_in(DEBIAN, arch, cache, tools=tools, emit=ignore)
 
 
 def in_guests(*names: Arch | str) -> pytest.MarkDecorator:
@@ -243,8 +244,8 @@ def test_an_image_of_ones_own_boots_with_the_built_in_kernel(guest: Guest, cache
     subprocess.run(["cp", "--sparse=always", guest.rootfs, image], check=True)
     image.chmod(0o644)
     kernel = guest.name.partition("-")[0]
-    spec = guests.GuestSpec(rootfs="disk.img", kernel=kernel, hostname="my.box", append="loglevel=6")
-    mine = guests.resolve(spec, guest.arch, tmp_path, cache, emit=ignore)
+    spec = GuestChoice(rootfs="disk.img", kernel=kernel, hostname="my.box", append="loglevel=6")
+    mine = resolve(spec, guest.arch, tmp_path, cache, emit=ignore)
     assert mine.rootfs == image
     assert (mine.kernel, mine.initrd) == (guest.kernel, guest.initrd)
     assert mine.append == guest.append.replace("=qcase", "=my.box") + " loglevel=6"
@@ -285,7 +286,7 @@ def test_a_store_may_be_moved_but_not_changed(guest: Guest, cache: Path, wheels:
     store.mkdir()
     subprocess.run(["cp", "-r", "--sparse=always", cache / "guests", store], check=True)
     events: list[Event] = []
-    moved = guests.alpine(guest.arch, store, offline=True, emit=events.append)
+    moved = alpine_guest(guest.arch, store, offline=True, emit=events.append)
     assert moved.digests == guest.digests
     assert not events
 
@@ -295,11 +296,11 @@ def test_a_store_may_be_moved_but_not_changed(guest: Guest, cache: Path, wheels:
         kernel.seek(1 << 20)
         kernel.write(b"worm")
     with pytest.raises(InfraError, match="not in the store"):
-        guests.alpine(guest.arch, store, offline=True, emit=events.append)
+        alpine_guest(guest.arch, store, offline=True, emit=events.append)
     assert isinstance(events[0], Warned)
     assert str(moved.kernel) in events[0].message
 
     assert moved.initrd is not None
     shutil.rmtree(moved.kernel.parent)
-    again = guests.alpine(guest.arch, store, emit=events.append)
+    again = alpine_guest(guest.arch, store, emit=events.append)
     assert again.digests == guest.digests

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from qcase.containers import Engine, socket_path
+from qcase.containers.connection import socket_path
+from qcase.containers.engine import Engine
 from tests.vm.workspaces import Outcome, Workspace, c_program, fresh_store, run, says, start
 
 pytestmark = [pytest.mark.vm, pytest.mark.container]
@@ -142,7 +143,7 @@ def test_hostile_cases(tmp_path: Path, test_cache: Path, shared_engine: Engine) 
     assert outcome.exit_code == 1
 
     # Contained: it could do nothing, and nobody heard of it.
-    (report,) = store.glob("v1/overlays/*/*/content/report")
+    (report,) = store.glob("v2/overlays/*/*/content/report")
     assert not (report / "could").exists(), (report / "could").read_text()
     assert came == []
     environment = (report / "environment").read_text()

@@ -20,10 +20,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from qcase import __version__, guests
-from qcase.model import Arch
+from qcase import __version__
+from qcase.arch import Arch
+from qcase.guests import guest
 from tests.conftest import ROOT
-from tests.unit.test_wheel import COMMIT, build, copy_of_the_sources
+from tests.processes.test_wheel import COMMIT, build, copy_of_the_sources
 
 pytestmark = pytest.mark.vm
 
@@ -113,7 +114,7 @@ def works(qcase: Path, env: dict[str, str], place: Path, test_cache: Path, pytho
         qcase.resolve().with_name("python"), "-c", "import sys; print('%d.%d' % sys.version_info[:2])", env=env, cwd=place
     )
     assert shown == f"{python}\n"
-    guests.alpine(Arch.AARCH64, test_cache, emit=lambda _: None)
+    guest.alpine_guest(Arch.AARCH64, test_cache, emit=lambda _: None)
     suite = place / "linux"
     shutil.copytree(ROOT / "examples" / "linux", suite, ignore=shutil.ignore_patterns("target"))
     arguments = ("--cache-dir", str(test_cache), "--arch", "aarch64", "--json", str(place / "results.json"), "smoke")

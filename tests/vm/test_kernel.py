@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qcase.model import Arch
+from qcase.arch import Arch
 from tests import kernel
 from tests.vm import workspaces
 from tests.vm.workspaces import Outcome

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from qcase import guests
-from qcase.containers import Engine
-from qcase.images import Image
-from qcase.model import Arch
+from qcase.arch import Arch
+from qcase.containers.engine import Engine
+from qcase.guests import guest
+from qcase.toolchains.records import Image
 from tests import kernel
 from tests.vm import workspaces
 from tests.vm.workspaces import QCASE, Workspace
@@ -88,7 +88,7 @@ def test_a_kernel_on_the_command_line_wins(kernels: Mapping[Arch, Path], tmp_pat
 
 def test_a_kernel_that_is_packed_for_firmware_is_unpacked(test_cache: Path, tmp_path: Path) -> None:
     """QEMU before 8 does not start arm64's EFI zboot files."""
-    alpine = guests.alpine(Arch.AARCH64, test_cache, emit=lambda _: None)
+    alpine = guest.alpine_guest(Arch.AARCH64, test_cache, emit=lambda _: None)
     assert alpine.kernel is not None
     packed = gzip.compress(alpine.kernel.read_bytes(), 1)
     made = Workspace.make(

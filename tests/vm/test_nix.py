@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from qcase import __version__, firmware
-from qcase.model import Arch
+from qcase import __version__
+from qcase.arch import Arch
+from qcase.vm import firmware
 from tests.conftest import ROOT
 from tests.vm.workspaces import provide
 
@@ -146,7 +147,7 @@ def test_a_plain_case_runs_with_the_packages_own_qemu(nix: Nix, test_cache: Path
     (keyring,) = re.findall(r"^QCASE_DEBIAN_KEYRING=\$\{QCASE_DEBIAN_KEYRING-'([^']+)'\}", wrapper, re.MULTILINE)
     assert Path(keyring).read_bytes() == Path("/usr/share/keyrings/debian-archive-keyring.gpg").read_bytes()
     (folders,) = re.findall(r"^QCASE_FIRMWARE_PATH=\$\{QCASE_FIRMWARE_PATH-'([^']+)'\}", wrapper, re.MULTILINE)
-    found = firmware.find(Arch.X86_64, {}, firmware.places({"QCASE_FIRMWARE_PATH": folders})[2:3])
+    found = firmware.find(Arch.X86_64, {}, firmware.search_path({"QCASE_FIRMWARE_PATH": folders})[2:3])
     assert found.code.name == "OVMF_CODE.fd"
     assert found.variables is not None
 

@@ -1,7 +1,7 @@
 """qcase as somebody who is not root and may talk to the engine: all that it makes is his, and nothing runs as anybody else.
 
 Where the tests run as root, the program runs as another user, in a mount namespace in which its interpreter can be read: that may
-lie below root's own closed home.
+lie below root's own closed home. There the user has an entry in /etc/passwd, and is a member of the group docker in /etc/group.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,16 +17,31 @@ from pathlib import Path
 
 import pytest
 
-from qcase.containers import socket_path
-from qcase.content import remove_tree
+from qcase.containers.connection import socket_path
+from qcase.host.crash_cleanup import remove_tree
 from tests.conftest import ROOT
 from tests.packages import Repository
 from tests.vm import workspaces
 from tests.vm.workspaces import Workspace, c_program
 
 UID = 54321
+USER = "qcase-tester"
 
 pytestmark = [pytest.mark.vm, pytest.mark.container, pytest.mark.timeout(2400)]
+
+
+def accounts(group: int, home: Path) -> dict[str, str]:
+    """/etc/passwd and /etc/group with one more user, who is a member of the group of the engine's socket."""
+    files = {name: Path("/etc", name).read_text() for name in ("passwd", "group")}
+    files["passwd"] += f"{USER}:x:{UID}:{UID}::{home}:/bin/sh\n"
+    rows = [row.split(":") for row in files["group"].splitlines()]
+    if all(row[2] != str(group) for row in rows):
+        rows.append(["qcase-engine", "x", str(group), ""])
+    for row in rows:
+        if row[2] == str(group):
+            row[3] = ",".join(filter(None, (row[3], USER)))
+    files["group"] = "".join(f"{':'.join(row)}\n" for row in (*rows, [USER, "x", str(UID), ""]))
+    return files
 
 
 def as_another_user(folder: Path, cache: Path) -> list[str]:
@@ -45,7 +61,10 @@ def as_another_user(folder: Path, cache: Path) -> list[str]:
         for place in (place for place in needed if above in place.parents):
             there = shlex.quote(str(place))
             opened += [f"mkdir -p {there}", f"mount --bind {aside}/{shlex.quote(str(place.relative_to(above)))} {there}"]
-    become = f'exec setpriv --reuid {UID} --regid {UID} --groups {group} --no-new-privs "$@"'
+    for name, text in accounts(group, folder / "mine").items():
+        (folder / name).write_text(text)
+        opened.append(f"mount --bind {shlex.quote(str(folder / name))} /etc/{name}")
+    become = f'exec setpriv --reuid {UID} --regid {UID} --init-groups --no-new-privs "$@"'
     return ["unshare", "--mount", "--propagation", "private", "sh", "-euc", "\n".join([*opened, become]), "sh"]
 
 
@@ -104,3 +123,27 @@ def test_all_that_is_made_belongs_to_who_made_it_and_is_the_same_for_everybody(
     assert images[0] != images[1]
     assert images[0].parent.name == images[1].parent.name  # the key
     assert images[0].read_bytes() == images[1].read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else; all these tests are run as who it is")
+@pytest.mark.timeout(900)
+def test_hostile_steps_as_a_user_of_the_group_docker(
+    place: Path, test_cache: Path, toolchain_c: object, toolchain_rust: object
+) -> None:
+    """The suite of what a build leaves on purpose, with a home and a cache of one's own."""
+    mine = place / "mine"
+    shutil.copytree(test_cache / "images", mine / "cache/images", ignore=shutil.ignore_patterns("*.lock", "*.owner", ".*"))
+    (mine / "tmp").mkdir()
+    for path in (mine, *mine.rglob("*")):
+        os.chown(path, UID, UID, follow_symlinks=False)
+    given = {name: os.environ[name] for name in ("PATH", "DOCKER_HOST") if name in os.environ}
+    env = {**given, "HOME": str(mine), "TMPDIR": str(mine / "tmp"), "QCASE_TEST_CACHE": str(mine / "cache")}
+    who = "import os, grp, pwd; print(pwd.getpwuid(os.getuid()).pw_name, [grp.getgrgid(n).gr_mem for n in os.getgroups()])"
+    prefix = as_another_user(place, mine / "cache")
+    tests = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/container/test_hostile_steps.py"]
+    for words in (["-c", who], [*tests, "--basetemp", str(mine / "tmp/tests")]):
+        done = subprocess.run([*prefix, sys.executable, "-B", *words], cwd=ROOT, env=env, capture_output=True, text=True)
+        print(done.stdout, done.stderr)
+        assert done.returncode == 0
+        assert USER in done.stdout or "passed" in done.stdout
+    assert {path.lstat().st_uid for path in mine.rglob("*")} == {UID}

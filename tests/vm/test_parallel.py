@@ -17,13 +17,21 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from qcase import events, prepare, process, runner, suite
-from qcase.content import Kind
-from qcase.model import Arch, Verdict
-from qcase.prepare import Session
-from qcase.runner import Plan
-from qcase.store import Store
+from qcase import events
+from qcase.arch import Arch
+from qcase.host import process
+from qcase.model import Verdict
+from qcase.prepare import explain
+from qcase.prepare.session import Session
+from qcase.run import run_cases
+from qcase.run.run_cases import Plan
+from qcase.store.content import Kind
+from qcase.store.store import Store
+from qcase.suite import cases as cases_module
+from qcase.suite import discover, select
+from qcase.suite.cases import Case
 from tests.vm import workspaces
 from tests.vm.workspaces import Workspace, run
 
@@ -100,14 +108,14 @@ def test_repetitions_have_logs_of_their_own_and_a_table(workspace: Workspace, st
 
 
 def test_a_case_that_waits_for_another_process_holds_up_no_other(workspace: Workspace, store: Path) -> None:
-    opened = suite.Workspace.open(workspace.root)
-    found = suite.discover(opened, Arch.AARCH64, TARGET)
-    (script,) = suite.select(found, ["script"])
-    assert isinstance(script, suite.Case)
-    with Session(opened, Arch.AARCH64, TARGET, Store(store), events.unheard, looking=True) as session:
-        (wanted,) = prepare.wanted(script, session)
-    lock = Store(store)._builders_lock(Kind.OVERLAY, wanted.key.digest)
-    (store / "v1" / "locks").mkdir(parents=True, exist_ok=True)
+    opened = cases_module.Workspace.open(workspace.root)
+    found = discover.discover(opened, Arch.AARCH64, TARGET)
+    (script,) = select.select(found, ["script"])
+    assert isinstance(script, Case)
+    with Session(opened, Arch.AARCH64, TARGET, Store(store), events.ignore, read_only_inspection=True) as session:
+        (wanted,) = explain.wanted(script, session)
+    lock = FileLock(store / "v2" / "locks" / f"{Kind.OVERLAY}-{wanted.key.digest}.lock")
+    (store / "v2" / "locks").mkdir(parents=True, exist_ok=True)
     with lock:
         running = workspaces.start(workspace, "script", "plain", "-j2", store=store)
         running.until("waiting for another process")
@@ -120,13 +128,13 @@ def test_a_case_that_waits_for_another_process_holds_up_no_other(workspace: Work
 def test_cases_run_in_another_process(workspace: Workspace, test_cache: Path) -> None:
     """A case is a function of arguments that can be pickled: any executor will do."""
     workspaces.provide(test_cache)
-    opened = suite.Workspace.open(workspace.root)
-    cases = suite.select(suite.discover(opened, Arch.AARCH64, TARGET), ["plain"])
+    opened = cases_module.Workspace.open(workspace.root)
+    cases = select.select(discover.discover(opened, Arch.AARCH64, TARGET), ["plain"])
     with (
-        Session(opened, Arch.AARCH64, TARGET, Store(test_cache), events.unheard) as session,
+        Session(opened, Arch.AARCH64, TARGET, Store(test_cache), events.ignore) as session,
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
     ):
-        finished = runner.run_cases(cases, session, Plan(jobs=1), pool)
+        finished = run_cases.run_cases(cases, session, Plan(jobs=1), pool)
         pool.submit(process.dismiss_guardian).result()
     assert [result.verdict for result in finished.results] == [Verdict.PASS], finished.results
 
@@ -169,5 +177,29 @@ def test_what_had_finished_survives_a_kill(workspace: Workspace, store: Path, tm
     assert [line["case"] for line in lines if line["event"] == "case-finished"] == ["normal/plain"]
     page = tmp_path / "later.html"
     done = process.run([str(workspaces.QCASE), "report", str(running.json_file), "--html", str(page)])
-    assert done.output == ""
+    assert done.output == "warning: the run was killed: 1 case did not end"
     assert "This run was killed" in page.read_text(encoding="utf-8")
+
+
+def test_two_architectures_in_one_run(tmp_path: Path, store: Path) -> None:
+    """The one that fails decides the exit code, and is remembered; nothing of the other is taken for it."""
+    made = Workspace.make(tmp_path / "w")
+    for arch, machine in ((Arch.X86_64, "x86_64"), (Arch.AARCH64, "nosuch")):
+        files = {"sh/machine": "#!/bin/sh\necho it is $(uname -m)\n"}
+        made.case(
+            "same",
+            files,
+            arch=arch,
+            shell_init_cmd="machine",
+            success_regex=[f"^it is {machine}$"],
+            fail_regex=["^it is aarch64$"],
+        )
+    outcome = run(made, "--arch", "x86_64", "--arch", "aarch64", store=store, arch=None)
+    assert outcome.exit_code == 1, outcome.said
+    assert outcome.report is not None
+    assert {(case["arch"], case["verdict"]) for case in outcome.report["cases"]} == {("x86_64", "pass"), ("aarch64", "fail")}
+    assert len({case["console_log"] for case in outcome.report["cases"]}) == 2
+    assert "normal/same@x86_64" in outcome.stdout
+    assert re.search(r"repeat just the failures: qcase run --arch aarch64 .*normal/same$", outcome.stdout, re.MULTILINE)
+    assert "--arch x86_64" not in outcome.stdout
+    assert run(made, "--failed", "--arch", "x86_64", store=store, arch=None).exit_code == 0

@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from qcase.containers import Engine
+from qcase.containers.engine import Engine
+from qcase.toolchains import image_contents, oci, recipes
 from tests.conftest import ROOT
-from tests.unit.test_recipes import CI, shell_steps
-from tests.unit.test_wheel import build, copy_of_the_sources
+from tests.processes.test_wheel import build, copy_of_the_sources
+from tests.unit.toolchains.test_recipes import CI, shell_steps
 from tests.vm.workspaces import Workspace, fresh_store
 
 pytestmark = [pytest.mark.vm, pytest.mark.container]
 
 
-@pytest.fixture
-def image(shared_engine: Engine) -> Iterator[str]:
-    """A small image with a label of its own, in the place of a toolchain image."""
-    name = f"qcase/test-recipe-{uuid.uuid4().hex[:8]}"
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        tar.addfile(tarfile.TarInfo("a file"))
-    changes = [f"LABEL {name}=1"]
-    shared_engine.api.import_image_from_data(archive.getvalue(), repository=name, tag="1", changes=changes)
-    yield name
-    if shared_engine.image_exists(f"{name}:1"):
-        shared_engine.api.remove_image(f"{name}:1", force=True)
+@dataclass(frozen=True)
+class Built:
+    """A toolchain image of a qcase of its own, whose recipe nobody else has. `name`: the engine's name for it."""
+
+    sources: Path
+    name: str
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, test_cache: Path, image: str) -> dict[str, str]:
+def built(tmp_path: Path, shared_engine: Engine) -> Iterator[Built]:
+    """Sources of qcase in which the small image `alpine` is the only one, and another one than elsewhere."""
+    sources = copy_of_the_sources(tmp_path / "sources")
+    for name in ("c", "rust"):
+        shutil.rmtree(sources / "images" / name)
+    recipe = sources / "images/alpine/Containerfile"
+    recipe.write_text(f"{recipe.read_text()}RUN echo {uuid.uuid4().hex} >/opt/qcase/own\n")
+    digest = recipes.recipe_digest("alpine", sources / "images")
+    yield Built(sources, image_contents.tag_of("alpine", digest))
+    for image in shared_engine.api.images(filters={"label": f"{oci.RECIPE}={digest}"}):
+        shared_engine.api.remove_image(image["Id"], force=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, test_cache: Path, built: Built) -> dict[str, str]:
     """A workspace as a service checks it out, and the environment that it gives its steps."""
     workspace = Workspace.make(tmp_path / "project")
     workspace.case("smoke", shell_init_cmd="echo it $((40 + 2)) runs", success_regex=["^it 42 runs$"])
     shutil.copy(CI / "ci.sh", workspace.root)
-    store = tmp_path / "saved"
-    store.mkdir()
-    fresh_store(store / "store", test_cache)
+    store = fresh_store(tmp_path / "saved" / "store", test_cache)
+    (store / "images").unlink()  # the records of all toolchain images of the tests
     (tmp_path / "temp").mkdir()
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     return {
@@ -54,9 +61,8 @@ def checkout(tmp_path: Path, test_cache: Path, image: str) -> dict[str, str]:
         "HOME": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ARCH": "aarch64",
-        "STORE": str(store),
+        "STORE": str(store.parent),
         "STORE_SIZE": "1000 GiB",  # guests in this store are the other tests' too
-        "IMAGES": image,
         "PWD": str(workspace.root),
         # What qcase depends on is there already: no network is needed.
         "PYTHONPATH": packages,
@@ -73,8 +79,8 @@ def step(script: str, environment: dict[str, str], status: int = 0) -> str:
     return done.stdout
 
 
-def test_the_steps_for_github(checkout: dict[str, str], tmp_path: Path, shared_engine: Engine) -> None:
-    wheel = build(copy_of_the_sources(tmp_path / "sources"), tmp_path / "dist")
+def test_the_steps_for_github(checkout: dict[str, str], built: Built, tmp_path: Path) -> None:
+    wheel = build(built.sources, tmp_path / "dist")
     given = {"QCASE": str(wheel), "RUNNER_TEMP": str(tmp_path / "temp"), "GITHUB_PATH": str(tmp_path / "path")}
     for script in shell_steps(CI / "github.yml"):
         # Packages are the machine's own: the tests have them.
@@ -89,23 +95,29 @@ def test_the_steps_for_github(checkout: dict[str, str], tmp_path: Path, shared_e
     assert "smoke" in (Path(checkout["PWD"]) / "junit.xml").read_text()
 
 
-def test_images_are_saved_and_restored_and_a_failure_is_told(checkout: dict[str, str], shared_engine: Engine) -> None:
+def test_images_are_saved_and_restored_and_a_failure_is_told(
+    checkout: dict[str, str], built: Built, shared_engine: Engine
+) -> None:
     (script,) = shell_steps(CI / "gitlab-ci.yml")
-    name = f"{checkout['IMAGES']}:1"
-    known = shared_engine.image_id(name)
-    assert known is not None
+    checkout = {**checkout, "PYTHONPATH": f"{built.sources}:{checkout['PYTHONPATH']}"}
     saved = Path(checkout["STORE"]) / "images"
-    saved.mkdir()
-    (saved / "0123.tar").touch()  # one that is there no more is not kept either; this one does not load
-    step(script, checkout, status=1)
-    (saved / "0123.tar").unlink()
     step(script, checkout)
-    assert [path.name for path in saved.glob("*.tar")] == [f"{known.removeprefix('sha256:')}.tar"]
-    shared_engine.api.remove_image(name, force=True)
+    assert list(saved.iterdir()) == []  # the case needed no image
+    step("QCASE_CACHE_DIR=$STORE/store qcase images build alpine", checkout)
+    for broken in ("0123.tar", "4567.tar"):  # of another recipe, or damaged: they do not load, and go
+        (saved / broken).write_bytes(b"no layout")
+    step(script, checkout)
+    (archive,) = saved.iterdir()
+    known, written = shared_engine.image_id(built.name), archive.stat()
+    assert known is not None
+    step(script, checkout)  # the engine has it, and it is not saved again
+    assert (archive.stat().st_ino, archive.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    shared_engine.api.remove_image(known, force=True)
     toml = Path(checkout["PWD"]) / "suite" / "normal" / "smoke" / "qemu-aarch64.toml"
     toml.write_text(toml.read_text().replace("it 42 runs", "it 43 runs").replace("timeout", "timeout = 20\n#"))
     step(script, checkout, status=1)
-    assert shared_engine.image_id(name) == known
+    assert shared_engine.image_exists(built.name)
+    assert list(saved.iterdir()) == [archive]
     assert (Path(checkout["PWD"]) / "junit.xml").is_file()
 
 

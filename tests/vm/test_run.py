@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qcase.model import Arch
+from qcase.arch import Arch
 from tests.vm import workspaces
 from tests.vm.workspaces import Outcome, Workspace, c_program, plain, run, run_on_terminal, says
 
@@ -29,7 +29,7 @@ def fill(workspace: Workspace) -> None:
         shell_init_cmd="echo x >/root/x; sync; hello",
         success_regex=["^hello$"],
         # Which would have the guest write into the stored image, were it not taken away.
-        args=[*workspaces.ARGS[Arch.AARCH64], "-drive", "id=disk0,if=none,format=raw,file=x,snapshot=off"],
+        args=[*workspaces.ARGS[Arch.AARCH64], "-drive", "id=disk0,if=none,format=raw,file=disk.img,snapshot=off"],
     )
     workspace.case("program", c_program(says("hello")), shell_init_cmd="prog", success_regex=["^hello$"])
     workspace.case(
@@ -74,7 +74,7 @@ class Twice:
     def places(self) -> tuple[Path, ...]:
         """Where qcase might write: the workspace, the store, the guests, the folder for temporary files."""
         temporary = self.workspace.root.parent / f"{self.workspace.root.name}.outside" / "tmp"
-        return self.workspace.root, self.store / "v1", (self.store / "guests").resolve(), temporary
+        return self.workspace.root, self.store / "v2", (self.store / "guests").resolve(), temporary
 
 
 def facts(*roots: Path) -> dict[Path, tuple[int, int]]:
@@ -90,7 +90,7 @@ def facts(*roots: Path) -> dict[Path, tuple[int, int]]:
 
 def content(store: Path) -> dict[Path, str]:
     """The sha256 of everything that an entry holds. The base image is read by its manifest on each use."""
-    files = [path for path in facts(store / "v1/overlays", store / "v1/images") if not path.is_symlink()]
+    files = [path for path in facts(store / "v2/overlays", store / "v2/images") if not path.is_symlink()]
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.name != "image.img"}
 
 

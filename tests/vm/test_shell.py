@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from qcase.model import Arch
-from qcase.process import Deadline
+from qcase.arch import Arch
+from qcase.host.process import Deadline
 from tests import kernel
 from tests.vm import workspaces
 from tests.vm.workspaces import PATIENCE, QCASE, Workspace, eventually

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from qcase.containers import Engine, Mount, Step
-from qcase.images import Image
-from qcase.model import Arch
+from qcase.arch import Arch
+from qcase.containers.engine import Engine
+from qcase.containers.step import Mount, Step
+from qcase.toolchains.records import Image
 from tests import kernel
 from tests.vm import workspaces
 from tests.vm.workspaces import Workspace

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qcase.model import Arch
+from qcase.arch import Arch
 from tests.vm import workspaces
 from tests.vm.workspaces import Outcome, Workspace
 
@@ -58,6 +58,12 @@ def quick(workspace: Workspace) -> None:
         shell_init_cmd=f"echo done-{FORTY_TWO}; echo c > /proc/sysrq-trigger",
         success_regex=["^done-42$"],
     )
+    case(
+        "oops",
+        shell_init_cmd=f"echo '<1>Oops [#1]' > /dev/kmsg; sleep 5; echo done-{FORTY_TWO}",
+        success_regex=["^done-42$"],
+        qcase={"kernel_trouble": "fail"},
+    )
     case("no-command", shell_prefix="", shell_init_cmd="", success_regex=[r"root@qcase:/root# $"])
 
 
@@ -79,6 +85,13 @@ def on_x86(workspace: Workspace) -> None:
     case("passes", shell_init_cmd=f"uname -m; echo sum-{FORTY_TWO}", success_regex=["^x86_64\\nsum-42$"])
     case("panics", shell_init_cmd="echo c > /proc/sysrq-trigger", success_regex=["^never$"])
     case("powers-off", shell_init_cmd="poweroff -f", success_regex=["^never$"])
+    big = r"""x=$(head -c 20000000 /dev/zero | tr "\0" x); echo f > /proc/sysrq-trigger; sleep 9"""
+    printed = "echo BUG: kernel NULL pointer dereference, address: 0000000000000008; echo Call Trace:"
+    case(
+        "out-of-memory",
+        shell_init_cmd=f"dmesg -n 8; {printed}; sh -c '{big}'; sleep 1; echo alive-{FORTY_TWO}",
+        success_regex=["^alive-42$"],
+    )
     case(
         "split-and-long",
         shell_init_cmd=f"head -c 204800 /dev/zero | tr '\\0' x; printf -; sleep 1; echo SUC''CESS-{FORTY_TWO} # SUCCESS-42",
@@ -124,6 +137,7 @@ def test_all_of_them(outcomes: dict[str, Outcome]) -> None:
         "echo-of-a-failure": "pass",
         "long-line": "pass",
         "no-command": "pass",
+        "oops": "fail",
         "panic-after-success": "panic",
         "panics": "panic",
         "passes": "pass",
@@ -132,7 +146,13 @@ def test_all_of_them(outcomes: dict[str, Outcome]) -> None:
         "wrong-expectation": "fail",
     }
     assert outcomes["slow"].verdicts == {"hangs": "timeout", "no-prompt": "timeout"}
-    assert outcomes["x86"].verdicts == {"panics": "panic", "passes": "pass", "powers-off": "exited", "split-and-long": "pass"}
+    assert outcomes["x86"].verdicts == {
+        "out-of-memory": "pass",
+        "panics": "panic",
+        "passes": "pass",
+        "powers-off": "exited",
+        "split-and-long": "pass",
+    }
     for outcome in outcomes.values():
         assert outcome.exit_code == 1
         assert outcome.report is not None
@@ -161,7 +181,7 @@ def test_the_command_that_repeats_the_failures(quickly: Outcome) -> None:
     words = line.partition(": ")[2].split()
     assert words[:2] == ["qcase", "run"]
     assert [word for word in words if word.startswith("normal/")] == [
-        f"normal/{name}" for name in ("echo", "panic-after-success", "panics", "powers-off", "wrong-expectation")
+        f"normal/{name}" for name in ("echo", "oops", "panic-after-success", "panics", "powers-off", "wrong-expectation")
     ]
 
 
@@ -176,6 +196,21 @@ def test_a_panic(which: str, outcomes: dict[str, Outcome]) -> None:
 
 def test_a_panic_right_after_the_success(quickly: Outcome) -> None:
     assert "Kernel panic" in quickly.case("panic-after-success")["excerpt"]
+
+
+def test_what_a_kernel_reports_of_itself(outcomes: dict[str, Outcome]) -> None:
+    """A real OOM kill is told with its lines; what the program prints beside it is not."""
+    case = outcomes["x86"].case("out-of-memory")
+    (trouble,) = case["kernel_trouble"]
+    assert trouble["kind"] == "out-of-memory"
+    assert "invoked oom-killer" in trouble["line"]
+    assert any("Out of memory: Killed process" in line for line in trouble["block"])
+    assert case["warnings"] == [f"kernel trouble (out-of-memory): {trouble['line']}"]
+    assert case["warnings"][0] in outcomes["x86"].stdout
+    case = outcomes["quick"].case("oops")
+    assert case["reason"] == "the guest's kernel reported trouble: Oops [#1]"
+    assert case["times"]["command"] < 4
+    assert outcomes["quick"].case("panics")["kernel_trouble"] == []
 
 
 def test_a_hang(outcomes: dict[str, Outcome]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qcase.content import remove_tree
-from qcase.store import Store
+from qcase.host.crash_cleanup import remove_tree
+from qcase.store.store import Store
 from tests.vm import workspaces
 from tests.vm.workspaces import Outcome, Workspace, run
 
@@ -41,7 +41,7 @@ class Traced:
         """Calls of a name on a file of an entry or a guest, with the file's place below the store."""
         for call in calls:
             for match in re.finditer(r'[<"](/[^>"]*)[>"]', call.arguments + call.result):
-                for root in (self.store / "v1/images", self.store / "v1/overlays", self.store / "guests", self.guests):
+                for root in (self.store / "v2/images", self.store / "v2/overlays", self.store / "guests", self.guests):
                     if call.name == name and match[1].startswith(f"{root}/"):
                         yield match[1], call
 
@@ -74,7 +74,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, test_cache: Path, workspace:
     first = run(workspace, store=folder)
     assert first.exit_code == 0, first.said
     yield folder
-    remove_tree(folder / "v1")
+    remove_tree(folder / "v2")
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_images_that_are_not_kept(workspace: Workspace, store: Path, test_cache:
     assert outcome.exit_code == 0, outcome.said
     assert [kind.value for kind, _, _ in Store(frugal).entries()] == ["overlay"]
     assert workspace.runs == []
-    remove_tree(frugal / "v1")
+    remove_tree(frugal / "v2")
 
 
 def test_a_run_that_adds_something_keeps_the_store_to_its_size(workspace: Workspace, test_cache: Path, tmp_path: Path) -> None:
@@ -181,4 +181,4 @@ def test_a_run_that_adds_something_keeps_the_store_to_its_size(workspace: Worksp
     assert outcome.exit_code == 0, outcome.said
     assert "of the store's entries are gone" in outcome.stdout
     assert list(Store(small).entries()) == []
-    remove_tree(small / "v1")
+    remove_tree(small / "v2")

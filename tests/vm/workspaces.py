@@ -27,11 +27,12 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
-from qcase import guests, images
-from qcase.containers import Engine
-from qcase.guardian import marked_processes as marked_processes
-from qcase.model import Arch
-from qcase.process import Deadline
+from qcase.arch import Arch
+from qcase.containers.engine import Engine
+from qcase.guests import guest
+from qcase.host.crash_cleanup import marked_processes as marked_processes
+from qcase.host.process import Deadline
+from qcase.toolchains import images
 
 QCASE = Path(sys.executable).with_name("qcase")
 PATIENCE = 400.0  # seconds; only a test that fails waits that long
@@ -326,7 +327,7 @@ def plain(text: str) -> str:
 def provide(cache: Path) -> None:
     """Have both guests and the toolchain image in the tests' store. Done once for each session."""
     for arch in (Arch.X86_64, Arch.AARCH64):
-        guests.alpine(arch, cache, emit=lambda _: None)
+        guest.alpine_guest(arch, cache, emit=lambda _: None)
     with Engine.connect() as engine:
         images.ensure("c", engine, cache)
     (cache / "memory").mkdir(exist_ok=True)

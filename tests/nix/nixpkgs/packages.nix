@@ -144,7 +144,7 @@ let
               $PYTHON -m pip install -q --no-deps --no-index --prefix=$out --no-warn-script-location --ignore-installed ../dist/*.whl
               # As nixpkgs does it: the program is a script that knows where its modules are, and what it starts does not.
               places="$(echo $out/lib/python3*/site-packages):$HOST_PATH"
-              printf '#!%s -IS\nimport sys\nsys.path.extend("%s".split(":"))\nfrom qcase.cli import program\nprogram()\n' \
+              printf '#!%s -IS\nimport sys\nsys.path.extend("%s".split(":"))\nfrom qcase.cli.main import program\nprogram()\n' \
                 "$PYTHON" "$places" >$out/bin/.qcase-wrapped
               chmod +x $out/bin/.qcase-wrapped
               $PYTHON -IS -c "import sys; sys.path.extend('$places'.split(':')); import ${builtins.concatStringsSep ", " pythonImportsCheck}"

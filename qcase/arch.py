@@ -1,0 +1,210 @@
+"""Architectures: one row for each, with everything that differs between them.
+
+To add an architecture, write its row here. A row has no defaults: a forgotten field does not import. Data of one release of a
+guest, such as digests, stays beside that guest; `docs/extending.md` has the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchSpec:
+    """Everything that differs between architectures, beside their names.
+
+    QEMU. `machine`: the `-machine` for a case that names none. `virtio`: the bus in the names of virtio devices. `qemu_package`:
+    Debian's package of the program. `args`: the `args` of a case that `qcase new` writes. `tcg_single_thread`: TCG runs several
+    processors in one host thread, see `qcase.vm.arguments`. `tells_resets`: `-d cpu_reset` shows resets of the guest.
+
+    KVM. `kvm_host`: value of `platform.machine()` on a host that runs such guests. `kvm_needs_host_cpu`: under KVM a guest
+    has the host's processor only, whatever a case's file names.
+
+    Kernels. `target`: the Rust target triple that axbuild uses for kernels. `console`: parameters of the command line of
+    built-in guests. `elf_machines`: values of `e_machine` in ELF kernels. `image_magic`: offset and bytes that tell a raw
+    kernel image, None if the format has none. `makefiles`: the value of `ARCH` in the kernel's makefiles.
+
+    UEFI. `firmware_package`: Debian's package. `firmware_since`: the first QEMU that starts it from flash on `machine`.
+    `efi_program`: path of the program that firmware starts by default. `pe_machine`: the architecture's number in PE files.
+
+    Programs. `musl_target`: the Rust target triple of programs in the guest. `elf_name`: the name in pyelftools, without `EM_`.
+
+    Guests. `rootfs`: the built-in guest that is the default.
+    """
+
+    machine: str
+    virtio: str
+    qemu_package: str
+    args: str
+    tcg_single_thread: bool
+    tells_resets: bool
+    kvm_host: str
+    kvm_needs_host_cpu: bool
+    target: str
+    console: str
+    elf_machines: tuple[int, ...]
+    image_magic: tuple[int, bytes] | None
+    makefiles: str
+    firmware_package: str
+    firmware_since: tuple[int, int]
+    efi_program: str
+    pe_machine: int
+    musl_target: str
+    elf_name: str
+    rootfs: str
+
+
+class Arch(StrEnum):
+    """A guest architecture. What differs between architectures is here, and nowhere else."""
+
+    _value_: str
+    spec: ArchSpec
+
+    def __new__(cls, name: str, spec: ArchSpec | None = None) -> Arch:
+        assert spec is not None, f"{name} has no row"
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.spec = spec
+        return member
+
+    # `no_timer_check`: on a busy host an emulated processor can miss the few timer ticks that Linux waits for, and then it dies
+    # with "IO-APIC + timer doesn't work". Linux leaves that check out by itself under a hypervisor that it knows; QEMU's TCG is
+    # none. x86 kernels that a multiboot loader starts are ELF files of 32 bits, of machine 3.
+    X86_64 = (
+        "x86_64",
+        ArchSpec(
+            machine="q35",
+            virtio="pci",
+            qemu_package="qemu-system-x86",
+            args='["-nographic", "-m", "256M"]',
+            tcg_single_thread=True,
+            tells_resets=True,
+            kvm_host="x86_64",
+            kvm_needs_host_cpu=False,
+            target="x86_64-unknown-none",
+            console="console=ttyS0 no_timer_check",
+            elf_machines=(62, 3),
+            image_magic=(0x202, b"HdrS"),
+            makefiles="x86",
+            firmware_package="ovmf",
+            firmware_since=(0, 0),
+            efi_program="EFI/BOOT/BOOTX64.EFI",
+            pe_machine=0x8664,
+            musl_target="x86_64-unknown-linux-musl",
+            elf_name="X86_64",
+            rootfs="alpine",
+        ),
+    )
+    AARCH64 = (
+        "aarch64",
+        ArchSpec(
+            machine="virt",
+            virtio="pci",
+            qemu_package="qemu-system-arm",
+            args='["-nographic", "-cpu", "cortex-a72", "-m", "256M"]',
+            tcg_single_thread=False,
+            tells_resets=False,
+            kvm_host="aarch64",
+            kvm_needs_host_cpu=True,
+            target="aarch64-unknown-none-softfloat",
+            console="console=ttyAMA0",
+            elf_machines=(183,),
+            image_magic=(56, b"ARM\x64"),
+            makefiles="arm64",
+            firmware_package="qemu-efi-aarch64",
+            firmware_since=(0, 0),
+            efi_program="EFI/BOOT/BOOTAA64.EFI",
+            pe_machine=0xAA64,
+            musl_target="aarch64-unknown-linux-musl",
+            elf_name="AARCH64",
+            rootfs="alpine",
+        ),
+    )
+    # QEMU 7.2 was tried with UEFI firmware of riscv64, and prints nothing at all.
+    RISCV64 = (
+        "riscv64",
+        ArchSpec(
+            machine="virt",
+            virtio="pci",
+            qemu_package="qemu-system-riscv64",
+            args='["-nographic", "-m", "256M"]',
+            tcg_single_thread=False,
+            tells_resets=False,
+            kvm_host="riscv64",
+            kvm_needs_host_cpu=False,
+            target="riscv64gc-unknown-none-elf",
+            console="console=ttyS0",
+            elf_machines=(243,),
+            image_magic=(56, b"RSC\x05"),
+            makefiles="riscv",
+            firmware_package="qemu-efi-riscv64",
+            firmware_since=(8, 1),
+            efi_program="EFI/BOOT/BOOTRISCV64.EFI",
+            pe_machine=0x5064,
+            musl_target="riscv64gc-unknown-linux-musl",
+            elf_name="RISCV",
+            rootfs="debian",
+        ),
+    )
+    LOONGARCH64 = (
+        "loongarch64",
+        ArchSpec(
+            machine="virt",
+            virtio="pci",
+            qemu_package="qemu-system-misc",
+            args='["-nographic", "-m", "1G"]',
+            tcg_single_thread=False,
+            tells_resets=False,
+            kvm_host="loongarch64",
+            kvm_needs_host_cpu=False,
+            target="loongarch64-unknown-none-softfloat",
+            console="console=ttyS0",
+            elf_machines=(258,),
+            image_magic=None,
+            makefiles="loongarch",
+            firmware_package="qemu-efi-loongarch64",
+            firmware_since=(9, 0),
+            efi_program="EFI/BOOT/BOOTLOONGARCH64.EFI",
+            pe_machine=0x6264,
+            musl_target="loongarch64-unknown-linux-musl",
+            elf_name="LOONGARCH",
+            rootfs="debian",
+        ),
+    )
+
+    @property
+    def qemu(self) -> str:
+        """The name of QEMU's program."""
+        return f"qemu-system-{self.value}"
+
+    @property
+    def install_hint(self) -> str:
+        """Command that installs the program of QEMU, for a hint."""
+        return f"Debian: apt-get install {self.spec.qemu_package}"
+
+    @property
+    def machine(self) -> str:
+        """QEMU's default `-machine` for a case that names none."""
+        return self.spec.machine
+
+    @property
+    def default_target(self) -> str:
+        """The Rust target triple that axbuild uses for kernels of this architecture."""
+        return self.spec.target
+
+    @property
+    def musl_loader(self) -> str:
+        """The file name of musl's dynamic loader."""
+        return f"ld-musl-{self.value}.so.1"
+
+
+# Names of machines that qcase has no guests for, for messages about files: numbers in ELF and in PE files.
+OTHER_ELF_MACHINES = {8: "MIPS", 20: "PowerPC", 21: "PowerPC64", 22: "S390", 40: "ARM", 43: "SPARC"}
+OTHER_PE_MACHINES = {0x014C: "i386", 0x01C0: "arm"}
+
+
+def names() -> str:
+    """Return the names of all architectures for a person: `x86_64, aarch64, riscv64 or loongarch64`."""
+    *first, last = Arch
+    return f"{', '.join(first)} or {last}"

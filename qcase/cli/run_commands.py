@@ -1,0 +1,285 @@
+"""Commands `run` and `report`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qcase.arch import Arch
+from qcase.cli.app import ArchesOption, Chosen, TrustOption, app, exclude, targets_of
+from qcase.cli.options import (
+    CacheOption,
+    CaseOption,
+    CasesArgument,
+    ChangedOption,
+    EventsOption,
+    FailedOption,
+    FailFastOption,
+    GroupOption,
+    HtmlOption,
+    JobsOption,
+    JsonOption,
+    JUnitOption,
+    KernelOption,
+    LockedOption,
+    MaxFailOption,
+    OfflineOption,
+    PipelineOption,
+    QuietOption,
+    ReadonlyOption,
+    RepeatOption,
+    ReportOption,
+    RetriesOption,
+    ScaleOption,
+    ShardOption,
+    TagOption,
+    TargetOption,
+    TimesOption,
+    VerboseOption,
+    WorkspaceOption,
+    arches_named,
+    filters_of,
+    kernel_file,
+    open_store,
+    scaled,
+    store_root_of,
+)
+from qcase.cli.output import counted, reported, terminal_report, warn
+from qcase.errors import UsageError
+
+if TYPE_CHECKING:
+    from qcase.events import Emit
+    from qcase.inputs.case_filters import Filters
+    from qcase.run.run_cases import Plan
+
+
+@app.command("run")
+def run_command(
+    cases: CasesArgument = None,
+    case: CaseOption = None,
+    arch: ArchesOption = None,
+    target: TargetOption = "",
+    group: GroupOption = "",
+    tag: TagOption = None,
+    pipeline: PipelineOption = None,
+    failed: FailedOption = False,
+    changed: ChangedOption = None,
+    workspace: WorkspaceOption = None,
+    cache_dir: CacheOption = "",
+    cache_readonly: ReadonlyOption = False,
+    kernel: KernelOption = None,
+    jobs: JobsOption = None,
+    fail_fast: FailFastOption = False,
+    max_fail: MaxFailOption = 0,
+    retries: RetriesOption = None,
+    repeat: RepeatOption = 1,
+    shard: ShardOption = "",
+    times: TimesOption = None,
+    json_file: JsonOption = None,
+    events_file: EventsOption = None,
+    junit_file: JUnitOption = None,
+    html_file: HtmlOption = None,
+    report: ReportOption = None,
+    timeout_scale: ScaleOption = "",
+    trust: TrustOption = "",
+    offline: OfflineOption = False,
+    locked: LockedOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Build, boot and judge cases."""
+    with reported():
+        from qcase.run.run_cases import Plan
+
+        filters = replace(filters_of(tag, pipeline, failed, changed), kernel=kernel)
+        exclude("--fail-fast", fail_fast, "--max-fail", max_fail)
+        exclude("--quiet", quiet, "--verbose", verbose)
+        plan = Plan(jobs, retries, repeat, 1 if fail_fast else max_fail, shard=shard)
+        options = _RunOptions(
+            filters=filters,
+            plan=plan,
+            arches=arches_named(arch) or [Arch.X86_64],
+            target=target,
+            group=group,
+            workspace=workspace,
+            cache_dir=cache_dir,
+            readonly=cache_readonly,
+            timeout_scale=timeout_scale,
+            trust=trust,
+            times=times,
+            files=ReportFiles(json=json_file, events=events_file, junit=junit_file, html=html_file, others=tuple(report or ())),
+            kernel=kernel,
+            offline=offline,
+            locked=locked,
+            verbosity=-1 if quiet else verbose,
+        )
+        raise typer.Exit(run_suite([*(cases or []), *(case or [])], options))
+
+
+@app.command("report")
+def report_command(
+    results_files: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULTS.json", help="What `qcase run --json results.json` wrote: one, or that of every shard."),
+    ],
+    junit_file: JUnitOption = None,
+    html_file: HtmlOption = None,
+) -> None:
+    """Make other reports of the results of a run, or of all shards of one."""
+    with reported():
+        from qcase.report import at_end, results
+
+        if junit_file is None and html_file is None:
+            raise UsageError("no report is asked for", hint="add --junit FILE or --html FILE")
+        run = results.whole([(path, results.load(path)) for path in results_files])
+        if run.shard:
+            print(f"warning: these are the results of shard {run.shard} alone", file=sys.stderr)
+        if run.broken_off:
+            print(f"warning: {run.broken_off}: {counted(len(run.unfinished), 'case')} did not end", file=sys.stderr)
+        wanted = ((junit_file, at_end.junit), (html_file, at_end.html))
+        for report in [make(path) for path, make in wanted if path is not None]:  # none is written where one cannot be
+            report.write(run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFiles:
+    """Destinations of reports, beside the terminal."""
+
+    json: Path | None = None
+    events: Path | None = None
+    junit: Path | None = None
+    html: Path | None = None
+    others: Sequence[str] = ()  # NAME=FILE
+
+    def listeners(self) -> list[Emit]:
+        """Return the listeners that write them. Raises `UsageError` for a file that cannot be written."""
+        from qcase.report.json_report import EventsReport, JsonReport
+
+        found: list[Emit] = []
+        if self.json is not None:
+            found.append(JsonReport(self.json))
+        if self.events is not None:
+            found.append(EventsReport(self.events))
+        if self.junit is not None:
+            from qcase.report import at_end
+
+            found.append(at_end.junit(self.junit))
+        if self.html is not None:
+            from qcase.report import at_end
+
+            found.append(at_end.html(self.html))
+        if self.others:
+            from qcase.report import added
+
+            found += [added.listener(asked) for asked in self.others]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunOptions:
+    """Options of `qcase run`, besides the names of cases."""
+
+    filters: Filters
+    plan: Plan
+    arches: Sequence[Arch]
+    target: str
+    group: str
+    workspace: Path | None
+    cache_dir: str
+    readonly: bool
+    timeout_scale: str
+    trust: str
+    times: Path | None
+    files: ReportFiles
+    kernel: Path | None
+    offline: bool
+    locked: bool
+    verbosity: int
+
+    def again(self, names: Sequence[str], arch: Arch) -> str:
+        """The command that runs just these cases again."""
+        options = [("--arch", arch.value if arch is not Arch.X86_64 else ""), ("--target", self.target), ("--group", self.group)]
+        options += [("--workspace", str(self.workspace) if self.workspace else ""), ("--cache-dir", self.cache_dir)]
+        options += [
+            ("--timeout-scale", self.timeout_scale),
+            ("--trust", self.trust),
+            ("--kernel", str(self.kernel) if self.kernel else ""),
+        ]
+        command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
+        flags = [("--cache-readonly", self.readonly), ("--offline", self.offline), ("--locked", self.locked)]
+        return shlex.join([*command, *(flag for flag, given in flags if given), *names])
+
+
+def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
+    from contextlib import ExitStack
+
+    from qcase import events
+    from qcase.inputs import case_filters
+    from qcase.prepare.session import Session
+    from qcase.run import run_cases
+    from qcase.suite import cases, discover, history
+
+    targets = targets_of(options.arches, options.target)
+    several = len(targets) > 1
+    opened = cases.Workspace.open(options.workspace or Path.cwd()).trusted(options.trust, "--trust")
+    opened = scaled(opened, options.timeout_scale)
+    discoveries = [discover.discover(opened, arch, target, options.group or None) for arch, target in targets.items()]
+    chosen = case_filters.choose_all(opened, discoveries, wanted, options.filters)
+    batches = [Chosen(arch, arch.value if several else "", one.cases) for arch, one in zip(targets, chosen, strict=True)]
+    batches, plan = _share(batches, options.plan, options.times)
+    listeners = options.files.listeners()
+    waited_for = bool(listeners)
+    listeners.append(history.Memory(opened.root, targets, lambda message: print(f"warning: {message}", file=sys.stderr)))
+    emit = events.one_at_a_time(terminal_report(listeners, options.again, verbosity=options.verbosity, to_the_end=waited_for))
+    for problem in dict.fromkeys(str(problem) for discovery in discoveries for problem in discovery.warnings):
+        warn(emit, problem)
+    store = open_store(opened, store_root_of(options.cache_dir), readonly=options.readonly)
+    for note in dict.fromkeys(one.note for one in chosen if one.note):
+        warn(emit, note)
+    with ExitStack() as stack:
+        first: Session | None = None
+        running = []
+        for batch in batches:
+            session = Session(
+                opened,
+                batch.arch,
+                targets[batch.arch],
+                store,
+                events.of_variant(emit, batch.variant),
+                offline=options.offline,
+                locked=options.locked,
+                kernel_file=kernel_file(options.kernel),
+                beside=first,
+            )
+            first = first or session
+            running.append(run_cases.Batch(stack.enter_context(session), batch.cases, batch.variant))
+        seconds = {
+            batch.label(name): one.total
+            for batch in batches
+            for name, one in history.recall(opened.root, batch.arch, targets[batch.arch]).items()
+        }
+        return run_cases.run_batches(running, emit, replace(plan, seconds=seconds)).exit_code
+
+
+def _share(batches: Sequence[Chosen], plan: Plan, times: Path | None) -> tuple[list[Chosen], Plan]:
+    """The cases of this machine's shard. What this machine itself remembers has no say: another one remembers something else."""
+    from qcase.run import schedule
+
+    if not plan.shard:
+        if times is not None:
+            raise UsageError("without --shard there is nothing to balance", where=f"--times {times}")
+        return list(batches), plan
+    shard = schedule.parse_shard(plan.shard)
+    known = schedule.read_times(times) if times is not None else {}
+    names = [batch.label(case.display_name) for batch in batches for case in batch.cases]
+    parts = schedule.partition(names, shard.count, known)
+    mine = set(parts[shard.index - 1])
+    plan = replace(plan, shard=str(shard), partition=schedule.fingerprint(parts))
+    kept = [replace(batch, cases=[c for c in batch.cases if batch.label(c.display_name) in mine]) for batch in batches]
+    return kept, plan

@@ -1,0 +1,1 @@
+"""TOML to frozen models, all errors at once, with lines."""

@@ -1,0 +1,212 @@
+"""Models of `qemu-<arch>.toml`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from pydantic import ConfigDict, Field, Strict
+
+from qcase.config.fields import (
+    Build,
+    Cargo,
+    GuestFolder,
+    KernelTroubleIs,
+    Match,
+    MatchFrom,
+    Model,
+    Network,
+    PackageName,
+    PathString,
+    PlacePattern,
+    Strings,
+    Words,
+    matching,
+)
+from qcase.errors import Problem
+
+# ---- qemu-<arch>.toml
+
+
+class Wrong(Protocol):
+    """Notes a fault of a case's file: the key's place in it, the fault, and a hint."""
+
+    def __call__(self, loc: tuple[str | int, ...], what: str, hint: str = "") -> None: ...
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """Values of `${workspace}`, `${workspaceFolder}`, `${package}`, `${tmpDir}` and `${env:NAME}`, and `more` by name.
+
+    `package` is axbuild's kernel crate; in a workspace without one, the workspace itself. `environment`: None for a case that may
+    not read the environment.
+    """
+
+    workspace: Path
+    package: Path | None = None
+    tmp_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
+    environment: Mapping[str, str] | None = field(default_factory=dict)
+    more: Mapping[str, str] = field(default_factory=dict)
+
+    def replace(self, text: str) -> str:
+        """Replace the placeholders of `text` in one pass; an unset variable becomes empty, an unknown placeholder stays."""
+        return _PLACEHOLDER.sub(self._value, text) if "${" in text else text
+
+    def _value(self, match: re.Match[str]) -> str:
+        name = match[1]
+        if name.startswith("env:"):
+            return (self.environment or {}).get(name.removeprefix("env:"), "")
+        if name in self.more:
+            return self.more[name]
+        values = {"tmpDir": self.tmp_dir, "package": self.package or self.workspace}
+        values |= {"workspace": self.workspace, "workspaceFolder": self.workspace}
+        return str(values.get(name, match[0]))
+
+
+_PLACEHOLDER = re.compile(r"\$\{(env:[^}]+|[A-Za-z_]+)\}")
+
+
+def smp(args: Sequence[str]) -> int:
+    """Return the number of processors in QEMU's arguments: `-smp 4`, `-smp cpus=4,…`, `-smp sockets=2,cores=2`. Default: 1."""
+    value = ""
+    for option, argument in itertools.pairwise(args):
+        if option in ("-smp", "--smp"):
+            value = argument  # QEMU takes the last one
+    if not value:
+        return 1
+    counts: dict[str, int] = {}
+    for part in value.split(","):
+        key, _, text = part.rpartition("=")
+        if re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
+            counts[key or "cpus"] = int(text)
+    if "cpus" in counts:
+        return counts["cpus"]
+    return math.prod(counts.get(level, 1) for level in ("drawers", "books", "sockets", "dies", "clusters", "cores", "threads"))
+
+
+def memory(args: Sequence[str]) -> int:
+    """Return the bytes of memory in QEMU's arguments: `-m 512`, `-m 1G`, `-m size=2G,slots=2`. Default: QEMU's 128 MiB."""
+    value = ""
+    for option, argument in itertools.pairwise(args):
+        if option in ("-m", "--m"):
+            value = argument
+    for part in value.split(","):
+        if found := re.fullmatch(r"(?:size=)?([0-9]{1,12})([bkmgtBKMGT]?)", part):
+            return int(found[1]) << {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[found[2].lower() or "m"]
+    return 128 << 20
+
+
+@dataclass(frozen=True)
+class CaseConfig:
+    """Content of one `qemu-<arch>.toml`: placeholders are replaced, patterns are known to compile.
+
+    The four timeouts in seconds, before any scale; None for none. `reset`: the guest may reset its machine. `network` and
+    `kernel_trouble`: None leaves the choice to `[run]`. `rootfs`: a name in `[guest.<arch>] disks`, or a value of `[guest.<arch>]
+    rootfs`; None for the image that the drive names.
+
+    `smp` and `memory`: the number of processors and the bytes in `args`. `retries`: the number of further attempts for a case
+    that does not pass. `cargo_options`: for the build in Rust; `cmake`, `meson`, `configure`, `make`: for builds in C. `install`:
+    additional files of those builds to install, each as `<folder>\\t<pattern>`.
+    """
+
+    args: tuple[str, ...] = ()
+    shell_prefix: str | None = None
+    shell_init_cmd: str | None = None
+    test_commands: tuple[str, ...] = ()
+    success_regex: tuple[str, ...] = ()
+    fail_regex: tuple[str, ...] = ()
+    timeout: float | None = None
+    match: Match = "any"
+    match_from: MatchFrom = "start"
+    network: Network | None = None
+    kernel_trouble: KernelTroubleIs | None = None
+    boot_timeout: float | None = None
+    command_timeout: float | None = None
+    idle_timeout: float | None = None
+    reset: bool = False
+    tags: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    rootfs: str | None = None
+    retries: int = 0
+    build: Build = "named"
+    cargo: Cargo = "build"
+    cargo_options: tuple[str, ...] = ()
+    cmake: tuple[str, ...] = ()
+    meson: tuple[str, ...] = ()
+    configure: tuple[str, ...] = ()
+    make: tuple[str, ...] = ()
+    install: tuple[str, ...] = ()
+    smp: int = 1
+    to_bin: bool = False
+    uefi: bool = False
+    memory: int = 128 << 20
+    warnings: tuple[Problem, ...] = ()
+
+    @property
+    def is_grouped(self) -> bool:
+        return bool(self.test_commands)
+
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _QcaseTable(Model):
+    """Table `[qcase]`.
+
+    Timeouts in seconds, 0 for none. `boot_timeout`: until the prompt; `command_timeout`: from there, or for each command of a
+    group; `idle_timeout`: without a byte from the guest. `reset`: the guest may reset its machine, which otherwise ends
+    QEMU. `build`: "named" for the subcases that a command names, or "all". `cargo_options`, `cmake`, `meson`, `configure`,
+    `make`: additions to the command lines of builds. `install`: files of a build in C, by the folder in the guest.
+    """
+
+    match: Match = "any"
+    match_from: MatchFrom = "start"
+    network: Network | None = None
+    kernel_trouble: KernelTroubleIs | None = None
+    boot_timeout: Seconds = 0.0
+    command_timeout: Seconds = 0.0
+    idle_timeout: Seconds = 0.0
+    reset: bool = False
+    tags: Annotated[tuple[Annotated[str, matching(r"\S+", "must be a word without blanks")], ...], Strict(False)] = ()
+    packages: Annotated[tuple[PackageName, ...], Strict(False)] = ()
+    rootfs: PathString | None = None
+    retries: Annotated[int, Field(ge=0)] = 0
+    build: Build = "named"
+    cargo: Cargo = "build"
+    cargo_options: Words = ()
+    cmake: Words = ()
+    meson: Words = ()
+    configure: Words = ()
+    make: Words = ()
+    install: dict[GuestFolder, Annotated[tuple[PlacePattern, ...], Strict(False)]] = Field(default={})
+
+
+class CaseFile(Model):
+    """Shape of `qemu-<arch>.toml`, before its rules; `CaseConfig` is the result."""
+
+    model_config = ConfigDict(extra="ignore")  # unknown keys warn, see load_case_config
+
+    args: Strings = ()
+    uefi: bool = False
+    to_bin: bool = False
+    shell_prefix: str = ""
+    shell_init_cmd: str = ""
+    test_commands: Strings = ()
+    success_regex: Strings = ()
+    fail_regex: Strings = ()
+    timeout: Seconds = 0.0
+    qcase: _QcaseTable = _QcaseTable()
+
+
+def refuse_environment(file: CaseFile, wrong: Wrong) -> None:
+    """Refuse variables of the host's environment in a stranger's case."""
+    for key in ("args", "success_regex", "fail_regex", "shell_prefix", "shell_init_cmd"):
+        value = getattr(file, key)
+        if any("${env:" in text for text in ([value] if isinstance(value, str) else value)):
+            wrong((key,), 'names a variable of the environment: refused under trust = "sandboxed"', "write its value")

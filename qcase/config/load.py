@@ -1,0 +1,234 @@
+"""Files found, read and resolved: `qcase.toml` and `qemu-<arch>.toml`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from qcase.config import qemu_options, root_disk
+from qcase.config.case_file import CaseConfig, CaseFile, Placeholders, Wrong, memory, refuse_environment, smp
+from qcase.config.patterns import PatternError, compile_pattern
+from qcase.config.toml_document import Document, config_error, read
+from qcase.config.workspace_file import FORMS, WORKSPACE_FILE, M, WorkspaceConfig, workspace_model
+from qcase.errors import Problem, UsageError
+from qcase.text import any_of, nearest, shown
+
+
+def find_workspace(start: Path) -> Path:
+    """Return the nearest folder from `start` upwards that holds a `qcase.toml`. Raises `UsageError` if there is none."""
+    start = start.resolve()
+    for folder in (start, *start.parents):
+        try:
+            if (folder / WORKSPACE_FILE).is_file():
+                return folder
+        except OSError:  # an unreadable folder is no workspace
+            continue
+    raise UsageError(
+        f"no {WORKSPACE_FILE} in {start} or above",
+        hint="go to the workspace, name it with --workspace, or make one with `qcase init`",
+    )
+
+
+def load_workspace_config(path: Path) -> WorkspaceConfig:
+    """Load `qcase.toml` into its models. Raises `ConfigError` with all its faults."""
+    document = read(path, Path.cwd())
+    model, problems, _ = _validate(workspace_model(document.data), document)
+    if problems:
+        raise config_error(problems)
+    assert model is not None
+    if not model.suite.name:
+        model = model.model_copy(update={"suite": model.suite.model_copy(update={"name": path.resolve().parent.name})})
+    return model
+
+
+def load_case_config(path: Path, *, placeholders: Placeholders) -> CaseConfig:
+    """Load one `qemu-<arch>.toml`; unknown keys go into its `warnings`. Raises `ConfigError` with all its faults."""
+    document = read(path, placeholders.workspace)
+    warnings = tuple(
+        document.problem((key,), "unknown key", nearest(key, CaseFile.model_fields))
+        for key in document.data
+        if key not in CaseFile.model_fields
+    )
+    model, problems, broken = _validate(CaseFile, document)
+    if model is None:  # check the rest all the same, so that all errors are reported at once
+        rest = {key: value for key, value in document.data.items() if key not in broken}
+        model = CaseFile.model_validate(rest)
+    config = _resolve_case(model, document, placeholders, frozenset(broken), problems, warnings)
+    if problems:
+        # A warning is often the cause: a misspelt `success_regex` leaves the case without one.
+        raise config_error([*problems, *warnings])
+    return config
+
+
+def _resolve_case(
+    file: CaseFile,
+    document: Document,
+    placeholders: Placeholders,
+    broken: frozenset[str],
+    problems: list[Problem],
+    warnings: tuple[Problem, ...],
+) -> CaseConfig:
+    """Turn `file` into a case's model. Adds faults to `problems`; rules that depend on a key in `broken` are skipped."""
+
+    def wrong(loc: tuple[str | int, ...], what: str, hint: str = "") -> None:
+        problems.append(document.problem(loc, what, hint))
+
+    if placeholders.environment is None:
+        refuse_environment(file, wrong)
+    args = tuple(placeholders.replace(arg) for arg in file.args)
+    prefix = placeholders.replace(file.shell_prefix).strip() or None
+    command = placeholders.replace(file.shell_init_cmd).strip() or None
+    test_commands = tuple(text.strip() for text in file.test_commands)
+
+    _check_words(args, prefix, command, test_commands, broken, wrong)
+    patterns = _checked_patterns(file, placeholders, wrong)
+    if not patterns["success_regex"] and not test_commands and not broken & {"success_regex", "test_commands"}:
+        wrong(("success_regex",), "no success_regex: the case can never pass", "say what the guest prints when all is well")
+    return CaseConfig(
+        args=args,
+        shell_prefix=prefix,
+        shell_init_cmd=command,
+        test_commands=test_commands,
+        success_regex=patterns["success_regex"],
+        fail_regex=patterns["fail_regex"],
+        timeout=file.timeout or None,
+        match=file.qcase.match,
+        match_from=file.qcase.match_from,
+        network=file.qcase.network,
+        kernel_trouble=file.qcase.kernel_trouble,
+        boot_timeout=file.qcase.boot_timeout or None,
+        command_timeout=file.qcase.command_timeout or None,
+        idle_timeout=file.qcase.idle_timeout or None,
+        reset=file.qcase.reset,
+        tags=file.qcase.tags,
+        packages=file.qcase.packages,
+        rootfs=file.qcase.rootfs,
+        cmake=file.qcase.cmake,
+        meson=file.qcase.meson,
+        configure=file.qcase.configure,
+        make=file.qcase.make,
+        install=tuple(f"{folder.rstrip('/')}\t{pattern}" for folder, files in file.qcase.install.items() for pattern in files),
+        retries=file.qcase.retries,
+        build=file.qcase.build,
+        cargo=file.qcase.cargo,
+        cargo_options=file.qcase.cargo_options,
+        smp=smp(args),
+        to_bin=file.to_bin,
+        uefi=file.uefi,
+        memory=memory(args),
+        warnings=warnings,
+    )
+
+
+def _check_words(
+    args: tuple[str, ...],
+    prefix: str | None,
+    command: str | None,
+    test_commands: tuple[str, ...],
+    broken: frozenset[str],
+    wrong: Wrong,
+) -> None:
+    """Check what a case gives to QEMU and types into the guest."""
+    for key, value in (("shell_prefix", prefix), ("shell_init_cmd", command)):
+        if value and "\0" in value:
+            wrong((key,), "must not contain a NUL character")
+    for key, values in (("args", args), ("test_commands", test_commands)):
+        for index, value in enumerate(values):
+            if "\0" in value:
+                wrong((key, index), "must not contain a NUL character")
+    for index, text in enumerate(test_commands):
+        if not text:
+            wrong(("test_commands", index), "must not be empty")
+    try:
+        options = qemu_options.split(args)
+        root_disk.refuse_writers(options)
+        root_disk.root(options)
+    except qemu_options.ArgumentError as e:
+        places = [at for at, arg in enumerate(args) if arg in (e.option, e.option.partition(" ")[0])]
+        wrong(("args", *places[:1]), str(e), e.hint)
+    if test_commands and command:
+        wrong(("shell_init_cmd",), "cannot stand beside test_commands: the grouped runner is the command")
+    if not prefix and "shell_prefix" not in broken:
+        for key, present in (("shell_init_cmd", command), ("test_commands", test_commands)):
+            if present:
+                wrong((key,), "needs shell_prefix, the prompt to wait for before it is typed")
+
+
+def _checked_patterns(file: CaseFile, placeholders: Placeholders, wrong: Wrong) -> dict[str, tuple[str, ...]]:
+    """Return the patterns of both outcomes with their placeholders replaced, after a check that they compile."""
+    patterns: dict[str, tuple[str, ...]] = {}
+    for key, values, outcome in (("success_regex", file.success_regex, "pass"), ("fail_regex", file.fail_regex, "fail")):
+        patterns[key] = tuple(placeholders.replace(value) for value in values)
+        for index, pattern in enumerate(patterns[key]):
+            try:
+                compile_pattern(pattern, would=outcome)
+            except PatternError as e:
+                wrong((key, index), e.what, e.hint)
+    return patterns
+
+
+def _validate(model: type[M], document: Document) -> tuple[M | None, list[Problem], set[str]]:
+    """Validate a document. Returns the model or None, the problems, and the top-level keys with problems."""
+    try:
+        return model.model_validate(document.data), [], set()
+    except ValidationError as e:
+        # A default that follows from a broken key is no error of its own.
+        errors = [error for error in e.errors(include_url=False) if error["type"] != "default_factory_not_called"]
+    problems = [_problem(model, document, error) for error in errors]
+    return None, problems, {str(error["loc"][0]) for error in errors}
+
+
+def _problem(model: type[BaseModel], document: Document, error: ErrorDetails) -> Problem:
+    place, given = error["loc"], error.get("input")
+    loc = tuple(part for part in place if part not in FORMS and part != "[key]")
+    context = error.get("ctx", {})
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return document.problem(loc, "unknown key", nearest(str(loc[-1]), _fields_at(model, place[:-1])))
+    if kind == "qcase":
+        return document.problem(loc, context["what"], context["hint"])
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        hint = nearest(given, choices, fallback=False) if isinstance(given, str) else ""
+        return document.problem(loc, f"must be {any_of(choices)}, not {shown(given)}", hint)
+    if kind == "missing":
+        return document.problem(loc, "is missing")
+    if kind in _SHAPES:
+        return document.problem(loc, f"must be {_SHAPES[kind]}, not {shown(given)}")
+    if kind in ("greater_than", "greater_than_equal"):
+        bound = f"greater than {context['gt']:g}" if kind == "greater_than" else f"{context['ge']:g} or more"
+        return document.problem(loc, f"must be {bound}, not {shown(given)}")
+    return document.problem(loc, error["msg"])
+
+
+_SHAPES: Mapping[str, str] = {
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "finite_number": "a finite number",
+    "tuple_type": "an array of strings",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "dict_type": "a table",
+}
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> Iterable[str]:
+    for key, form in zip(loc, (*loc[1:], ""), strict=False):
+        if key in FORMS:
+            continue
+        annotation = FORMS.get(str(form)) or _fields(model)[str(key)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return _fields(model)
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}

@@ -1,0 +1,1 @@
+"""Bytes and times in, ruling out. No I/O, no clock."""

@@ -1,0 +1,122 @@
+"""The ruling that stands if nothing worse comes while the output is drained, and the matches on which it rests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from qcase.console.all_readings import AllReadings
+from qcase.console.rules import Ruling
+from qcase.console.search import Lines, TornLines, find_between
+from qcase.console.text import Pattern
+from qcase.console.transcript import Transcript
+from qcase.model import Verdict
+
+_WEIGHT: Final = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.PANIC: 2}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A match that counts as long as it stands. `start` is a position in the text of `lines`."""
+
+    lines: Lines | TornLines
+    pattern: Pattern
+    start: int
+    at: float = 0.0  # time at which it was seen
+
+
+class Pending:
+    """The pending ruling. `success`: patterns that have not matched yet; they come back when a match does not stand."""
+
+    def __init__(self, success: list[Pattern], search: AllReadings, transcript: Transcript) -> None:
+        self.ruling: Ruling | None = None
+        self.evidence: list[Evidence] = []  # evidence of the pending ruling
+        self.since = 0.0
+        self.matched: dict[str, Evidence] = {}  # success patterns that have matched, if all have to match
+        self.matched_at: float | None = None  # time at which the deciding match was seen
+        self.panic_at: int | None = None  # start of the panic's line
+        self.panic_to = 0
+        self._panic_hidden = 0  # characters in between that were hidden as echo when it was found
+        self._kept: set[Evidence] = set()  # evidence that stood until its output was drained
+        self._outdone: tuple[Ruling, list[Evidence]] | None = None  # the pass that a fail replaced while the output was drained
+        self._success = success
+        self._search = search
+        self._text = transcript.written
+
+    def replace_by(self, ruling: Ruling, evidence: list[Evidence], now: float) -> None:
+        """Make a ruling pending if it is worse than the one that is."""
+        if self.ruling is not None and _WEIGHT[self.ruling.verdict] >= _WEIGHT[ruling.verdict]:
+            return
+        self._outdone = (self.ruling, self.evidence) if self.ruling else None
+        self.evidence = evidence
+        self.pend(ruling, now)
+
+    def pend(self, ruling: Ruling, now: float) -> None:
+        """Make a ruling pending, on the evidence of the one that is."""
+        if self.ruling is None or ruling.verdict is Verdict.PANIC:
+            self.since = now
+        if self.ruling is None:
+            self.matched_at = now
+        self.ruling = ruling
+
+    def note_panic(self, found: tuple[int, int]) -> None:
+        """Record the place of a panic in the written text."""
+        self.panic_at, self.panic_to = found
+        self._panic_hidden = self._text.view_slice(*found).count(0)
+
+    def drop(self) -> None:
+        """Drop the pending ruling, and the one that it replaced."""
+        self.ruling, self.evidence, self._outdone, self.matched_at = None, [], None, None
+
+    def want_again(self) -> None:
+        """Let the patterns of the evidence search again."""
+        for evidence in self.evidence:
+            self._want(evidence)
+
+    def _want(self, evidence: Evidence) -> None:
+        if evidence.pattern not in self._success:
+            self._success.append(evidence.pattern)
+            self.matched.pop(evidence.pattern.source, None)
+
+    def due(self, now: float, drain: float) -> list[Evidence]:
+        """Return the matches of single patterns whose output was drained for `drain` seconds and that are not kept yet."""
+        return [one for one in self.matched.values() if one not in self._kept and now >= one.at + drain]
+
+    def keep(self, due: list[Evidence]) -> None:
+        """Keep those matches that still stand, whatever comes later."""
+        self._kept.update(evidence for evidence in due if self._still_matches(evidence))
+
+    def stands(self) -> bool:
+        """Tell whether each deciding match still stands: not overwritten, not erased, and not found to be echo."""
+        if self.ruling is not None and self.ruling.verdict is Verdict.PANIC and self.panic_at is not None:
+            return self._text.view_slice(self.panic_at, self.panic_to).count(0) <= self._panic_hidden
+        return all(self._still_matches(evidence) for evidence in self.evidence)
+
+    def _still_matches(self, evidence: Evidence) -> bool:
+        if evidence in self._kept:
+            return True
+        text, start = evidence.lines.text, evidence.start
+        if start < text.base:
+            return True  # so much text has come since that this part is dropped
+        if start < text.line_start and _begins_at(start, find_between(text, evidence.pattern, start, text.line_start)):
+            return True
+        if text is self._text:
+            return _begins_at(start, find_between(text, evidence.pattern, start, text.end))
+        waits = text is self._search.shown.text and start >= text.line_start
+        return waits and self._search.find_waiting(evidence.pattern) is not None
+
+    def take_back(self) -> None:
+        """Drop a pending ruling that no longer stands. The ruling that it replaced is pending again; patterns search again."""
+        if self.ruling is not None and self.ruling.verdict is Verdict.PASS:
+            for evidence in self.evidence:
+                if not self._still_matches(evidence):
+                    self._want(evidence)
+        before, self._outdone = self._outdone, None
+        self.ruling, self.evidence = before or (None, [])
+        if self.ruling is None:
+            self.matched_at = None
+        self._search.again()
+
+
+def _begins_at(start: int, found: tuple[int, int] | None) -> bool:
+    return found is not None and found[0] == start

@@ -1,0 +1,1 @@
+"""Crates of Rust: manifests, registries, git sources, and the cache of downloads."""

@@ -1,0 +1,1 @@
+"""File system images, read and written without root."""

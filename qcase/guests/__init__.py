@@ -1,0 +1,1 @@
+"""Guests, which are booted: root filesystem, kernel, initramfs, packages."""

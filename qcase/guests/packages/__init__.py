@@ -1,0 +1,1 @@
+"""Packages of a guest: lock, repositories, downloads, and the step that fetches."""

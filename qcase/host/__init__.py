@@ -1,0 +1,1 @@
+"""The operating system under us: processes, locks, files."""

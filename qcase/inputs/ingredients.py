@@ -1,0 +1,189 @@
+"""Ingredients of a case: all files and folders of the user on which its keys or its verdict depend.
+
+Keys are computed from the files that the functions here name, and `--changed` compares the same files with git's changes. A new
+input of a case must be added here, or `tests/torture/test_ingredients.py` fails.
+
+    case        its folder; qemu-<arch>.toml; the sources of its overlays, with the targets of their links
+    build group build-<target>.toml of every folder above it
+    workspace   qcase.toml, qcase.lock, qcase-images.lock, the hook, keys and folders of packages
+    guest       rootfs, or the case's own root filesystem, other disks, kernel, initrd, firmware
+    arguments   files that `args` name
+
+Not ingredients: QEMU, the container engine, firmware and environment variables of this machine, and qcase itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcase.arch import Arch
+from qcase.config import image_lock
+from qcase.config.workspace_file import WORKSPACE_FILE
+from qcase.guests.packages import lock, repositories
+from qcase.model import Pipeline
+from qcase.pipelines import sources as sources_module
+from qcase.pipelines.sources import Source, check_inside, find, reach, steps
+from qcase.suite import root_images
+from qcase.suite.cases import BrokenCase, Case, Workspace
+from qcase.suite.discover import others_within
+from qcase.suite.ignored import Ignored
+
+PROJECT_FILE = "CMakeLists.txt"  # in the folder of a grouped case: one project for all its subcases in C
+
+
+@dataclass(frozen=True)
+class Place:
+    """The source folder of one overlay. `subcase`: the name of its subcase.
+
+    `project`: a CMake project in the group's own folder, for all its subcases in C.
+    """
+
+    path: Path
+    pipeline: Pipeline
+    others: frozenset[Path]
+    subcase: str = ""
+    project: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The name of the source folder's child for this pipeline; empty for a project."""
+        return "" if self.project else self.pipeline.value
+
+    def sources(self, workspace: Workspace, ignored: Ignored) -> tuple[Source, ...]:
+        """Return the files that a build sees, for the key and the copy. Raises the errors of `sources.find`."""
+        found = find(self.path, self.folder, workspace.root, self.others, ignored)
+        if workspace.config.run.trust == "sandboxed":
+            check_inside(found, workspace.root)
+        return found
+
+    def place(self, workspace: Workspace) -> str:
+        """Return the position of the folder within its source files, see `sources.place`."""
+        return sources_module.place(self.path, self.folder, workspace.root)
+
+    def reach(self, workspace: Workspace, ignored: Ignored) -> set[Path]:
+        """Return the paths of the sources for a comparison with git's changes, see `sources.reach`."""
+        return reach(self.path, self.folder, workspace.root, self.others, ignored)
+
+
+def places(case: Case) -> list[Place]:
+    """Return all source folders of a case. A CMake project in a group's own folder replaces the group's subcases in C."""
+    if case.pipeline is Pipeline.PLAIN:
+        return []
+    if case.pipeline is not Pipeline.GROUPED:
+        return [Place(case.path, case.pipeline, others_within(case, case.path))]
+    found = []
+    if (case.path / PROJECT_FILE).is_file():
+        found.append(Place(case.path, Pipeline.C, others_within(case, case.path, project=True), project=True))
+    return found + [
+        Place(subcase.path, subcase.kind, others_within(case, subcase.path), subcase.name)
+        for subcase in case.subcases
+        if not (found and subcase.kind is Pipeline.C)
+    ]
+
+
+def of_case(
+    case: Case | BrokenCase, workspace: Workspace, environ: Mapping[str, str], ignored: Ignored | None = None
+) -> frozenset[Path]:
+    """Return the files and folders whose change may change a case's keys or verdict. A folder stands for all its contents.
+
+    The paths need not exist. No path leads through a link: links are listed themselves, as by `sources.steps`. The exceptions
+    in the case's folder are the files of `other_configurations`.
+    """
+    found = set(workspace_files(workspace, environ))
+    # `case.path` is the resolved folder, also for a case that is found through a link.
+    for named in (case.path, workspace.suite_root / case.display_name, workspace.suite_root / case.group / case.display_name):
+        found |= steps(named)
+    if isinstance(case, BrokenCase):
+        return frozenset(found)
+    for path in (case.config_path, *build_configurations(case, workspace, case.arch.default_target)):
+        found |= steps(path)
+    for place in places(case):
+        found |= place.reach(workspace, ignored or Ignored())
+    for path in (
+        *guest_files(workspace, case.arch).values(),
+        *root_images.files(case, workspace),
+        *_in_arguments(case, workspace),
+    ):
+        found |= steps(path)
+    return frozenset(found)
+
+
+def other_configurations(case: Case | BrokenCase) -> frozenset[Path]:
+    """Return the configuration files of other architectures in a case's folder."""
+    if isinstance(case, BrokenCase):
+        return frozenset()
+    return frozenset(case.path / f"qemu-{arch}.toml" for arch in Arch if arch is not case.arch)
+
+
+def build_configurations(case: Case | BrokenCase, workspace: Workspace, target: str) -> list[Path]:
+    """Return the possible paths of `build-<target>.toml` for a case, the nearest first."""
+    folders = (folder for folder in (case.path, *case.path.parents) if folder.is_relative_to(workspace.root))
+    return [folder / f"build-{target}.toml" for folder in folders]
+
+
+def workspace_files(workspace: Workspace, environ: Mapping[str, str]) -> frozenset[Path]:
+    """Return the ingredients that all cases of a workspace share, see `sources.steps`."""
+    named = [workspace.root / name for name in (WORKSPACE_FILE, lock.LOCK_FILE, image_lock.FILE)]
+    if (script := hook(workspace)) is not None:
+        named.append(script)
+    lines, keys = repositories.named(workspace.config, workspace.root, environ)
+    named += [Path(line) for line in lines or () if not repositories.is_remote(line)]
+    named += keys or ()
+    return frozenset(step for path in named for step in steps(path))
+
+
+def closed(workspace: Workspace, arch: Arch) -> frozenset[Path]:
+    """Return the resolved paths of a sandboxed workspace that qcase reads after a kernel build. No build may write to them."""
+    named = [workspace.root / WORKSPACE_FILE, workspace.root / lock.LOCK_FILE, *guest_files(workspace, arch).values()]
+    named += [workspace.root / source for source in workspace.config.guest[arch].disks.values() if isinstance(source, str)]
+    config = workspace.config.packages
+    named += [workspace.root / name for name in (*(config.repositories or ()), *(config.keys or ())) if "://" not in name]
+    if (script := hook(workspace)) is not None:
+        named.append(script)
+    named += [workspace.suite_root] if workspace.suite_root != workspace.root else _with_cases(workspace.root)
+    return frozenset(Path(os.path.realpath(path)) for path in named)
+
+
+def _with_cases(root: Path) -> Iterator[Path]:
+    """Yield the direct subfolders of a suite's root that contain cases."""
+    for folder in root.iterdir():
+        if (
+            not folder.name.startswith(".")
+            and folder.name != "target"
+            and folder.is_dir()
+            and next(folder.rglob("qemu-*.toml"), None) is not None
+        ):
+            yield folder
+
+
+def hook(workspace: Workspace) -> Path | None:
+    """Return the path of the script that prepares the staging root, None without one. The file need not exist."""
+    name = workspace.config.hooks.prepare_staging_root
+    return None if name is None else workspace.root / name
+
+
+def guest_files(workspace: Workspace, arch: Arch) -> dict[str, Path]:
+    """Return the workspace's files of a guest, by their keys in `[guest.<arch>]`; empty for built-in guests."""
+    guest = workspace.config.guest[arch]
+    named = {key: getattr(guest, key) for key in ("rootfs", "kernel", "initrd", "firmware", "firmware_vars")}
+    return {key: workspace.root / value for key, value in named.items() if isinstance(value, str)}
+
+
+def _in_arguments(case: Case, workspace: Workspace) -> Iterator[Path]:
+    """Yield the parts of QEMU's arguments that look like paths. An extra path costs a run of the case, a missing one gives a
+    wrong result.
+    """
+    for argument in case.config.args:
+        for word in (argument, *argument.split(",")):
+            for value in (word, word.partition("=")[2], word.rpartition("=")[2], word.partition(":")[2]):
+                named = "/" in value and "\0" not in value and not value.startswith("/dev/")
+                if named or (value and (workspace.root / value).is_file()):
+                    yield workspace.root / value
+
+
+def covers(ingredients: Collection[Path], path: Path) -> bool:
+    """Tell whether a path is one of the ingredients, or inside one."""
+    return any(above in ingredients for above in (path, *path.parents))

@@ -1,0 +1,276 @@
+"""Plans of overlays: the inputs and the key of each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from qcase import canonical
+from qcase.config.case_file import CaseConfig
+from qcase.errors import BuildError, InfraError, QcaseError, StoppedError
+from qcase.guests import alpine
+from qcase.guests.packages import fetch_step
+from qcase.host.trees import Tree
+from qcase.inputs import ingredients
+from qcase.inputs.ingredients import PROJECT_FILE, Place
+from qcase.model import Pipeline
+from qcase.pipelines import apk_requests, c, group_commands, group_installs, group_script, package_overlay, prebuild, sources
+from qcase.pipelines.pipeline import BuildContext, PipelineSpec
+from qcase.pipelines.registry import PIPELINES
+from qcase.prepare.base_guest import InputsMovedError
+from qcase.prepare.prepared import BrokenBuild
+from qcase.prepare.services import RunServices
+from qcase.prepare.staging import StagingInputs
+from qcase.store import keys, listings
+from qcase.suite.cases import Case, Subcase
+from qcase.toolchains import recipes
+
+
+def overlay_plans(
+    case: Case, run: RunServices, *, everything: bool = False, broken: list[BrokenBuild] | None = None
+) -> list[OverlayPlan]:
+    """Return the build jobs of a case's overlays, in the order of injection.
+
+    A group with `build = "named"` leaves out subcases that no test command can use, unless `everything` is set. `broken`
+    collects the subcases whose key cannot be computed; without it the error is raised.
+    """
+    optional: set[str] = set()
+    if case.pipeline is Pipeline.GROUPED and not everything and case.config.build == "named":
+        named = set(_named_subcases(case))
+        case = replace(case, subcases=tuple(one for one in case.subcases if one.name in named or _may_matter(one, case)))
+        optional = {one.name for one in case.subcases} - named
+    asked = case.config.packages
+    kinds = [subcase.kind for subcase in case.subcases] if case.pipeline is Pipeline.GROUPED else [case.pipeline]
+    needed = dict.fromkeys(name for kind in kinds if kind in PIPELINES for name in (*PIPELINES[kind].packages, *asked))
+    plans = [_packages_plan(case, tuple(needed) or asked, run)] if needed or asked else []
+    if case.pipeline is Pipeline.PLAIN:
+        return plans
+    if case.pipeline is not Pipeline.GROUPED:
+        return [*plans, *(pipeline_plan(case.plain_name, place, case.config, run) for place in ingredients.places(case))]
+    subcases = [replace(plan, optional=plan.subcase in optional) for plan in subcase_plans(case, run, broken)]
+    if broken:
+        broken[:] = [replace(one, optional=one.name in optional) for one in broken]
+    return [*plans, _script_plan(case, run), *subcases]
+
+
+def subcase_plans(case: Case, run: RunServices, broken: list[BrokenBuild] | None = None) -> list[OverlayPlan]:
+    """Return the build jobs of a group's subcases. A CMake project in the case's own folder replaces the subcases in C."""
+    plans = []
+    for place in ingredients.places(case):
+        name = f"{case.whole}: {PROJECT_FILE}" if place.project else f"{case.whole}/{place.subcase}"
+        try:
+            plan = pipeline_plan(name, place, case.config, run)
+        except QcaseError as error:
+            if broken is None or isinstance(error, StoppedError):
+                raise
+            broken.append(BrokenBuild(name, error, place.subcase))
+        else:
+            plans.append(replace(plan, subcase=place.subcase, is_part=True))
+    return plans
+
+
+def has_overlays(case: Case) -> bool:
+    """Tell whether the case adds overlays to the base image."""
+    return case.pipeline is not Pipeline.PLAIN or bool(case.config.packages)
+
+
+def _named_subcases(case: Case) -> Iterator[str]:
+    """Yield the names of subcases that may install a program of a test command, and of all that build without a container and
+    without packages.
+    """
+    named = group_commands.names(case.config.test_commands)
+    for subcase in case.subcases:
+        spec = PIPELINES.get(subcase.kind)
+        cheap = spec is not None and spec.image is None and not spec.packages
+        if named is None or cheap or group_commands.may_install(subcase.path, named):
+            yield subcase.name
+
+
+def _may_matter(subcase: Subcase, case: Case) -> bool:
+    return bool(case.config.cmake) or not group_installs.cannot_matter(
+        case.config.test_commands, subcase.name, subcase.kind, case.path
+    )
+
+
+@dataclass(frozen=True)
+class OverlayPlan:
+    """The build job of one overlay: its key and its build function. `root`: the staging root that enters the key."""
+
+    name: str
+    key: keys.Key
+    build: Callable[[Tree, BuildContext], None]
+    packages: tuple[str, ...] = ()
+    subcase: str = ""
+    is_part: bool = False  # the overlay of a group's subcase
+    optional: bool = False  # no test command names its programs: the case runs even if this build fails
+    may_ask: bool = False  # the build may request packages
+    root: StagingInputs | None = None
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: Callable[[], tuple[str, ...]] = tuple
+
+    @property
+    def asks_as(self) -> str:
+        """The name of its packages in the lock file."""
+        return self.name.removesuffix(": packages")
+
+
+def _script_plan(case: Case, run: RunServices) -> OverlayPlan:
+    """Return the build job of the overlay with a group's script."""
+    runner = run.workspace.config.grouped
+    key = keys.overlay_key(
+        pipeline=Pipeline.GROUPED,
+        recipe_version=group_script.RECIPE,
+        arch=run.arch,
+        target=run.target,
+        sources=(),
+        config_fields={"test_commands": case.config.test_commands},
+        env=cache_env(run),
+        extra={"runner_name": runner.runner_name, "script": group_script.runner_script(case.config.test_commands, runner)},
+    )
+
+    def build(overlay: Tree, context: BuildContext) -> None:
+        context.services.say("writing the group's script")
+        group_script.write_runner_script(overlay, case.config.test_commands, runner)
+
+    return OverlayPlan(f"{case.plain_name}: the group's script", key, build)
+
+
+def _packages_plan(case: Case, asked: tuple[str, ...], run: RunServices) -> OverlayPlan:
+    """Return the build job of the overlay with the files of a case's packages."""
+    root = StagingInputs.of(run.workspace, run.base_guest, run.toolchains)
+    come = run.supply.part(case.plain_name)
+    key = keys.overlay_key(
+        pipeline="packages",
+        recipe_version=package_overlay.RECIPE,
+        arch=run.arch,
+        target=run.target,
+        sources=(),
+        toolchain_identity=run.toolchains.identity(fetch_step.IMAGE),
+        env=cache_env(run),
+        base_digest=root.base,
+        extra={
+            "packages": {"asked": list(asked), **come},
+            "staging": root.part,
+        },
+    )
+
+    def build(overlay: Tree, context: BuildContext) -> None:
+        package_overlay.build(overlay, context)
+        run.base_guest.check_digest(root.base)
+        _check_supply(case.plain_name, come, run)
+
+    return OverlayPlan(f"{case.plain_name}: packages", key, build, asked, may_ask=True, root=root)
+
+
+def _check_supply(name: str, come: canonical.JSON, run: RunServices) -> None:
+    """Check that the package supply still matches the key. Raises `InputsMovedError` if not: a repository may be a folder
+    whose contents change during the build.
+    """
+    if run.supply.part(name) != come:
+        raise InputsMovedError("a repository of packages")
+
+
+def _packages_part(
+    spec: PipelineSpec, name: str, source: Path, asked: tuple[str, ...], run: RunServices
+) -> dict[str, dict[str, canonical.JSON]]:
+    """Return the key part for the packages of a build: the configured ones, and the source of those that a script may request.
+    Empty for a build without packages.
+    """
+    scripted = spec.prebuild is not None and (source / spec.prebuild / apk_requests.SCRIPT).is_file()
+    if not spec.reads_staging or not (asked or scripted):
+        return {}
+    part: dict[str, canonical.JSON] = {
+        "asked": list(asked),
+        "recipe": hashlib.sha256(prebuild.recipe().encode()).hexdigest(),
+        "image": run.toolchains.identity(fetch_step.IMAGE),
+        "apk": alpine.alpine_sha256(recipes.GUEST_ARCH),  # the guest image from which the script's apk is taken
+        "from": run.supply.part(name),
+    }
+    return {"packages": part}
+
+
+def pipeline_plan(name: str, place: Place, config: CaseConfig, run: RunServices) -> OverlayPlan:
+    """Return the build job of the overlay for one source folder."""
+    spec = c.PROJECT if place.project else PIPELINES[place.pipeline]
+    asked = config.packages
+
+    def find() -> tuple[sources.Source, ...]:
+        return place.sources(run.workspace, run.ignored)
+
+    found = find()
+    root = StagingInputs.of(run.workspace, run.base_guest, run.toolchains) if spec.reads_staging else None
+    settings = dict(spec.settings(run.arch, run.workspace.config))
+    if root is not None:
+        settings["staging"] = root.part
+    if place.pipeline is Pipeline.RUST and config.cargo != "build":
+        settings["cargo"] = config.cargo
+    if inner := place.place(run.workspace):
+        settings["place"] = inner
+    part = _packages_part(spec, name, place.path, asked, run)
+    options = {option: words for option in spec.options if (words := getattr(config, option, ()))}
+    key = keys.overlay_key(
+        pipeline=place.pipeline,
+        recipe_version=spec.recipe,
+        arch=run.arch,
+        target=run.target,
+        sources=[one.entry for one in found],
+        toolchain_identity=None if spec.image is None else run.toolchains.identity(spec.image),
+        config_fields={option: list(words) for option, words in options.items()},
+        env=cache_env(run),
+        base_digest=None if root is None else root.base,
+        extra=settings | part,
+    )
+
+    def left_out() -> tuple[str, ...]:
+        return tuple(sources.left_out(place.path, run.ignored))
+
+    def build(overlay: Tree, context: BuildContext) -> None:
+        origin = os.path.relpath(os.path.realpath(place.path), os.path.realpath(run.workspace.root))
+        try:
+            spec.build(_frozen(found, find, context), overlay, replace(context, cargo=config.cargo, place=inner, origin=origin))
+        except BuildError as error:
+            error.hint = error.hint or _left_out_hint(left_out())
+            raise
+        if root is not None:
+            run.base_guest.check_digest(root.base)
+        if "packages" in part:
+            _check_supply(name, part["packages"]["from"], run)
+
+    packages = asked if spec.reads_staging else ()
+    return OverlayPlan(name, key, build, packages, may_ask=bool(part), root=root, options=options, left_out=left_out)
+
+
+def _left_out_hint(left_out: Sequence[str]) -> str:
+    """Return a hint for a failed build that names files excluded from the sources; empty without such files."""
+    if not left_out:
+        return ""
+    more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    return f"what git ignores and caches are no sources, here {', '.join(left_out[:3])}{more}; `git add -f` makes one a source"
+
+
+def _frozen(
+    found: tuple[sources.Source, ...], find_again: Callable[[], tuple[sources.Source, ...]], context: BuildContext
+) -> Tree:
+    """Copy a case's sources for a build, and check that the copy matches the sources of the key.
+
+    Minutes can pass between key and copy, while this build waits for another builder or for a toolchain image. If a user edits
+    a file in that time, the new contents must not be stored under the old key. Raises `InputsMovedError` then, `InfraError`
+    if the copy fails.
+    """
+    copy = context.scratch / "sources"
+    try:
+        sources.copy(found, copy)
+    except OSError as error:
+        if find_again() == found:
+            raise InfraError(f"cannot copy the sources: {error.strerror}", where=context.case) from error
+        raise InputsMovedError("its sources") from None
+    if listings.tree_listing(copy) != tuple(one.entry for one in found):
+        raise InputsMovedError("its sources")
+    return Tree(copy, what="the copy of the sources")
+
+
+def cache_env(run: RunServices) -> dict[str, str | None]:
+    return {name: run.environ.get(name) for name in run.workspace.config.cache.env}

@@ -1,0 +1,69 @@
+"""Report files: written whole or not at all, and checked before anything runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from qcase.errors import InfraError, UsageError
+
+
+def check(path: Path, option: str) -> None:
+    """Check that a file can be at `path`, without writing. Raises `UsageError` if it cannot."""
+    if not path.parent.is_dir():
+        raise UsageError("its folder does not exist", where=f"{option} {path}", hint="make the folder first")
+    if path.is_dir():
+        raise UsageError("is a folder", where=f"{option} {path}", hint="name a file in it")
+
+
+def special(path: Path) -> bool:
+    """Tell whether `path` is a device or a pipe, which is written in place.
+
+    As root, a rename over /dev/full would remove the device. Links count in /dev and /proc alone: elsewhere a link may have come
+    with a stranger's tree, and is replaced by the report.
+    """
+    if any(path.absolute().is_relative_to(folder) for folder in ("/dev", "/proc")):
+        return path.exists()
+    return not path.is_symlink() and path.exists() and not path.is_file()
+
+
+def write(path: Path, text: str, option: str) -> None:
+    """Put `text` at `path`: readers see the old file or the new one. Raises `InfraError`.
+
+    A name that is not UTF-8 contains lone surrogates. Python's backslash escapes for them are valid in JSON, too.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    staged: Path | None = None
+    try:
+        if special(path):
+            path.write_bytes(data)
+            return
+        staged, fd = _staged(path)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        staged.replace(path)
+    except OSError as error:
+        if staged is not None:
+            staged.unlink(missing_ok=True)
+        raise InfraError(f"cannot be written: {error.strerror}", where=f"{option} {path}") from None
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a report that is written piece by piece. What is at `path` is replaced, and no link followed. Raises `OSError`."""
+    if special(path):
+        return path.open("wb", buffering=0)
+    staged, fd = _staged(path)
+    try:
+        staged.replace(path)
+    except OSError:
+        os.close(fd)
+        staged.unlink(missing_ok=True)
+        raise
+    return os.fdopen(fd, "wb", buffering=0)
+
+
+def _staged(path: Path) -> tuple[Path, int]:
+    """Create a file beside `path`, under a name that nobody could have put a link at. Returns it with its descriptor."""
+    staged = path.with_name(f".{path.name[:100]}.{os.urandom(8).hex()}.tmp")
+    return staged, os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)

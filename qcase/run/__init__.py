@@ -1,0 +1,1 @@
+"""A prepared case is booted and judged; many cases share a machine."""

@@ -1,0 +1,1 @@
+"""Content-addressed entries and named file sets; locks; collection."""

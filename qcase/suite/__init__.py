@@ -1,0 +1,1 @@
+"""Folders to cases; names to cases."""

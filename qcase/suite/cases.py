@@ -1,0 +1,163 @@
+"""Cases, groups and workspaces."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from qcase import plugins
+from qcase.arch import Arch
+from qcase.config.case_file import CaseConfig
+from qcase.config.fields import Trust
+from qcase.config.load import find_workspace, load_workspace_config
+from qcase.config.workspace_file import WorkspaceConfig
+from qcase.errors import Problem, QcaseError, UsageError
+from qcase.model import Pipeline
+from qcase.text import printable
+
+# The pipelines of a folder of sources, which has the pipeline's name; in the order in which errors name them.
+_FOLDERS = (Pipeline.C, Pipeline.SH, Pipeline.PYTHON, Pipeline.RUST)
+ARCHES: Mapping[str, Arch] = {arch.value: arch for arch in Arch}
+
+
+@functools.cache
+def source_folders() -> Mapping[str, Pipeline]:
+    """Return the names of folders that hold a case's sources, and the pipeline that each one means."""
+    added = plugins.names(plugins.PIPELINES, tuple(Pipeline))
+    return {name: Pipeline(name) for name in (*(pipeline.value for pipeline in _FOLDERS), *added)}
+
+
+def pipeline_names() -> list[str]:
+    """Return the names of all pipelines, those of qcase first."""
+    return [*Pipeline, *plugins.names(plugins.PIPELINES, tuple(Pipeline))]
+
+
+def keep_one_folder(also: str = "") -> str:
+    """Return the hint for a case of several pipelines. `also`: another thing that is one of a kind with the folders."""
+    *first, last = (f"{name}/" for name in source_folders())
+    return f"keep one of {', '.join([also, *first] if also else first)} and {last}"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Folder with `qcase.toml`, and its configuration."""
+
+    root: Path  # without symbolic links
+    config: WorkspaceConfig
+
+    @classmethod
+    def open(cls, start: Path) -> Workspace:
+        """Open the workspace around `start`. Raises `UsageError` if there is none, `ConfigError` if its file is invalid."""
+        root = find_workspace(start)
+        opened = cls(root, load_workspace_config(root / "qcase.toml"))
+        return opened.trusted(os.environ.get("QCASE_TRUST", ""), "QCASE_TRUST")
+
+    def trusted(self, trust: str, where: str) -> Workspace:
+        """Return this workspace with another trust than its file sets; itself if `trust` is empty.
+
+        Raises `UsageError` for an unknown word.
+        """
+        if not trust:
+            return self
+        if trust not in get_args(Trust):
+            raise UsageError(f"{trust!r} is no trust", where=where, hint=f"there are: {', '.join(get_args(Trust))}")
+        run = self.config.run.model_copy(update={"trust": trust})
+        return replace(self, config=self.config.model_copy(update={"run": run}))
+
+    def scaled(self, timeout_scale: float) -> Workspace:
+        """Return this workspace with every timeout multiplied by `timeout_scale`, in place of its file's factor."""
+        run = self.config.run.model_copy(update={"timeout_scale": timeout_scale})
+        return replace(self, config=self.config.model_copy(update={"run": run}))
+
+    @property
+    def suite_root(self) -> Path:
+        return self.root / self.config.suite.root
+
+    def relative(self, path: Path) -> str:
+        """Return `path` for messages: relative to the workspace if it lies within, and printable."""
+        return printable(str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path))
+
+
+@dataclass(frozen=True)
+class Subcase:
+    """A part of a grouped case with sources of its own: `path` contains the folder that `kind` is named after."""
+
+    name: str
+    path: Path
+    kind: Pipeline
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case that can be prepared and run on `arch`. `build_group` is empty for a case outside of build groups."""
+
+    name: str
+    display_name: str
+    group: str
+    build_group: str
+    path: Path
+    arch: Arch
+    config_path: Path
+    config: CaseConfig
+    pipeline: Pipeline
+    subcases: tuple[Subcase, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    only: str = ""  # the name of the one subcase whose commands are run, where it was chosen as `<group>/<subcase>`
+
+    is_group: bool = False  # a group or a build group as well: only below such a case there are others
+    repetition: int = 0  # counts from 1 where a case runs several times in one run; then `#<n>` ends its display name
+
+    @property
+    def plain_name(self) -> str:
+        """The display name without the number of the repetition."""
+        return self.display_name.removesuffix(f"#{self.repetition}") if self.repetition else self.display_name
+
+    @property
+    def whole(self) -> str:
+        """The display name of the whole case of which this is a part; its own for a whole case."""
+        return self.plain_name.removesuffix(f"/{self.only}") if self.only else self.plain_name
+
+    def part(self, subcase: Subcase) -> Case:
+        """Return this grouped case with the commands of one subcase alone."""
+        return replace(
+            self, name=f"{self.name}/{subcase.name}", display_name=f"{self.display_name}/{subcase.name}", only=subcase.name
+        )
+
+
+@dataclass(frozen=True)
+class BrokenCase:
+    """An invalid place in the suite. `whole_tree`: the folders below it could not be read."""
+
+    name: str
+    display_name: str
+    group: str
+    build_group: str
+    path: Path
+    error: QcaseError
+    whole_tree: bool = False
+
+
+@dataclass(frozen=True)
+class OtherCase:
+    """A case that this discovery skipped: it is for other arches, or in build groups of other targets."""
+
+    name: str
+    display_name: str
+    arches: tuple[Arch, ...]
+    targets: tuple[str, ...] = ()  # of the build group around it; empty where the arch alone is the reason
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """Cases of a group for one arch and target, sorted by display name. `warnings` belong to no case in `cases`."""
+
+    group: str
+    arch: Arch
+    target: str
+    cases: tuple[Case | BrokenCase, ...]
+    others: tuple[OtherCase, ...] = ()
+    warnings: tuple[Problem, ...] = ()

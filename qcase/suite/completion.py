@@ -1,0 +1,66 @@
+"""Shell completion of words: names of cases and groups, tags. Quick, quiet, and never an error.
+
+No case's file is read but for tags: a shell waits, and a file that is broken somewhere must not matter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from qcase.config.toml_document import read_toml
+from qcase.errors import QcaseError
+from qcase.suite import scan
+from qcase.suite.cases import Workspace
+
+
+def cases(typed: str, workspace: Path | str | None, group: str) -> list[str]:
+    """Names that begin with `typed`: those of cases by themselves, with the build group before them if that is typed, and
+    `<case>/<subcase>` once a case's name and a slash are.
+    """
+
+    def look(opened: Workspace) -> Iterable[str]:
+        for name, display_name, children in scan.names(opened, group or None):
+            for whole in (name, display_name):
+                if whole.startswith(typed):
+                    yield whole
+                    break
+                if typed.startswith(f"{whole}/"):
+                    yield from (f"{whole}/{child}" for child in children() if f"{whole}/{child}".startswith(typed))
+
+    return _quietly(workspace, look)
+
+
+def groups(typed: str, workspace: Path | str | None) -> list[str]:
+    return _quietly(workspace, lambda opened: (name for name in scan.groups(opened) if name.startswith(typed)))
+
+
+def tags(typed: str, workspace: Path | str | None) -> list[str]:
+    """Tags, and behind a `!` those that a case is not to have."""
+    sign = "!" if typed.startswith("!") else ""
+
+    def look(opened: Workspace) -> Iterable[str]:
+        found: set[str] = set()
+        for group in scan.groups(opened):
+            for path in (opened.suite_root / group).rglob("qemu-*.toml"):
+                if "tags" in path.read_text(encoding="utf-8", errors="replace"):
+                    found.update(_tags(path))
+        return sorted(f"{sign}{tag}" for tag in found if f"{sign}{tag}".startswith(typed))
+
+    return _quietly(workspace, look)
+
+
+def _tags(path: Path) -> list[str]:
+    try:
+        given = read_toml(path).get("qcase", {}).get("tags", [])
+    except (QcaseError, AttributeError):
+        return []
+    return [tag for tag in given if isinstance(tag, str) and re.fullmatch(r"\S+", tag)] if isinstance(given, list) else []
+
+
+def _quietly(workspace: Path | str | None, look: Callable[[Workspace], Iterable[str]]) -> list[str]:
+    try:
+        return list(look(Workspace.open(Path(workspace or Path.cwd()))))
+    except (QcaseError, OSError):
+        return []

@@ -1,0 +1,128 @@
+"""Last result of each case, with its durations.
+
+    <workspace>/target/qcase/last-run.json
+        {"format": 1, "runs": {"x86_64 x86_64-unknown-none": {"normal/smoke": {"verdict": "pass", "prepare": 0.002, "boot": 3.4,
+                                                                              "command": 0.2, "total": 3.6, "at": 1700000000}}}}
+
+Written at the end of each run: a case that ran replaces its own entry, all other entries stay. So `--failed` still includes a
+case that failed the day before yesterday and was not run since. The file affects only the selection and the order of cases: if it
+is missing or broken, no results are known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcase import events
+from qcase.arch import Arch
+from qcase.host import beneath
+from qcase.host.files import write_aside
+from qcase.host.workspace_folders import own_folder
+from qcase.model import CaseResult, Verdict
+
+FORMAT = 1
+_PATIENCE = 10.0  # seconds for another run of this workspace to write its own results
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Last result of one case. Times in seconds; None for a phase that was not reached."""
+
+    verdict: Verdict
+    prepare: float | None = None
+    boot: float | None = None
+    command: float | None = None
+    total: float = 0.0
+    at: float = 0.0  # when it ended, in seconds since 1970
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict is Verdict.PASS
+
+    @property
+    def in_guest(self) -> float | None:
+        """Time in seconds that counts against a case's `timeout`; None if the guest reached no verdict."""
+        return None if self.boot is None or self.verdict is Verdict.TIMEOUT else self.boot + (self.command or 0.0)
+
+
+def place(workspace: Path) -> Path:
+    return own_folder(workspace) / "last-run.json"
+
+
+def recall(workspace: Path, arch: Arch, target: str) -> Mapping[str, Remembered]:
+    """Return the last results of an architecture's and a target's cases, by display name; empty if none are known."""
+    known = _read(place(workspace)).get(_run(arch, target), {})
+    found = {}
+    for case, facts in known.items():
+        with contextlib.suppress(TypeError, ValueError, AttributeError):
+            times = {name: facts.get(name) for name in ("prepare", "boot", "command")}
+            found[case] = Remembered(
+                Verdict(facts["verdict"]),
+                **{name: None if value is None else float(value) for name, value in times.items()},
+                total=float(facts.get("total", 0.0)),
+                at=float(facts.get("at", 0.0)),
+            )
+    return found
+
+
+class Memory:
+    """Event listener that writes the results of a run's cases at its end. It never fails a run: it warns."""
+
+    def __init__(self, workspace: Path, targets: Mapping[Arch, str], warn: Callable[[str], None]) -> None:
+        self._path = place(workspace)
+        self._targets = targets
+        self._warn = warn
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.RunFinished) and event.results:
+            try:
+                self._write(event.results)
+            except OSError as error:
+                self._warn(f"what became of the cases could not be noted for the next run: {error}")
+
+    def _write(self, results: tuple[CaseResult, ...]) -> None:
+        from filelock import FileLock
+
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._path.with_suffix(".lock"), timeout=_PATIENCE):
+            runs = _read(self._path)
+            for (arch, name), result in _by_case(results).items():
+                runs.setdefault(_run(arch, self._targets[arch]), {})[name] = _facts(result)
+            write_aside(self._path, json.dumps({"format": FORMAT, "runs": runs}, separators=(",", ":")).encode())
+
+
+def _by_case(results: Sequence[CaseResult]) -> dict[tuple[Arch, str], CaseResult]:
+    """Return the result of each case; for repetitions, the first one that did not pass, if any."""
+    found: dict[tuple[Arch, str], CaseResult] = {}
+    for result in results:
+        name = result.arch, result.case.removesuffix(f"#{result.repetition}") if result.repetition else result.case
+        if result.verdict is not Verdict.SKIPPED and (name not in found or found[name].passed):
+            found[name] = result
+    return found
+
+
+def _run(arch: Arch, target: str) -> str:
+    return f"{arch.value} {target}"
+
+
+def _facts(result: CaseResult) -> dict[str, Any]:
+    times = {name: getattr(result, name) for name in ("prepare", "boot", "command", "total")}
+    rounded = {name: None if value is None else round(value, 3) for name, value in times.items()}
+    return {"verdict": result.verdict.value, **rounded, "at": round(time.time(), 1)}
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the runs in the file; empty if it is missing, broken or of another format."""
+    try:
+        document = json.loads(beneath.read(path))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("runs"), dict):
+        return {}
+    return {name: known for name, known in document["runs"].items() if isinstance(known, dict)}

@@ -1,0 +1,263 @@
+"""One walk over the folders of a group."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from qcase.arch import Arch
+from qcase.errors import ConfigError, Problem, QcaseError, UsageError
+from qcase.suite.cases import ARCHES, BrokenCase, Workspace, source_folders
+from qcase.text import printable
+
+
+def names(workspace: Workspace, group: str | None = None) -> Iterator[tuple[str, str, Callable[[], list[str]]]]:
+    """Yield name, display name and a function that lists the subcases, for every case of a group (None: the default one).
+
+    No file is read. Any `build-*.toml` makes a build group.
+    """
+    for found in sorted(scan_group(workspace, known_group(workspace, group), None, None).found, key=lambda found: found.name):
+        yield found.name, found.display_name, partial(_children, found)
+
+
+def _children(found: Found) -> list[str]:
+    """Return the folders of a case that would be its subcases if it is a grouped one."""
+    return [
+        name
+        for name in found.folders
+        if name not in source_folders() and any((found.path / name / kind).is_dir() for kind in source_folders())
+    ]
+
+
+def groups(workspace: Workspace) -> list[str]:
+    """Return the suite's first-level folders, sorted. Raises `UsageError` if there are none."""
+    return groups_below(workspace)
+
+
+def misplaced(workspace: Workspace, group: str) -> list[QcaseError]:
+    """Return the errors that keep folders of a group from being searched, for each architecture and its default target."""
+    broken = [b for arch in Arch for b in scan_group(workspace, group, arch, arch.default_target).broken]
+    return [case.error for case in broken]
+
+
+# ---- the scan
+
+
+@dataclass(frozen=True)
+class Found:
+    """A case folder as scanned, before any file is read."""
+
+    name: str
+    display_name: str
+    group: str
+    build_group: str
+    path: Path
+    configs: Mapping[Arch, str]  # file names
+    strays: tuple[str, ...]  # files named like a configuration of an unknown arch
+    folders: tuple[str, ...]
+    foreign_targets: tuple[str, ...]
+
+
+@dataclass
+class _Scan:
+    found: list[Found]
+    broken: list[BrokenCase]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder to visit. `path` has no symbolic links in it; `relative` is its path below the group, "" for the group itself."""
+
+    path: str
+    relative: str
+    build: str | None = None  # the path below the group of the build group around it
+    foreign_targets: tuple[str, ...] = ()  # of that build group, where it is for others only
+    sources: bool = False  # named like a folder of sources: of interest only as a build group
+
+    @property
+    def in_build_group(self) -> bool:
+        return self.build is not None and not self.foreign_targets
+
+    def build_group(self, group: str) -> str:
+        return "" if self.build is None else self.build or group
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A symbolic link to a folder, deferred until the real folders are done."""
+
+    path: str
+    folder: _Folder  # as which its target will be visited
+
+
+def scan_group(workspace: Workspace, group: str, arch: Arch | None, target: str | None) -> _Scan:
+    """Visit every folder of `group` once. Without arch and target any `build-*.toml` makes a build group."""
+    result = _Scan([], [])
+    top = os.path.realpath(workspace.suite_root / group)
+    todo = [_Folder(top, "")]
+    links: list[_Link] = []
+    seen: set[str] = set()
+    while todo or links:
+        if todo:
+            folder = todo.pop()
+        else:
+            # Real folders were visited first, so that a case with two paths is named by its real one.
+            links.sort(key=lambda link: link.folder.relative, reverse=True)
+            link = links.pop()
+            folder = replace(link.folder, path=os.path.realpath(link.path))
+            if f"{top}/".startswith(f"{folder.path.rstrip('/')}/"):
+                continue  # up and out of the group: everything again, and other groups' cases
+        if folder.path not in seen:
+            seen.add(folder.path)
+            below, linked = _visit(workspace, group, arch, target, folder, result)
+            todo += reversed(below)
+            links += linked
+    return result
+
+
+def _visit(
+    workspace: Workspace, group: str, arch: Arch | None, target: str | None, folder: _Folder, result: _Scan
+) -> tuple[list[_Folder], list[_Link]]:
+    """Visit one folder: add its findings to `result` and return the folders to visit next."""
+    try:
+        with os.scandir(folder.path) as entries:
+            folders, files = sorted_entries(entries)
+    except OSError as e:
+        problem = Problem(f"cannot be read: {e.strerror}", workspace.relative(Path(folder.path)))
+        result.broken.append(_broken(group, folder, ConfigError([problem]), whole_tree=True))
+        return [], []
+
+    targets = tuple(name[len("build-") : -len(".toml")] for name in files if name.startswith("build-"))
+    heads_build_group = bool(targets) and not folder.in_build_group  # of whatever target
+    if heads_build_group and (target is None or target in targets):
+        folder = replace(folder, build=folder.relative, foreign_targets=(), sources=False)
+    elif folder.sources:
+        return [], []
+    elif not folder.in_build_group and target is not None and arch is not None:
+        legacy = [name for name in (f".build-{target}.toml", f"build-{arch}.toml", f".build-{arch}.toml") if name in files]
+        if legacy:
+            problem = Problem(
+                "unsupported legacy name of a build file",
+                workspace.relative(Path(folder.path) / legacy[0]),
+                hint=f"call it build-{target}.toml",
+            )
+            result.broken.append(_broken(group, folder, ConfigError([problem]), whole_tree=True))
+            return [], []
+        if heads_build_group:
+            folder = replace(folder, build=folder.relative, foreign_targets=targets)
+
+    configs = [name for name in files if name.startswith("qemu-") and not name.startswith("qemu-base-")]
+    if configs:
+        _add_case(workspace, group, folder, configs, tuple(folders), result)
+        if folder.relative and not heads_build_group:
+            return [], []
+    below: list[_Folder] = []
+    links: list[_Link] = []
+    for name, is_link in folders.items():
+        sources = name in source_folders()
+        if sources and folder.in_build_group:
+            continue
+        relative = f"{folder.relative}/{name}" if folder.relative else name
+        child = replace(folder, path=f"{folder.path}/{name}", relative=relative, sources=sources)
+        if is_link:
+            links.append(_Link(child.path, child))
+        else:
+            below.append(child)
+    return below, links
+
+
+def sorted_entries(entries: Iterable[os.DirEntry[str]]) -> tuple[dict[str, bool], list[str]]:
+    """Return the folders, each with a flag for symbolic links, and the names of possible configuration files of any file type."""
+    folders: dict[str, bool] = {}
+    files: list[str] = []
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        name = entry.name
+        if name.endswith(".toml") and name.startswith(("qemu-", "build-", ".build-")):
+            files.append(name)
+            continue
+        try:
+            if entry.is_dir():
+                folders[name] = entry.is_symlink()
+        except OSError:  # a link to itself, or to a place without read permission
+            continue
+    return folders, files
+
+
+def _add_case(
+    workspace: Workspace, group: str, folder: _Folder, configs: Sequence[str], folders: tuple[str, ...], result: _Scan
+) -> None:
+    if not folder.relative.isprintable():
+        problem = Problem("the name of the folder has characters that cannot be printed", workspace.relative(Path(folder.path)))
+        result.broken.append(_broken(group, folder, ConfigError([problem])))
+        return
+    by_arch = {name[len("qemu-") : -len(".toml")]: name for name in configs}
+    name, display_name = names_of_folder(group, folder)
+    result.found.append(
+        Found(
+            name,
+            display_name,
+            group,
+            folder.build_group(group),
+            Path(folder.path),
+            {arch: by_arch[text] for text, arch in ARCHES.items() if text in by_arch},
+            tuple(by_arch[text] for text in by_arch if text not in ARCHES),
+            folders,
+            folder.foreign_targets,
+        )
+    )
+
+
+def names_of_folder(group: str, folder: _Folder) -> tuple[str, str]:
+    """Return the name and the display name of a case in `folder`."""
+    if folder.build is None:
+        return (folder.relative, f"{group}/{folder.relative}") if folder.relative else (group, group)
+    build_group = folder.build_group(group)
+    if folder.relative == folder.build:
+        return build_group, build_group
+    name = folder.relative[len(folder.build) :].removeprefix("/")
+    return name, f"{build_group}/{name}"
+
+
+def _broken(group: str, folder: _Folder, error: QcaseError, *, whole_tree: bool = False) -> BrokenCase:
+    name, display_name = names_of_folder(group, folder)
+    return BrokenCase(
+        printable(name), printable(display_name), group, folder.build_group(group), Path(folder.path), error, whole_tree
+    )
+
+
+# ---- groups
+
+
+def groups_below(workspace: Workspace) -> list[str]:
+    """Return the suite's first-level folders, sorted; hidden ones are no groups."""
+    root = workspace.suite_root
+    try:
+        with os.scandir(root) as entries:
+            groups = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as e:
+        raise UsageError(
+            f"the suite's folder cannot be read: {e.strerror}",
+            where=workspace.relative(root),
+            hint="[suite] root in qcase.toml names it",
+        ) from None
+    if not groups:
+        raise UsageError("the suite has no groups", where=workspace.relative(root), hint="a group is a folder right below it")
+    return groups
+
+
+def known_group(workspace: Workspace, group: str | None) -> str:
+    groups = groups_below(workspace)
+    wanted = workspace.config.suite.default_group if group is None else group
+    if wanted in groups:
+        return wanted
+    known = f"known groups: {', '.join(map(printable, groups))}"
+    if group is None:
+        raise UsageError(f"the default group '{wanted}' is not there", hint=f"{known}; choose one with --group")
+    near = difflib.get_close_matches(wanted, groups, n=1)
+    raise UsageError(
+        f"unknown group '{printable(wanted)}'", hint=f"did you mean '{printable(near[0])}'? {known}" if near else known
+    )

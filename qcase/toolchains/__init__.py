@@ -1,0 +1,1 @@
+"""Container images that builds run in: recipe, identity, lock."""

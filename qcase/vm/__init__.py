@@ -1,0 +1,1 @@
+"""QEMU: arguments (pure), process, monitor, KVM."""

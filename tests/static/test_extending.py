@@ -1,0 +1,268 @@
+"""The plug-ins of docs/extending.md, installed beside qcase as a distribution of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+
+from qcase import events, plugins
+from qcase.arch import Arch
+from qcase.config.load import load_workspace_config
+from qcase.config.workspace_file import BUILT_IN_GUESTS
+from qcase.errors import ConfigError, UsageError
+from qcase.guests import guest
+from qcase.host.trees import Tree
+from qcase.model import CaseResult, Fault, Pipeline, Verdict
+from qcase.pipelines.registry import PIPELINES
+from qcase.report import added
+from qcase.suite import cases, discover
+from tests.processes.test_ext4 import mkfs
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r'^```(?:toml|python) title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+
+def ignore(_: object) -> None:
+    """Nobody listens."""
+
+
+Install = Callable[..., Path]
+
+
+def blocks() -> dict[str, str]:
+    """The files of the page by name; the parts of one file are joined."""
+    found: dict[str, str] = {}
+    for name, text in BLOCK.findall(PAGE):
+        found[name] = found.get(name, "") + text
+    return found
+
+
+def make(site: Path, files: dict[str, str], name: str = "qcase-toys") -> Path:
+    """Lay out an installed distribution, as pip does."""
+    entries = tomli.loads(files.get("pyproject.toml", ""))["project"]["entry-points"]
+    for path, text in files.items():
+        (site / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).write_text(text)
+    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    groups = (f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in items.items()) for group, items in entries.items())
+    (info / "entry_points.txt").write_text("\n".join(groups))
+    return site
+
+
+def forget() -> None:
+    plugins.forget()
+    cases.source_folders.cache_clear()
+    for name in [name for name in PIPELINES.loaded if name not in [*Pipeline]]:
+        del PIPELINES.loaded[name]
+    for module in [name for name in sys.modules if name.startswith("qcase_toys")]:
+        del sys.modules[module]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    def install(files: dict[str, str] | None = None, name: str = "qcase-toys") -> Path:
+        site = make(tmp_path / f"site-{name}", blocks() if files is None else files, name)
+        monkeypatch.syspath_prepend(site)
+        forget()
+        return site
+
+    yield install
+    monkeypatch.undo()
+    forget()
+
+
+def entry(group: str, line: str) -> dict[str, str]:
+    return {"pyproject.toml": f'[project.entry-points."qcase.{group}"]\n{line}\n'}
+
+
+def workspace(root: Path, config: str = "") -> Path:
+    case = root / "suite" / "normal" / "greet"
+    (case / "copy").mkdir(parents=True)
+    (case / "copy" / "greet").write_text("#!/bin/sh\necho 'PASS: greet'\n")
+    (case / "qemu-x86_64.toml").write_text("shell_prefix = '#'\nshell_init_cmd = 'greet'\nsuccess_regex = ['^PASS: greet$']\n")
+    (root / "qcase.toml").write_text(f'[suite]\nroot = "suite"\n{config}')
+    return root
+
+
+def qcase(site: Path, root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "PYTHONPATH": f"{site}:{ROOT}"}
+    return subprocess.run([sys.executable, "-m", "qcase", *words], cwd=root, env=environ, capture_output=True, text=True)
+
+
+def test_a_case_with_the_folder_is_of_the_pipeline(install: Install, tmp_path: Path) -> None:
+    install()
+    opened = cases.Workspace.open(workspace(tmp_path / "w"))
+    (case,) = discover.discover(opened, Arch.X86_64, Arch.X86_64.default_target).cases
+    assert isinstance(case, cases.Case)
+    assert case.pipeline is Pipeline("copy")
+    assert case.pipeline == "copy"
+    (tmp_path / "overlay").mkdir()
+    context: Any = type("Context", (), {"case": "greet"})
+    PIPELINES[case.pipeline].build(Tree(case.path), Tree(tmp_path / "overlay"), context)
+    program = tmp_path / "overlay" / "usr" / "bin" / "greet"
+    assert program.read_text() == (case.path / "copy" / "greet").read_text()
+    assert program.stat().st_mode & 0o777 == 0o755
+
+
+def test_without_the_distribution_the_folder_means_nothing(tmp_path: Path) -> None:
+    opened = cases.Workspace.open(workspace(tmp_path / "w"))
+    (case,) = discover.discover(opened, Arch.X86_64, Arch.X86_64.default_target).cases
+    assert isinstance(case, cases.Case)
+    assert case.pipeline is Pipeline.PLAIN
+    assert list(PIPELINES) == [Pipeline.C, Pipeline.SH, Pipeline.PYTHON, Pipeline.RUST]
+
+
+def test_commands_know_the_pipeline(install: Install, tmp_path: Path) -> None:
+    site, root = install(), workspace(tmp_path / "w")
+    assert "greet" in qcase(site, root, "list", "--pipeline", "copy").stdout
+    made = qcase(site, root, "new", "other", "--pipeline", "copy", "--arch", "x86_64")
+    assert made.returncode == 0, made.stderr
+    assert (root / "suite/normal/other/copy/other").stat().st_mode & 0o111
+    checked = qcase(site, root, "lint")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    config = root / "suite/normal/other/qemu-x86_64.toml"
+    config.write_text(config.read_text().replace('shell_init_cmd = "other', 'shell_init_cmd = "another-one'))
+    (root / "suite/normal/greet/copy/greet").rename(root / "suite/normal/greet/copy/renamed")
+    assert "the command names no program that the case installs (renamed)" in qcase(site, root, "lint").stdout
+    unknown = qcase(site, root, "list", "--pipeline", "cop")
+    assert unknown.returncode == 2
+    assert "did you mean 'copy'?" in unknown.stderr
+
+
+def test_several_folders_are_an_error_that_names_all(install: Install, tmp_path: Path) -> None:
+    install()
+    root = workspace(tmp_path / "w")
+    (root / "suite/normal/greet/sh").mkdir()
+    (broken,) = discover.discover(cases.Workspace.open(root), Arch.X86_64, Arch.X86_64.default_target).cases
+    assert isinstance(broken, cases.BrokenCase)
+    assert "more than one pipeline: sh, copy" in str(broken.error)
+    assert isinstance(broken.error, ConfigError)
+    assert broken.error.problems[0].hint == "keep one of test_commands, c/, sh/, python/, rust/ and copy/"
+
+
+def test_a_toolchain_table_of_the_pipelines_name(install: Install, tmp_path: Path) -> None:
+    image = f"copy@sha256:{'0' * 64}"
+    root = workspace(tmp_path / "w", f'[toolchain.copy]\nimage = "{image}"\n')
+    with pytest.raises(ConfigError, match="unknown key"):
+        load_workspace_config(root / "qcase.toml")
+    install()
+    loaded = load_workspace_config(root / "qcase.toml")
+    assert loaded.toolchain.image("copy") == image
+    assert loaded.toolchain.image("c") is None
+    (root / "qcase.toml").write_text('[toolchain.copy]\nimage = "copy"\nimagee = 1\n[toolchain.cop]\n')
+    with pytest.raises(ConfigError) as caught:
+        load_workspace_config(root / "qcase.toml")
+    found = [problem.key for problem in caught.value.problems]
+    assert found == [
+        "toolchain.copy.image",
+        "toolchain.copy.imagee",
+        "toolchain.cop",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('copy = "qcase_gone:SPEC"', "cannot be loaded: ModuleNotFoundError: No module named 'qcase_gone'"),
+        ('copy = "json:SPEC"', "cannot be loaded: AttributeError"),
+        ('copy = "json:dumps"', "json:dumps is function, and must be PipelineSpec"),
+        ('Copy = "json:dumps"', "its name must consist of a-z"),
+        ('rust = "json:dumps"', "qcase has a pipeline of this name itself"),
+    ],
+)
+def test_a_broken_plug_in_is_one_error_that_names_its_distribution(install: Install, line: str, what: str) -> None:
+    install(entry("pipelines", line), "broken-toys")
+    with pytest.raises(UsageError) as caught:
+        PIPELINES[Pipeline("copy")]
+    assert caught.value.what.startswith(what)
+    assert caught.value.where.startswith("broken-toys 1.0, entry point")
+
+
+def test_a_broken_plug_in_stops_only_who_uses_it(install: Install, tmp_path: Path) -> None:
+    site = install(entry("pipelines", 'other = "qcase_gone:SPEC"'))
+    root = workspace(tmp_path / "w")
+    assert qcase(site, root, "list").returncode == 0
+    assert qcase(site, root, "--help").returncode == 0
+
+
+def test_two_of_one_name_are_an_error(install: Install) -> None:
+    install(entry("pipelines", 'copy = "json:dumps"'), "toys-a")
+    install(entry("pipelines", 'copy = "json:dumps"'), "toys-b")
+    with pytest.raises(UsageError, match="declares the same name") as caught:
+        cases.source_folders()
+    assert {caught.value.what[:6], caught.value.where[:6]} == {"toys-a", "toys-b"}
+
+
+def test_a_shadowed_distribution_does_not_count(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(entry("pipelines", 'copy = "json:dumps"'), "toys")
+    monkeypatch.syspath_prepend(make(tmp_path / "newer", entry("pipelines", 'copy = "json:loads"'), "toys"))
+    forget()
+    assert list(cases.source_folders())[-1] == "copy"
+
+
+def test_a_guest_is_made_once_and_booted_by_its_name(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = workspace(tmp_path / "w", '[guest.x86_64]\nrootfs = "tiny"\n')
+    assert load_workspace_config(root / "qcase.toml").guest[Arch.X86_64].kernel == "alpine"
+    install()
+    choice = load_workspace_config(root / "qcase.toml").guest[Arch.X86_64]
+    assert (choice.rootfs, choice.kernel) == ("tiny", "tiny")
+    made = tmp_path / "tiny"
+    for folder in ("tree/bin", "tree/sbin", "tree/lib"):
+        (made / folder).mkdir(parents=True)
+    (made / "tree/bin/busybox").write_bytes(b"\x7fELF")
+    mkfs(made / "rootfs.img", 4 << 20, made / "tree")
+    (made / "kernel").write_bytes(b"kernel")
+    monkeypatch.setenv("TINY_GUEST", str(made))
+    with pytest.raises(UsageError, match="there is no guest 'tiny' for aarch64, only for x86_64"):
+        guest.built_in("tiny", Arch.AARCH64, tmp_path / "store", emit=ignore)
+    monkeypatch.setattr(guest, "_derive", lambda _root, _arch, staged: (staged / "initramfs.cpio").write_bytes(b""))
+    for _ in range(2):
+        found = guest.built_in("tiny", Arch.X86_64, tmp_path / "store", emit=ignore)
+        assert found.rootfs == tmp_path / "store/guests/tiny-1-x86_64/rootfs.img"
+        assert found.kernel is not None
+        assert found.kernel.read_bytes() == b"kernel"
+        (made / "kernel").write_bytes(b"another")
+    assert guest.needs_engine("alpine", "tiny") is False
+    assert guest.needs_engine("debian") is True
+    assert guest.obstacle("tiny", Arch.X86_64, tmp_path / "store") is None
+
+
+def test_the_names_of_built_in_guests_are_those_of_the_table() -> None:
+    assert tuple(guest.GUESTS) == BUILT_IN_GUESTS
+    assert all(spec.name == name for name, spec in guest.GUESTS.items())
+
+
+def test_a_report_hears_the_run(install: Install, tmp_path: Path) -> None:
+    install()
+    listen = added.listener(f"lines={tmp_path / 'out.txt'}")
+    result = CaseResult("greet", Arch.X86_64, Verdict.PASS, Fault.NONE)
+    listen(events.CaseFinished(result))
+    assert (tmp_path / "out.txt").read_text() == "greet pass\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ("lines", "is not NAME=FILE"),
+        ("lines=", "is not NAME=FILE"),
+        ("line=out", "there is no report 'line'"),
+        ("json=out", "is a report of qcase itself"),
+        ("lines=gone/out", "its folder does not exist"),
+    ],
+)
+def test_a_wrong_report_stops_the_run_before_it_begins(install: Install, tmp_path: Path, asked: str, what: str) -> None:
+    site, root = install(), workspace(tmp_path / "w")
+    done = qcase(site, root, "run", "--report", asked)
+    assert done.returncode == 2
+    assert what in done.stderr
