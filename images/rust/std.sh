@@ -53,10 +53,10 @@ unpack() {
     done
 }
 
-# The library and that of tests, without what they need on other systems and for its own tests.
+# The library, that of tests and proc_macro, without what they need on other systems and for its own tests.
 prepare() {
     cd "$work/rust/library"
-    sed -i 's/^  "sysroot",/  "test",/' Cargo.toml
+    sed -i 's/^  "sysroot",/  "proc_macro",\n  "test",/' Cargo.toml
     sed -i -e '/^\[dev-dependencies\]/,/^\[features\]/{/^\[features\]/!d}' -e 's/^crate-type = .*/crate-type = ["rlib"]/' std/Cargo.toml
     for manifest in */Cargo.toml stdarch/crates/*/Cargo.toml; do
         awk '/^\[/{keep = $0 != "[dev-dependencies]"} keep || NR == 1' "$manifest" >"$work/manifest"
@@ -74,8 +74,9 @@ prepare() {
 }
 
 # As rustc's own build does it: its crates are marked as part of the compiler, and named apart from a case's crates; panic_abort
-# alone is compiled to abort, else no program with `panic = "abort"` links. `test` is for the tests of crates. loongarch64
-# without its vector unit: a kernel has to switch that on for its programs, and QEMU before 8.1 has none.
+# alone is compiled to abort, else no program with `panic = "abort"` links. `test` is for the tests of crates, `proc_macro`
+# for programs that parse Rust. loongarch64 is without its vector unit: a kernel has to switch that on for its programs, and QEMU
+# before 8.1 has none.
 compile() {
     cat >"$work/rustc" <<'END'
 #!/bin/sh
@@ -91,7 +92,8 @@ END
     # shellcheck disable=SC2086
     RUSTC_BOOTSTRAP=1 __CARGO_DEFAULT_LIB_METADATA=stablestd CARGO_HOME=$work/home CARGO_INCREMENTAL=0 \
         RUSTC_WRAPPER=$work/rustc \
-        cargo build --offline --release -p std -p test --features std/panic-unwind,std/backtrace --target-dir "$work/target" $targets
+        cargo build --offline --release -p std -p proc_macro -p test --features std/panic-unwind,std/backtrace \
+        --target-dir "$work/target" $targets
 }
 
 # The unwinder is the one of the C image, under the name by which Rust's library asks for it.

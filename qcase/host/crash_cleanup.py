@@ -30,7 +30,7 @@ from typing import Any
 LABEL = "qcase.run"
 ARRIVING = "qcase/arriving"  # the name of images that are still being imported
 MARK = ".qcase-run"  # the file that marks a folder as one of a run
-PATIENCE = 20.0  # seconds; a container that was being created when qcase died appears a moment later
+PATIENCE = 60.0  # seconds; a container that was being created when qcase died appears a moment later
 
 
 def _request(engine: str, method: str, path: str) -> bytes:

@@ -23,7 +23,7 @@ from tests.vm.workspaces import PATIENCE, Outcome, Running, Workspace, c_program
 
 pytestmark = pytest.mark.vm
 
-LEFT_FOR = 15.0  # seconds that anything of a run may outlive it: five are promised, and a busy engine takes longer to remove
+LEFT_FOR = 90.0  # seconds that anything of a run may outlive it: five are promised, and a busy engine takes longer to remove
 GRACEFUL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -73,11 +73,9 @@ def booted(run: Running, workspace: Workspace, case: str = "runs") -> str:
 
 
 def nothing_left(run: Running, run_id: str, workspace: Workspace) -> None:
-    eventually(
-        "everything of the run is gone",
-        lambda: not crash_cleanup.marked_processes(run_id) and not containers_of(run.pid) and not workspace.run_folders,
-        LEFT_FOR,
-    )
+    eventually("no process of the run", lambda: not crash_cleanup.marked_processes(run_id), LEFT_FOR)
+    eventually("no container of the run", lambda: not containers_of(run.pid), LEFT_FOR)
+    eventually("no folder of the run", lambda: not workspace.run_folders, LEFT_FOR)
 
 
 @pytest.mark.alone  # it measures
