@@ -17,7 +17,7 @@ pytestmark = pytest.mark.vm
 
 HOST = Arch.AARCH64 if platform.machine() == "aarch64" else Arch.X86_64
 OTHER = Arch.AARCH64 if HOST is Arch.X86_64 else Arch.X86_64
-SLACK = 10.0  # seconds that a busy machine may take beside
+SLACK = 60.0  # seconds that a busy machine may take beside
 
 
 def test_auto_tries_kvm_once_and_says_what_came_of_it(test_cache: Path, tmp_path: Path) -> None:

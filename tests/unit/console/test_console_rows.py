@@ -197,4 +197,4 @@ def test_a_line_of_one_thing_again_and_again_costs_what_it_is_long(unit: str) ->
     before = time.process_time()
     for at in range(0, len(data), 4096):
         guest.prints(data[at : at + 4096])
-    assert time.process_time() - before < 6  # else more than 14 s
+    assert time.process_time() - before < 12  # 1 to 3 s, else more than 14 s

@@ -92,7 +92,7 @@ def test_what_is_larger_than_wanted_is_not_read(tree: Tree) -> None:
     for read in ((tree / "usr/bin/file").read_bytes, (tree / "usr/bin/file").sha256):
         with pytest.raises(PlantedError, match=r"has more than the .* bytes"):
             read()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_modes_change_of_files_and_never_through_links_and_never_to_setuid(tree: Tree) -> None:
@@ -306,7 +306,7 @@ def test_files_of_a_workspace_are_read_up_to_a_limit_and_without_waiting(target:
     began = time.monotonic()
     with pytest.raises(OSError, match=r"Not a file|too large|unavailable|denied|not permitted|Input/output"):
         beneath.read(tmp_path / "link")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 60
 
 
 def test_a_file_of_a_workspace_is_read_whole(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_machine_without_room_is_an_error_at_once_that_names_the_folder(monkey
     began = time.monotonic()
     with pytest.raises(InfraError, match="no room on the host for what the guest writes: /a/small/folder is full") as caught:
         judged(b"booted\n", event("BLOCK_IO_ERROR", **IO_ERROR, action="stop", nospace=True), event("STOP"))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # of 30
     assert "TMPDIR" in caught.value.hint
 
 
