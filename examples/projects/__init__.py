@@ -1,1 +1,1 @@
-"""TODO"""
+"""Projects of others, built and tested as they are: see `qcase.toml`."""

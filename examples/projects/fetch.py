@@ -1,4 +1,4 @@
-"""Lays out the sources of `sources.toml` in fetched/<project>, where the cases' links lead. Runs with qcase's own Python.
+"""Lays out the sources of `sources.toml` in fetched/<project>, and links to them in the cases. Runs with qcase's own Python.
 
 A file comes from the Debian mirror of `QCASE_DEBIAN_MIRROR` or of this machine's apt, a crate from where the user's cargo gets
 crates. It is unpacked if its sha256 is the one that stands in `sources.toml`, and not fetched again.
@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
     try:
         for name in arguments or projects:
             provide(name, projects[name], into)
+            link(name, projects[name], into)
     except QcaseError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -68,6 +69,17 @@ def provide(name: str, source: Mapping[str, str], into: Path) -> None:
         (unpacked / DIGEST).write_text(source["sha256"], encoding="ascii")
         shutil.rmtree(folder, ignore_errors=True)
         unpacked.rename(folder)
+
+
+def link(name: str, source: Mapping[str, str], into: Path) -> None:
+    """The case's folder of sources, `c` or `rust`: a link to the project, which git does not keep."""
+    place = HERE / "suite/normal" / name / name / ("rust" if "crate" in source else "c")
+    leads_to = os.path.relpath(into / name, place.parent)
+    if place.is_symlink() and os.readlink(place) == leads_to:  # noqa: PTH115
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(leads_to)
 
 
 def mirror() -> str:

@@ -7,7 +7,8 @@ absolute ones, which mean a path of the container. The folder that a pipeline is
 The neighbours of a Rust case, which its manifests name, are sources too, see `qcase.pipelines.rust_neighbours`. Then the sources
 are those of the common parent folder, and the case's folder has its place in it.
 
-Files that git ignores, git's own files, and folders with a CACHEDIR.TAG are no sources, unless a link names them.
+Files that git ignores, git's own files, and folders with a CACHEDIR.TAG are no sources, unless a link names them. The folder that
+a pipeline is named after is one even if git ignores it: a script may fetch it.
 
 A case's configuration is no source: timeouts and patterns must not change a key, so no build sees them, nor the configuration of
 a kernel. If a case is a group as well, the other cases in its folder are no sources either.
@@ -137,13 +138,13 @@ def steps(path: Path) -> frozenset[Path]:
     return frozenset(found | {here})
 
 
-def left_out(case: Path, ignored: Ignored) -> list[str]:
-    """List the paths in a case's folder that are no sources: ignored by git, or caches.
+def left_out(case: Path, folder: str, ignored: Ignored) -> list[str]:
+    """List the paths in a case's folder that are no sources: ignored by git, or caches. `folder` as in `find`.
 
     Paths as in the key; folders end with a slash.
     """
     top = Path(os.path.realpath(case))
-    found = {path: "/" if path.is_dir() else "" for path in ignored.within(top)}
+    found = {path: "/" if path.is_dir() else "" for path in ignored.within(top) - {top / folder}}
     for folder, folders, _ in os.walk(top):
         here = Path(folder)
         found |= {here / name: "/" for name in folders if listings.is_cache(here / name)}
@@ -208,7 +209,8 @@ def _walk(root: Path, prefix: str, folder: str, bounds: _Bounds, inside: tuple[P
     `inside`: the folders being walked, `root` last.
     """
     digests = bounds.seen is None
-    without = {*bounds.others, *bounds.ignored.within(root)}
+    ignored = bounds.ignored.within(root)
+    without = {*bounds.others, *(ignored if prefix else ignored - {root / folder})}
     ignore = (*(() if prefix else _CONFIGURATIONS), ".git")
     for row in listings.tree_listing(root, ignore=ignore, without=without, digests=digests, caches=False):
         entry, origin = replace(row, path=f"{prefix}{row.path}"), root / row.path

@@ -225,7 +225,7 @@ def pipeline_plan(name: str, place: Place, config: CaseConfig, run: RunServices)
     )
 
     def left_out() -> tuple[str, ...]:
-        return tuple(sources.left_out(place.path, run.ignored))
+        return tuple(sources.left_out(place.path, place.folder, run.ignored))
 
     def build(overlay: Tree, context: BuildContext) -> None:
         origin = os.path.relpath(os.path.realpath(place.path), os.path.realpath(run.workspace.root))

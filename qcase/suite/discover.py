@@ -23,6 +23,7 @@ from __future__ import annotations
 import difflib
 import gc
 import os
+import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ from qcase.text import printable
 # may be linked into the kernel.
 MAKEFILES = ("GNUmakefile", "makefile", "Makefile")
 BUILD_FILES = ("CMakeLists.txt", "meson.build", "configure", *MAKEFILES)
+_LINK = 4096  # bytes of a link's target
 
 
 def discover(workspace: Workspace, arch: Arch, target: str, group: str | None = None) -> Discovery:
@@ -206,11 +208,28 @@ def _subcases(workspace: Workspace, found: Found) -> tuple[Subcase, ...]:
 
 
 def _leads_nowhere(workspace: Workspace, path: Path) -> list[Problem]:
-    """Report sources that are a dangling link: without them, the case would silently be another one."""
-    if path.exists() or not path.is_symlink():
+    """Report sources that are a dangling link, or a link that git wrote as text. The case without them would be another one.
+
+    Git writes links as text where `core.symlinks` is false: the file has the target of the link and no line end.
+    """
+    try:
+        about = path.lstat()
+        if stat.S_ISLNK(about.st_mode) and not path.exists():
+            what = f"is a link to {printable(os.fspath(path.readlink()))}, and nothing is there"
+            return [Problem(what, workspace.relative(path), hint="put the sources there, or take the link away")]
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _LINK:
+            return []
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
         return []
-    what = f"is a link to {printable(os.fspath(path.readlink()))}, and nothing is there"
-    return [Problem(what, workspace.relative(path), hint="put the sources there, or take the link away")]
+    if not text.isprintable() or "/" not in text or text.startswith("#"):
+        return []
+    what = f"is a file in place of a link to {text}"
+    return [
+        Problem(
+            what, workspace.relative(path), hint="make it a link again: git wrote it as text, see core.symlinks of git config"
+        )
+    ]
 
 
 def _unique(workspace: Workspace, cases: Iterable[Case | BrokenCase]) -> list[Case | BrokenCase]:

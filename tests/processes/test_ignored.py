@@ -69,7 +69,7 @@ def test_leftovers_are_no_sources(leave: Callable[[Path], None], root: Path, tmp
 def test_what_was_left_out_is_told(root: Path) -> None:
     left_by_a_build(root)
     left_by_a_tool(root)
-    assert sources.left_out(root / "suite/x", Ignored()) == ["build/", "c/.cache/", "c/build/", "c/main.o", "c/target/"]
+    assert sources.left_out(root / "suite/x", "c", Ignored()) == ["build/", "c/.cache/", "c/build/", "c/main.o", "c/target/"]
 
 
 def test_a_new_file_is_a_source_although_git_does_not_know_it_yet(root: Path) -> None:
@@ -85,6 +85,21 @@ def test_what_a_link_names_is_a_source_although_git_ignores_it(root: Path) -> No
     assert found(root) == ["c/blob", "c/kept.o", "c/main.c", "c/shared/data", "sub/data"]
 
 
+@pytest.mark.parametrize("pattern", ["c", "suite/*/c", "/suite/x/c/"])
+def test_the_folder_of_sources_is_one_although_git_ignores_it(root: Path, pattern: str) -> None:
+    """Such as one that a script fetched, or made a link to what it fetched."""
+    (root / ".gitignore").write_text(f"{pattern}\nfetched/\n*.o\n")
+    git(root, "rm", "-rq", "--cached", "suite/x/c")
+    write(root, "suite/x/c/main.o")
+    assert set(found(root)) - {"c/kept.o", "c/main.o"} == {"c/main.c", "sub/data"}
+    assert "c/" not in sources.left_out(root / "suite/x", "c", Ignored())
+    if pattern.endswith("/"):
+        return  # which means no link
+    (root / "suite/x/c").rename(root / "fetched")
+    (root / "suite/x/c").symlink_to("../../fetched")
+    assert "c/main.c" in found(root)
+
+
 def test_a_lock_of_cargo_counts_where_it_is(root: Path) -> None:
     """Many library crates have git ignore it."""
     (root / "suite/x/.gitignore").write_text("Cargo.lock\n")
@@ -92,7 +107,7 @@ def test_a_lock_of_cargo_counts_where_it_is(root: Path) -> None:
     paths = [source.entry.path for source in sources.find(root / "suite/x", "rust", root, (), Ignored())]
     assert "rust/Cargo.lock" in paths
     assert "docs/Cargo.lock" not in paths
-    assert sources.left_out(root / "suite/x", Ignored()) == ["docs/"]
+    assert sources.left_out(root / "suite/x", "rust", Ignored()) == ["docs/"]
 
 
 def test_all_files_of_a_copy_are_equally_old(root: Path, tmp_path: Path) -> None:

@@ -511,6 +511,17 @@ def test_sources_that_are_a_link_to_nothing_spoil_their_case(tree: Suite, place:
         assert [subcase.name for subcase in tree.only().subcases] == ["a", "b"]
 
 
+@pytest.mark.parametrize("place", ["normal/g/a", "normal/g"])
+def test_sources_that_git_wrote_as_the_text_of_a_link_spoil_their_case(tree: Suite, place: str) -> None:
+    tree.case("normal/g", text=GROUPED)
+    tree.file("normal/g/b/sh/x")
+    tree.file(f"{place}/c", "../fetched/zlib")
+    assert f"suite/{place}/c: is a file in place of a link to ../fetched/zlib" in str(tree.only_broken().error)
+    for text in ("../fetched/zlib\n", "#!/bin/sh", "zlib"):
+        tree.file(f"{place}/c", text)
+        assert [subcase.name for subcase in tree.only().subcases] == ["b"]
+
+
 def test_children_of_a_case_that_is_not_grouped_are_no_subcases(tree: Suite) -> None:
     tree.case("normal/g")
     tree.file("normal/g/a/c/CMakeLists.txt")
