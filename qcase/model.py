@@ -144,8 +144,8 @@ class CaseResult:
     case without a command). `command`: from the prompt to the verdict.
 
     `earlier`: the attempts before this one, which did not pass, first to last; `total` is the time of all. `repetition` counts
-    from 1 if the run repeats each case, else it is 0. `path`: the case's folder, relative to the workspace. `variant`: the
-    architecture if the run has several, else empty.
+    from 1 if the run repeats each case, else it is 0. `path`: the case's folder, relative to the workspace; `config`: the
+    name of its configuration in there. `variant`: the architecture if the run has several, else empty.
     """
 
     case: str
@@ -174,6 +174,7 @@ class CaseResult:
     earlier: tuple[CaseResult, ...] = ()
     repetition: int = 0
     path: str = ""
+    config: str = ""
     variant: str = ""
 
     @property

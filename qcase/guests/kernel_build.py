@@ -64,8 +64,13 @@ class Group:
     target: str
 
     @property
+    def variant(self) -> str:
+        """The variant in `build-<target>-<variant>.toml`; empty for a build file without one."""
+        return self.config.stem.removeprefix(f"build-{self.target}").removeprefix("-") if self.config else ""
+
+    @property
     def shown(self) -> str:
-        return self.name or "the suite"
+        return (self.name or "the suite") + (f", variant {self.variant}" if self.variant else "")
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,8 @@ def build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: Say) 
                 where=f"[guest.{group.arch}] kernel",
                 hint=f"make one in the folder of the build group, or choose another --target than {group.target}",
             )
-    log = target_of(tools.workspace) / "/".join(part for part in ("qcase/logs", group.arch, group.name, "kernel.log") if part)
+    file = f"kernel-{group.variant}.log" if group.variant else "kernel.log"
+    log = target_of(tools.workspace) / "/".join(part for part in ("qcase/logs", group.arch, group.name, file) if part)
     shown = f"target/{log.below.removeprefix('target/')}"
     output = Path(_placeholders(group, tools, tools.workspace).replace(recipe.output))
     output = tools.workspace / output

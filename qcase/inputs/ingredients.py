@@ -112,16 +112,18 @@ def of_case(
 
 
 def other_configurations(case: Case | BrokenCase) -> frozenset[Path]:
-    """Return the configuration files of other architectures in a case's folder."""
+    """Return the configuration files of other architectures and variants in a case's folder."""
     if isinstance(case, BrokenCase):
         return frozenset()
-    return frozenset(case.path / f"qemu-{arch}.toml" for arch in Arch if arch is not case.arch)
+    return frozenset({*(case.path / f"qemu-{arch}.toml" for arch in Arch), *case.path.glob("qemu-*.toml")} - {case.config_path})
 
 
 def build_configurations(case: Case | BrokenCase, workspace: Workspace, target: str) -> list[Path]:
-    """Return the possible paths of `build-<target>.toml` for a case, the nearest first."""
+    """Return the possible paths of a case's `build-<target>.toml`, nearest first, in a folder that of its variant first."""
     folders = (folder for folder in (case.path, *case.path.parents) if folder.is_relative_to(workspace.root))
-    return [folder / f"build-{target}.toml" for folder in folders]
+    variant = case.variant if isinstance(case, Case) else ""
+    names = [f"{target}-{variant}", target] if variant else [target]
+    return [folder / f"build-{name}.toml" for folder in folders for name in names]
 
 
 def workspace_files(workspace: Workspace, environ: Mapping[str, str]) -> frozenset[Path]:

@@ -66,7 +66,7 @@ class GitHub(Folding):
     def annotate(self, result: CaseResult, workspace: str, say: Say) -> None:
         word = "flaky" if result.flaky else result.verdict.value
         attempt = result.earlier[-1] if result.flaky else result
-        path = Path(workspace, result.path) / f"qemu-{result.arch}.toml"
+        path = Path(workspace, result.path, result.config or f"qemu-{result.arch}.toml")
         if self._root and path.is_relative_to(self._root):
             path = path.relative_to(self._root)
         told = (trouble.told for trouble in result.kernel_trouble)

@@ -174,6 +174,7 @@ def case_document(result: CaseResult) -> dict[str, Any]:
         "variant": result.variant,
         "arch": result.arch,
         "path": result.path,
+        "config": result.config,
         "pipeline": result.pipeline,
         "cache": result.cache,
         "verdict": result.verdict,

@@ -89,6 +89,7 @@ class CaseReport(_Document):
     variant: str = ""
     arch: Arch
     path: str = ""
+    config: str = ""
     pipeline: Pipeline | None
     cache: Cache | None
     verdict: Verdict

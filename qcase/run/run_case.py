@@ -127,7 +127,9 @@ def _attempt(case: Case | BrokenCase, session: Session) -> CaseResult:
         result = replace(own_fault(case.display_name, session.arch, error), pipeline=case.pipeline)
     warnings = tuple(str(problem) for problem in case.warnings)
     path = session.workspace.relative(case.path)
-    return replace(result, total=time.monotonic() - began, warnings=warnings + result.warnings, path=path)
+    return replace(
+        result, total=time.monotonic() - began, warnings=warnings + result.warnings, path=path, config=case.config_path.name
+    )
 
 
 def own_fault(case: str, arch: Arch, error: BaseException) -> CaseResult:

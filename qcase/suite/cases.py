@@ -106,6 +106,7 @@ class Case:
     pipeline: Pipeline
     subcases: tuple[Subcase, ...] = ()
     warnings: tuple[Problem, ...] = ()
+    variant: str = ""  # of `qemu-<arch>-<variant>.toml`; its name ends with it
     only: str = ""  # the name of the one subcase whose commands are run, where it was chosen as `<group>/<subcase>`
 
     is_group: bool = False  # a group or a build group as well: only below such a case there are others

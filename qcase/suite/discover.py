@@ -1,6 +1,6 @@
 """The suite: discovery of its cases, their names, and their selection by patterns.
 
-    <suite root>/<group>/…/<build group>/…/<case>/qemu-<arch>.toml
+    <suite root>/<group>/…/<build group>/…/<case>/qemu-<arch>.toml, qemu-<arch>-<variant>.toml
                  │          │               │     c/ sh/ python/ rust/        at most one of them, or test_commands
                  │          │               └ a grouped case's children with c/, rust/, sh/ or python/ are its subcases
                  │          └ the first folder going down with build-<target>.toml; may be a case itself; may be missing
@@ -9,6 +9,8 @@
 Names: a case is called by its path below its build group, and shown as `<build group>/<name>`, the build group being its path
 below the group. A build group that is a case has one name for both. Without a build group around it, a case is called by its path
 below the group and shown as `<group>/<name>`. A group that is itself a build group, or a case, lends its own name.
+`qemu-<arch>-<variant>.toml` makes a case of its own, `<name>-<variant>`, in the same folder; its kernel is that of
+`build-<target>-<variant>.toml` if there is one.
 
 A folder below a build group of another target only is for that target, just as a case without this arch's file is for another
 arch: it is skipped, and named in the error if the user asks for it.
@@ -169,6 +171,7 @@ def load(
         pipeline,
         subcases,
         (*config.warnings, *warnings),
+        variant=found.variant,
         is_group=found.name == found.display_name,
     )
 
@@ -251,9 +254,7 @@ def stray_warnings(workspace: Workspace, found: Found) -> tuple[Problem, ...]:
     warnings = []
     for file in found.strays:
         text = file[len("qemu-") : -len(".toml")]
-        if any(text.startswith(f"{arch}-") for arch in ARCHES):
-            hint = "variants of an architecture are not read"
-        elif near := difflib.get_close_matches(text, ARCHES, n=1):
+        if near := difflib.get_close_matches(text, ARCHES, n=1):
             hint = f"did you mean 'qemu-{near[0]}.toml'?"
         else:
             hint = f"known: {', '.join(ARCHES)}"

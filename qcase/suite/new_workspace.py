@@ -25,7 +25,7 @@ from qcase.config import schema
 from qcase.config.workspace_file import WorkspaceConfig
 from qcase.errors import InfraError, UsageError
 from qcase.model import Pipeline
-from qcase.suite.cases import Workspace
+from qcase.suite.cases import ARCHES, Workspace
 from qcase.suite.templates import Plan
 
 SUITE_FOLDER = "test-suit"  # axbuild's
@@ -82,7 +82,7 @@ def propose(root: Path) -> Proposal | None:
         markers.count(path, text)
         variables.count(path, text)
         regions.count(path, text)
-        arch = next((arch for arch in Arch if path.endswith(f"/qemu-{arch}.toml")), None)
+        arch = _arch_of(path.rpartition("/")[2])
         if arch is not None:
             hostnames[arch].count(path, text)
     for key, votes in (("grouped.prefix", markers), ("script_env.prefix", variables)):
@@ -198,12 +198,18 @@ def _look_through(root: Path) -> _Tree:
             break
         here = os.path.relpath(folder, root)
         prefix = "" if here == "." else f"{here}/"
-        arches = [arch for arch in Arch if f"qemu-{arch}.toml" in files]
-        if arches:
-            tree.cases[prefix.rstrip("/")] = arches
-            tree.configs += [f"{prefix}qemu-{arch}.toml" for arch in arches]
+        configs = {name: arch for name in sorted(files) if (arch := _arch_of(name)) is not None}
+        if configs:
+            tree.cases[prefix.rstrip("/")] = [arch for arch in Arch if arch in configs.values()]
+            tree.configs += [f"{prefix}{name}" for name in configs]
         tree.scripts += [f"{prefix}{name}" for name in sorted(files) if name in ("prebuild.sh", "CMakeLists.txt")]
     return tree
+
+
+def _arch_of(name: str) -> Arch | None:
+    """Return the architecture of `qemu-<arch>.toml` or `qemu-<arch>-<variant>.toml`; None for another file's name."""
+    found = re.fullmatch(r"qemu-([a-z0-9_]+)(-.+)?\.toml", name)
+    return ARCHES.get(found[1]) if found else None
 
 
 def _suite_root(tree: _Tree) -> tuple[str, dict[str, int]]:

@@ -49,7 +49,7 @@ def misplaced(workspace: Workspace, group: str) -> list[QcaseError]:
 
 @dataclass(frozen=True)
 class Found:
-    """A case folder as scanned, before any file is read."""
+    """A case, or one variant of it, as scanned, before any file is read. The case itself has the variant ""."""
 
     name: str
     display_name: str
@@ -60,6 +60,7 @@ class Found:
     strays: tuple[str, ...]  # files named like a configuration of an unknown arch
     folders: tuple[str, ...]
     foreign_targets: tuple[str, ...]
+    variant: str = ""
 
 
 @dataclass
@@ -76,6 +77,7 @@ class _Folder:
     relative: str
     build: str | None = None  # the path below the group of the build group around it
     foreign_targets: tuple[str, ...] = ()  # of that build group, where it is for others only
+    build_variants: tuple[str, ...] = ()  # variants of cases for which it has a build-<target>-<variant>.toml all the same
     sources: bool = False  # named like a folder of sources: of interest only as a build group
 
     @property
@@ -148,7 +150,8 @@ def _visit(
             result.broken.append(_broken(group, folder, ConfigError([problem]), whole_tree=True))
             return [], []
         if heads_build_group:
-            folder = replace(folder, build=folder.relative, foreign_targets=targets)
+            variants = tuple(name.removeprefix(f"{target}-") for name in targets if name.startswith(f"{target}-"))
+            folder = replace(folder, build=folder.relative, foreign_targets=targets, build_variants=variants)
 
     configs = [name for name in files if name.startswith("qemu-") and not name.startswith("qemu-base-")]
     if configs:
@@ -194,21 +197,32 @@ def _add_case(
         problem = Problem("the name of the folder has characters that cannot be printed", workspace.relative(Path(folder.path)))
         result.broken.append(_broken(group, folder, ConfigError([problem])))
         return
-    by_arch = {name[len("qemu-") : -len(".toml")]: name for name in configs}
+    by_variant: dict[str, dict[Arch, str]] = {}
+    strays: list[str] = []
+    for file in configs:
+        text, dash, variant = file[len("qemu-") : -len(".toml")].partition("-")
+        if text not in ARCHES or (dash and not variant) or not variant.isprintable():
+            strays.append(file)
+        else:
+            by_variant.setdefault(variant, {})[ARCHES[text]] = file
     name, display_name = names_of_folder(group, folder)
-    result.found.append(
-        Found(
-            name,
-            display_name,
-            group,
-            folder.build_group(group),
-            Path(folder.path),
-            {arch: by_arch[text] for text, arch in ARCHES.items() if text in by_arch},
-            tuple(by_arch[text] for text in by_arch if text not in ARCHES),
-            folders,
-            folder.foreign_targets,
+    for variant in sorted(by_variant) or [""]:
+        suffix = f"-{variant}" if variant else ""
+        result.found.append(
+            Found(
+                name + suffix,
+                display_name + suffix,
+                group,
+                folder.build_group(group),
+                Path(folder.path),
+                {arch: by_variant[variant][arch] for arch in Arch if arch in by_variant.get(variant, ())},
+                tuple(strays),
+                folders,
+                () if variant in folder.build_variants else folder.foreign_targets,
+                variant,
+            )
         )
-    )
+        strays = []
 
 
 def names_of_folder(group: str, folder: _Folder) -> tuple[str, str]:

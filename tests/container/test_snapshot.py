@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+import qcase.cli.main  # noqa: F401 - it registers the commands
 from qcase.arch import Arch
 from qcase.cli import app, doctor
 from qcase.cli.doctor_lines import State

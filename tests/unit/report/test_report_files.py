@@ -16,6 +16,7 @@ import pytest
 import typer
 import xmlschema
 
+import qcase.cli.main  # noqa: F401 - it registers the commands
 from qcase import events
 from qcase.arch import Arch
 from qcase.cli import app

@@ -11,6 +11,7 @@ import pytest
 from qcase.arch import Arch
 from qcase.config.case_file import CaseConfig
 from qcase.errors import ConfigError, UsageError
+from qcase.inputs.ingredients import build_configurations, other_configurations
 from qcase.model import Pipeline
 from qcase.suite.cases import BrokenCase, Case, Discovery, Subcase, Workspace
 from qcase.suite.catalogue import catalogue, listing
@@ -293,7 +294,7 @@ def test_configuration_for_an_unknown_architecture_warns(tree: Suite) -> None:
     tree.case("normal/a")
     tree.file("normal/a/qemu-x86-64.toml")
     tree.file("normal/b/qemu-mips.toml")
-    tree.file("normal/k/qemu-x86_64-a.toml")
+    tree.file("normal/k/qemu-x86_64-.toml")
     found = tree.discover()
     (case,) = found.cases
     assert isinstance(case, Case)
@@ -302,8 +303,74 @@ def test_configuration_for_an_unknown_architecture_warns(tree: Suite) -> None:
     ]
     assert [str(w) for w in found.warnings] == [
         "suite/normal/b/qemu-mips.toml: ignored: 'mips' is no architecture (known: x86_64, aarch64, riscv64, loongarch64)",
-        "suite/normal/k/qemu-x86_64-a.toml: ignored: 'x86_64-a' is no architecture (variants of an architecture are not read)",
+        "suite/normal/k/qemu-x86_64-.toml: ignored: 'x86_64-' is no architecture (did you mean 'qemu-x86_64.toml'?)",
     ]
+
+
+def test_a_variant_is_a_case_of_its_own(tree: Suite) -> None:
+    tree.case("normal/a")
+    tree.file("normal/a/qemu-x86_64-nvme.toml", PLAIN)
+    tree.file("normal/a/qemu-aarch64-nvme.toml", PLAIN)
+    tree.file("normal/b/qemu-x86_64-only-this.toml", PLAIN)
+    found = tree.discover()
+    cases = [case for case in found.cases if isinstance(case, Case)]
+    assert [(case.name, case.variant, case.config_path.name) for case in cases] == [
+        ("a", "", "qemu-x86_64.toml"),
+        ("a-nvme", "nvme", "qemu-x86_64-nvme.toml"),
+        ("b-only-this", "only-this", "qemu-x86_64-only-this.toml"),
+    ]
+    assert {case.path.name for case in cases} == {"a", "b"}
+    assert (found.warnings, [warning for case in cases for warning in case.warnings]) == ((), [])
+    assert tree.names(Arch.AARCH64) == ["normal/a-nvme"]
+    assert [case.display_name for case in select(found, ["a-nvme"])] == ["normal/a-nvme"]
+    assert [case.display_name for case in select(found, ["a"])] == ["normal/a"]
+    assert {entry.display_name: sorted(entry.cases) for entry in catalogue(tree.open()).groups["normal"]} == {
+        "normal/a": ["x86_64"],
+        "normal/a-nvme": ["aarch64", "x86_64"],
+        "normal/b-only-this": ["x86_64"],
+    }
+
+
+def test_a_variant_whose_name_a_folder_has_is_an_error(tree: Suite) -> None:
+    tree.case("normal/a")
+    tree.file("normal/a/qemu-x86_64-b.toml", PLAIN)
+    tree.case("normal/a-b")
+    broken = [case for case in tree.discover().cases if isinstance(case, BrokenCase)]
+    assert [str(case.error) for case in broken] == [
+        "suite/normal/a-b: two cases are called 'normal/a-b' (the other one is suite/normal/a)"
+    ]
+
+
+def test_a_build_group_of_variants_alone_is_for_these(tree: Suite) -> None:
+    """Upstream's axvisor suite: no kernel for the plain configuration, one for each variant."""
+    target = Arch.X86_64.default_target
+    tree.file(f"normal/qemu/build-{target}-svm.toml")
+    tree.file(f"normal/qemu/build-{target}-vmx.toml")
+    for name in ("x86_64-svm", "x86_64-vmx", "x86_64-other", "x86_64"):
+        tree.file(f"normal/qemu/smoke/qemu-{name}.toml", PLAIN)
+    found = tree.discover()
+    assert [case.display_name for case in found.cases] == ["qemu/smoke-svm", "qemu/smoke-vmx"]
+    assert [case.display_name for case in found.others] == ["qemu/smoke", "qemu/smoke-other"]
+    case = found.cases[0]
+    assert isinstance(case, Case)
+    nearest = next(path for path in build_configurations(case, tree.open(), target) if path.is_file())
+    assert nearest.name == f"build-{target}-svm.toml"
+
+
+def test_a_variant_takes_the_common_kernel_where_it_has_none_of_its_own(tree: Suite) -> None:
+    target = Arch.X86_64.default_target
+    tree.file(f"normal/qemu/build-{target}.toml")
+    tree.file(f"normal/qemu/build-{target}-big.toml")
+    for name in ("x86_64-big", "x86_64-small"):
+        tree.file(f"normal/qemu/smoke/qemu-{name}.toml", PLAIN)
+    used = {}
+    for case in tree.discover().cases:
+        assert isinstance(case, Case)
+        files = build_configurations(case, tree.open(), target)
+        used[case.name] = next(path for path in files if path.is_file()).name
+        assert {path.name for path in other_configurations(case)} >= {"qemu-aarch64.toml"}
+        assert case.config_path not in other_configurations(case)
+    assert used == {"smoke-big": f"build-{target}-big.toml", "smoke-small": f"build-{target}.toml"}
 
 
 def test_cases_nested_deep_are_found(tree: Suite) -> None:
