@@ -11,12 +11,27 @@ from enum import StrEnum
 
 
 @dataclass(frozen=True, kw_only=True)
+class UefiSpec:
+    """UEFI of an architecture.
+
+    `package`: Debian's package of the firmware. `since`: the first QEMU that starts it from flash on the default machine.
+    `program`: path of the program that firmware starts by default. `pe_machine`: the architecture's number in PE files.
+    """
+
+    package: str
+    since: tuple[int, int]
+    program: str
+    pe_machine: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArchSpec:
     """Everything that differs between architectures, beside their names.
 
-    QEMU. `machine`: the `-machine` for a case that names none. `virtio`: the bus in the names of virtio devices. `qemu_package`:
-    Debian's package of the program. `args`: the `args` of a case that `qcase new` writes. `tcg_single_thread`: TCG runs several
-    processors in one host thread, see `qcase.vm.arguments`. `tells_resets`: `-d cpu_reset` shows resets of the guest.
+    QEMU. `machine`: the `-machine` for a case that names none. `virtio`: the bus in the names of virtio devices, and
+    `virtio_modules` the modules of Linux for it. `qemu_package`: Debian's package of the program. `args`: the `args` of a case
+    that `qcase new` writes. `tcg_single_thread`: TCG runs several processors in one host thread, see `qcase.vm.arguments`.
+    `tells_resets`: `-d cpu_reset` shows resets of the guest.
 
     KVM. `kvm_host`: value of `platform.machine()` on a host that runs such guests. `kvm_needs_host_cpu`: under KVM a guest
     has the host's processor only, whatever a case's file names.
@@ -25,16 +40,17 @@ class ArchSpec:
     built-in guests. `elf_machines`: values of `e_machine` in ELF kernels. `image_magic`: offset and bytes that tell a raw
     kernel image, None if the format has none. `makefiles`: the value of `ARCH` in the kernel's makefiles.
 
-    UEFI. `firmware_package`: Debian's package. `firmware_since`: the first QEMU that starts it from flash on `machine`.
-    `efi_program`: path of the program that firmware starts by default. `pe_machine`: the architecture's number in PE files.
+    UEFI. `uefi`: None for an architecture without it.
 
-    Programs. `musl_target`: the Rust target triple of programs in the guest. `elf_name`: the name in pyelftools, without `EM_`.
+    Programs. `musl_target`: the Rust target triple of programs in the guest. `rust_flags`: flags of rustc for all of them.
+    `elf_name`: the name in pyelftools, without `EM_`.
 
     Guests. `rootfs`: the built-in guest that is the default.
     """
 
     machine: str
     virtio: str
+    virtio_modules: tuple[str, ...]
     qemu_package: str
     args: str
     tcg_single_thread: bool
@@ -46,11 +62,9 @@ class ArchSpec:
     elf_machines: tuple[int, ...]
     image_magic: tuple[int, bytes] | None
     makefiles: str
-    firmware_package: str
-    firmware_since: tuple[int, int]
-    efi_program: str
-    pe_machine: int
+    uefi: UefiSpec | None
     musl_target: str
+    rust_flags: tuple[str, ...]
     elf_name: str
     rootfs: str
 
@@ -76,6 +90,7 @@ class Arch(StrEnum):
         ArchSpec(
             machine="q35",
             virtio="pci",
+            virtio_modules=("virtio_pci", "virtio_mmio"),
             qemu_package="qemu-system-x86",
             args='["-nographic", "-m", "256M"]',
             tcg_single_thread=True,
@@ -87,11 +102,14 @@ class Arch(StrEnum):
             elf_machines=(62, 3),
             image_magic=(0x202, b"HdrS"),
             makefiles="x86",
-            firmware_package="ovmf",
-            firmware_since=(0, 0),
-            efi_program="EFI/BOOT/BOOTX64.EFI",
-            pe_machine=0x8664,
+            uefi=UefiSpec(
+                package="ovmf",
+                since=(0, 0),
+                program="EFI/BOOT/BOOTX64.EFI",
+                pe_machine=0x8664,
+            ),
             musl_target="x86_64-unknown-linux-musl",
+            rust_flags=(),
             elf_name="X86_64",
             rootfs="alpine",
         ),
@@ -101,6 +119,7 @@ class Arch(StrEnum):
         ArchSpec(
             machine="virt",
             virtio="pci",
+            virtio_modules=("virtio_pci", "virtio_mmio"),
             qemu_package="qemu-system-arm",
             args='["-nographic", "-cpu", "cortex-a72", "-m", "256M"]',
             tcg_single_thread=False,
@@ -112,11 +131,14 @@ class Arch(StrEnum):
             elf_machines=(183,),
             image_magic=(56, b"ARM\x64"),
             makefiles="arm64",
-            firmware_package="qemu-efi-aarch64",
-            firmware_since=(0, 0),
-            efi_program="EFI/BOOT/BOOTAA64.EFI",
-            pe_machine=0xAA64,
+            uefi=UefiSpec(
+                package="qemu-efi-aarch64",
+                since=(0, 0),
+                program="EFI/BOOT/BOOTAA64.EFI",
+                pe_machine=0xAA64,
+            ),
             musl_target="aarch64-unknown-linux-musl",
+            rust_flags=(),
             elf_name="AARCH64",
             rootfs="alpine",
         ),
@@ -127,6 +149,7 @@ class Arch(StrEnum):
         ArchSpec(
             machine="virt",
             virtio="pci",
+            virtio_modules=("virtio_pci", "virtio_mmio"),
             qemu_package="qemu-system-riscv64",
             args='["-nographic", "-m", "256M"]',
             tcg_single_thread=False,
@@ -138,20 +161,25 @@ class Arch(StrEnum):
             elf_machines=(243,),
             image_magic=(56, b"RSC\x05"),
             makefiles="riscv",
-            firmware_package="qemu-efi-riscv64",
-            firmware_since=(8, 1),
-            efi_program="EFI/BOOT/BOOTRISCV64.EFI",
-            pe_machine=0x5064,
+            uefi=UefiSpec(
+                package="qemu-efi-riscv64",
+                since=(8, 1),
+                program="EFI/BOOT/BOOTRISCV64.EFI",
+                pe_machine=0x5064,
+            ),
             musl_target="riscv64gc-unknown-linux-musl",
+            rust_flags=(),
             elf_name="RISCV",
             rootfs="debian",
         ),
     )
+    # Its vector unit: a kernel has to switch that on for its programs, and QEMU before 8.1 has none.
     LOONGARCH64 = (
         "loongarch64",
         ArchSpec(
             machine="virt",
             virtio="pci",
+            virtio_modules=("virtio_pci", "virtio_mmio"),
             qemu_package="qemu-system-misc",
             args='["-nographic", "-m", "1G"]',
             tcg_single_thread=False,
@@ -163,11 +191,14 @@ class Arch(StrEnum):
             elf_machines=(258,),
             image_magic=None,
             makefiles="loongarch",
-            firmware_package="qemu-efi-loongarch64",
-            firmware_since=(9, 0),
-            efi_program="EFI/BOOT/BOOTLOONGARCH64.EFI",
-            pe_machine=0x6264,
+            uefi=UefiSpec(
+                package="qemu-efi-loongarch64",
+                since=(9, 0),
+                program="EFI/BOOT/BOOTLOONGARCH64.EFI",
+                pe_machine=0x6264,
+            ),
             musl_target="loongarch64-unknown-linux-musl",
+            rust_flags=("-Ctarget-feature=-lsx",),
             elf_name="LOONGARCH",
             rootfs="debian",
         ),

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from qcase.arch import Arch
 from qcase.errors import InfraError
-from qcase.guests.kernel_modules import DISK_MODULES, NET_MODULES, load_order, module_name, parse_dependencies, unpack
+from qcase.guests.kernel_modules import NET_MODULES, disk_modules, load_order, module_name, parse_dependencies, unpack
 
 if TYPE_CHECKING:
     from qcase.disk.ext4 import Ext4Image
@@ -138,7 +138,8 @@ class Member:
 
 def recipe() -> str:
     """Return a digest of this module's recipe: a different recipe makes a different initramfs."""
-    parts = (INIT, _DYNAMIC_INIT, _STATIC_INIT, DISK_MODULES, NET_MODULES, _APPLETS, sorted(_LINKS.items()), "cpio 1")
+    disk = disk_modules(Arch.X86_64)  # of one architecture: each guest's name has its own
+    parts = (INIT, _DYNAMIC_INIT, _STATIC_INIT, disk, NET_MODULES, _APPLETS, sorted(_LINKS.items()), "cpio 1")
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -163,7 +164,7 @@ def build(image: Ext4Image, arch: Arch) -> bytes:
         Member("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
         *(Member(f"links/{name}", stat.S_IFLNK | 0o777, target.encode()) for name, target in _LINKS.items()),
         Member("newroot", stat.S_IFDIR | 0o755),
-        *_modules(image),
+        *_modules(image, arch),
     ]
     return cpio(members)
 
@@ -210,7 +211,7 @@ def _record(inode: int, member: Member) -> bytes:
 # --- kernel modules -----------------------------------------------------------------------------------------------------
 
 
-def _modules(image: Ext4Image) -> list[Member]:
+def _modules(image: Ext4Image, arch: Arch) -> list[Member]:
     """Collect the modules with all their dependencies."""
     top = image.lookup("/lib/modules")
     versions = [] if top is None else list(image.listdir(top))
@@ -220,7 +221,7 @@ def _modules(image: Ext4Image) -> list[Member]:
     dependencies = parse_dependencies(_content(image, f"{base}/modules.dep").decode())
     builtin = {module_name(path) for path in _content(image, f"{base}/modules.builtin").decode().split()}
     try:
-        disk = load_order(dependencies, DISK_MODULES, builtin)
+        disk = load_order(dependencies, disk_modules(arch), builtin)
         net = [path for path in load_order(dependencies, NET_MODULES, builtin) if path not in disk]
     except KeyError as error:
         raise InfraError(f"the kernel has no module {error.args[0]}", where=f"{image.path}: {base}") from None

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from qcase.arch import Arch
 from qcase.errors import InfraError
 
-# Modules to keep, by their folder; and by name, those that the initramfs loads.
+# Modules to keep, by their folder. Those that the initramfs loads are among them.
 KEPT = (
     r"(arch|block|crypto|fs|lib|mm|net|virt)/",
     r"drivers/(block|char/hw_random|virtio|vhost)/",
@@ -28,8 +29,7 @@ def keep_modules(folder: Path) -> None:
     wanted = [
         name
         for name, path in paths.items()
-        if name in (*DISK_MODULES, *NET_MODULES)
-        or any(re.match(pattern, path.relative_to(folder / "kernel").as_posix()) for pattern in KEPT)
+        if any(re.match(pattern, path.relative_to(folder / "kernel").as_posix()) for pattern in KEPT)
     ]
     facts: dict[str, dict[str, list[str]]] = {}
     while wanted:
@@ -108,10 +108,12 @@ def index(paths: Mapping[str, str], direct: Mapping[str, Sequence[str]]) -> str:
     return "".join(lines)
 
 
-# Modules by what they are for. One that is built into the kernel, or that this kernel does not have as it has the other
-# transport, needs none.
-DISK_MODULES = ("virtio_pci", "virtio_mmio", "virtio_blk", "ext4")
 NET_MODULES = ("virtio_net",)
+
+
+def disk_modules(arch: Arch) -> tuple[str, ...]:
+    """Return the modules that mount a root disk."""
+    return (*arch.spec.virtio_modules, "virtio_blk", "ext4")
 
 
 def parse_dependencies(text: str) -> dict[str, list[str]]:

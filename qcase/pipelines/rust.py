@@ -120,13 +120,8 @@ def target(arch: Arch) -> str:
 
 
 def flags(arch: Arch, *, own: bool) -> tuple[str, ...]:
-    """Return the rustc flags of every build. `own`: in qcase's image, with its C compiler and its musl.
-
-    loongarch64 goes without its vector unit: a kernel has to switch that on for its programs, and QEMU before 8.1 has none.
-    """
-    found = ["-Ctarget-feature=+crt-static"]
-    if arch is Arch.LOONGARCH64:
-        found.append("-Ctarget-feature=-lsx")
+    """Return the rustc flags of every build. `own`: in qcase's image, with its C compiler and its musl."""
+    found = ["-Ctarget-feature=+crt-static", *arch.spec.rust_flags]
     found += [f"-Clink-self-contained={'no' if own else 'yes'}"]
     # The last one that fits counts.
     names = {BUILD: "build", rust_crates.PLACE: "crates", SRC: "src", WHOLE: "src"}

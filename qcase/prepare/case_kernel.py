@@ -75,6 +75,7 @@ class CaseKernels:
         """
         if not case.config.uefi:
             return None
+        program = firmware.uefi_of(self.arch).program
         firmware.check_program(kernel.path, self.arch, case.display_name)
         guest = self.guest.current
         if guest.initrd is not None or guest.append or any(o.kind == "append" for o in qemu_options.split(case.config.args)):
@@ -82,7 +83,7 @@ class CaseKernels:
         made = kernel_files.folder(self.workspace.root) / kernel.sha256 / f"esp-{self.arch}.img"
 
         def make(staged: Path) -> None:
-            staged.write_bytes(fat.image({self.arch.spec.efi_program: kernel_files.content(kernel)}))
+            staged.write_bytes(fat.image({program: kernel_files.content(kernel)}))
 
         self._kept(made, make)
         return Uefi(self._firmware, made)

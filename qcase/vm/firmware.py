@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qcase.arch import OTHER_PE_MACHINES, Arch
+from qcase.arch import OTHER_PE_MACHINES, Arch, UefiSpec
 from qcase.errors import InfraError, KernelError, UsageError
 from qcase.host import file_state
 
 _UNWANTED = {"secure-boot", "enrolled-keys", "requires-smm"}
-_PE_MACHINES = {**OTHER_PE_MACHINES, **{arch.spec.pe_machine: arch.value for arch in Arch}}
+_PE_MACHINES = {**OTHER_PE_MACHINES, **{arch.spec.uefi.pe_machine: arch.value for arch in Arch if arch.spec.uefi}}
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,16 @@ class Firmware:
     facts: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
+def uefi_of(arch: Arch) -> UefiSpec:
+    """Return the row of an architecture's UEFI. Raises `UsageError` if it has none."""
+    if arch.spec.uefi is None:
+        raise UsageError(f"{arch} has no UEFI", where="uefi", hint="leave out uefi")
+    return arch.spec.uefi
+
+
 def check_qemu(arch: Arch, version: tuple[int, int]) -> None:
     """Check that a QEMU can start firmware from flash. Raises `InfraError` that names the first version that can."""
-    needed = arch.spec.firmware_since
+    needed = uefi_of(arch).since
     if version < needed:
         raise InfraError(
             f"QEMU {version[0]}.{version[1]} does not start UEFI firmware for {arch}",
@@ -62,6 +69,7 @@ def named(code: Path, variables: Path | None, arch: Arch) -> Firmware:
 
 def find(arch: Arch, environ: Mapping[str, str], folders: Sequence[Path] | None = None) -> Firmware:
     """Find the firmware of this machine. Raises `InfraError` if there is none for the architecture."""
+    package = uefi_of(arch).package
     looked = search_path(environ) if folders is None else folders
     for path in descriptors(looked):
         found = _described(path, arch)
@@ -71,7 +79,7 @@ def find(arch: Arch, environ: Mapping[str, str], folders: Sequence[Path] | None 
     raise InfraError(
         f"there is no UEFI firmware for {arch} on this machine",
         where="uefi",
-        hint=f"install it (Debian: apt-get install {arch.spec.firmware_package}), or name it: [guest.{arch}] firmware",
+        hint=f"install it (Debian: apt-get install {package}), or name it: [guest.{arch}] firmware",
     )
 
 
