@@ -27,7 +27,16 @@ class AllReadings:
         self.states = Lines(readings.states, readings.source_of_state)
         self.joined = TornLines(readings.joined)
         self.shown_joined = TornLines(readings.shown_joined, readings.source_of_shown)
-        self._all: tuple[Lines | TornLines, ...] = (self.written, self.shown, self.states, self.joined, self.shown_joined)
+        self.bared = TornLines(readings.bared, readings.source_of_shown)
+        self._all: tuple[Lines | TornLines, ...] = (
+            self.written,
+            self.shown,
+            self.states,
+            self.joined,
+            self.shown_joined,
+            self.bared,
+        )
+        self._torn = readings.joined
         self._line_gate = Gate()
 
     def begin(self, now: float, *, every: bool) -> bool:
@@ -66,11 +75,11 @@ class AllReadings:
 
     def torn_line(self, sure_to: int) -> bytes:
         """Return the written text's unfinished line with the part before it that a kernel's line or echo tore off; else empty."""
-        return self.joined.joined.open_line(self._text.view_slice(self._text.line_start, sure_to)) if sure_to else b""
+        return self._torn.open_line(self._text.view_slice(self._text.line_start, sure_to)) if sure_to else b""
 
     def find_fail(self, pattern: Pattern, sure_to: int, *, quiet: bool) -> tuple[Lines | TornLines, tuple[int, int]] | None:
         """Return the first match in everything ever written, or on the unfinished line where no more text could undo it."""
-        readings: list[Lines | TornLines] = [self.written, self.joined, self.shown_joined, self.states]
+        readings: list[Lines | TornLines] = [self.written, self.joined, self.shown_joined, self.states, self.bared]
         # Without states the shown text equals the written text, but for lines that became neighbours.
         if self.states.text.end or (pattern.spans_lines and self._transcript.returned):
             readings.append(self.shown)
@@ -110,7 +119,7 @@ class AllReadings:
         text = lines.text
         start = max(lines.armed, text.base + 1 if text.base else 0, text.end - WINDOW // 4)
         before = text.view_slice(start, text.end)
-        return pattern.search_unfinished(before + (lines.joined.open_line(line) or line), 0) is not None
+        return pattern.search_unfinished(before + (self._torn.open_line(line) or line), 0) is not None
 
     def find_on_open_row(self, pattern: Pattern) -> bool:
         """Tell whether a pattern matches an unfinished row that was not written from left to right, as it is shown."""

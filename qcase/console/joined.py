@@ -164,7 +164,8 @@ class Joined:
         if 0 not in rest:
             return rest, kernels is not None
         echo_ends = rest.rstrip(b" ").endswith(b"\0")
-        torn = kernels is not None or (echo_ends and (not self._prompt or not (self._prompt in rest or UNARMED in rest)))
+        before = self.carry + rest  # a kernel's line may stand between the prompt and its echo
+        torn = kernels is not None or (echo_ends and (not self._prompt or not (self._prompt in before or UNARMED in before)))
         return rest.replace(b"\0", b"") if self._inside else rest.rstrip(b"\0 ") if echo_ends and torn else rest, torn
 
     def open_line(self, line: bytes) -> bytes:
@@ -187,3 +188,35 @@ class Joined:
             self.text.truncate(end)
         self.fresh = [(low, high) for low, high in self.fresh if high <= self.text.end]
         return again
+
+
+class Bared:
+    """Rows that hold echo, without it, each as a line of its own: a fail text that ends where an echo begins may be complete."""
+
+    def __init__(self) -> None:
+        self.text = Text()
+        self.text.view = self.text.raw
+        self.fresh: list[tuple[int, int]] = []
+        self.differs = -1
+        self._marks: deque[tuple[int, int, int]] = deque(maxlen=RECORDS_MAX)  # source's range of keys, end of the text
+
+    def take(self, view: bytes, key: int) -> None:
+        """Add rows that hold echo. `key`: position of the first one in the source reading."""
+        for row in view[:-1].split(b"\n"):
+            start, end = self.text.end, key + len(row) + 1
+            if (rest := KERNEL_LINE.sub(b"", row).replace(b"\0", b"")) and 0 in row:
+                self._marks.append((key, end, start))
+                self.text.extend_lines(rest + b"\n")
+                self.fresh.append((start, self.text.end))
+                self.differs = start
+            key = end
+
+    def source(self, position: int) -> int:
+        """Map a position in this reading to the start of its row in the source reading."""
+        return next((key for key, _, at in reversed(self._marks) if at <= position), 0)
+
+    def rewind(self, key: int) -> None:
+        """Remove the rows from behind a position."""
+        while self._marks and self._marks[-1][1] > key:
+            self.text.truncate(self._marks.pop()[2])
+        self.fresh = [(low, high) for low, high in self.fresh if high <= self.text.end]

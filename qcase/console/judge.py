@@ -378,6 +378,8 @@ class Judge:
         self._trouble.finish()
         self._heed_trouble(now)
         self._look(now, quiet=quiet, last=True)
+        if self._pending.ruling is None and self._review(over=now >= self._last_data + SILENT):
+            self._look(now, quiet=quiet, last=True)
         if self._pending.ruling is not None:
             self._settle(now, last=True)
         if self.ruling is None and (silent := self._suspects.silent(self._text, None)):

@@ -147,6 +147,7 @@ class Keyboard:
         self._folded = b""  # what was typed then, without blanks and capitals
         self._doubts: list[tuple[int, int]] = []  # what may be echo, by that
         self._either: list[tuple[int, int]] = []  # and what may be output as well
+        self._repeated: list[tuple[int, int]] = []  # rows that are the whole typed line once more
         self._outputs: list[tuple[int, int]] = []  # what surely is output
         self._watch(text.end, [(line, line.chars) for line in self._lines[:1]], repaint=False)
 
@@ -270,26 +271,29 @@ class Keyboard:
         if low is not None and (low >= self._log[-1][1] + LATEST or low >= back):
             return False
         self._reviewed = text.end, len(self._log)
+        repeated = self._hide_repeats(back)
         typed = self._all_typed()
         end = min(text.end, back, self._log[-1][1] + LATEST)
         if self._reviewed_to == (end, len(self._log)) and not over:
-            return False
+            return repeated
         self._reviewed_to = end, len(self._log)
         if not typed.text or end <= self._began:
-            return False
+            return repeated
         came = self._all_came(end, max(_CELLS // len(typed.text), _CAME_LEAST))
         if not came.text:
-            return False
+            return repeated
         self._cells += len(typed.text) * len(came.text)
         prices, self._damaged, complete = compare(typed, came, over=over)
         self._folded = folded(typed.text) if self._damaged else b""
         if not self._damaged:
             self._settle_by_count(prices, came)
+        if back > text.end:
+            self._doubt_tails(prices, came)
         doubts, outputs = stretches(prices, came)
         capitals = came.text.upper().startswith(typed.text.upper())  # nothing is lost, and nothing stands in between
         sure = (complete or end == back) and (not self._damaged or capitals)
         self._either, _ = stretches([SURELY_ECHO if sure and price <= -SURE else price for price in prices], came)
-        changed = False
+        changed = repeated
         if doubts != self._doubts:
             before, self._doubts = self._doubts, doubts
             for stretch in before:
@@ -307,6 +311,22 @@ class Keyboard:
             changed |= self._show_output(*stretch)
         return changed
 
+    def _hide_repeats(self, back: int) -> bool:
+        """Hide each row behind an echo's end that is the whole line of several words: a guest may echo it twice."""
+        text, line = self._text, self._lines[0].text.strip()
+        if b" " not in line:
+            return False
+        start = self._repeated[-1][1] if self._repeated else back
+        changed = False
+        while 0 <= (at := text.find(line, start)) < back + LATEST:
+            start = at + len(line)
+            end = text.find(b"\n", start)
+            if end >= 0 and self._unprompted(text.slice(text.start_of_line(at), end)) == line:
+                self._repeated.append((at, start))
+                self._hide_surely(at, start)
+                changed = True
+        return changed
+
     def _settle_by_count(self, prices: list[float], came: Came) -> None:
         """Take the last of several equal texts for output if they are more than the echo can have written."""
         at = 0
@@ -318,6 +338,19 @@ class Keyboard:
                 if len(said) > 1 and said not in came.text[end:] and self._said_more(said, came.text):
                     prices[doubtful[0] : doubtful[-1] + 1] = [SURE] * len(said)
             at = end + 1
+
+    def _doubt_tails(self, prices: list[float], came: Came) -> None:
+        """Doubt the end of a row that is the end of a typed line, of more than a word, behind a program's text."""
+        at = 0
+        for row in came.text.split(b"\n"):
+            shown = row.rstrip(b" ")
+            for line in self._lines:
+                size = common_start(shown[::-1], line.text.rstrip(b" ")[::-1])
+                start = at + len(shown) - size
+                words = shown[len(shown) - size :].rpartition(b" ")[0].strip()
+                if len(words) >= _BEGUN and size < len(shown) and start not in came.prompts:
+                    prices[start : start + size] = [min(price, 0.0) for price in prices[start : start + size]]
+            at += len(row) + 1
 
     def _said_more(self, said: bytes, came: bytes) -> bool:
         """Tell whether a text came more often than the echo can have written it: a line but the first may come back twice.
@@ -387,7 +420,7 @@ class Keyboard:
         """The lines that hold what may be echo as well as output: with that shown, and with a 1 for each of its characters."""
         text = self._text
         found: dict[int, tuple[bytearray, bytearray]] = {}
-        for low, high in self._either:
+        for low, high in (*self._either, *self._repeated):
             if low < text.base or not text.slice(low, high).strip():
                 continue
             start = text.start_of_line(low)
@@ -417,6 +450,11 @@ class Keyboard:
             if low < high and 0 in self._text.view_slice(low, high):
                 self._text.restore(low, high)
                 self.restored = low if self.restored is None else min(self.restored, low)
+                changed = True
+        for key, trace in list(self._traces.items()):
+            if any(low < end and start < high for low, high in trace.hidden):
+                del self._traces[key]
+                self._show([trace])
                 changed = True
         return changed
 

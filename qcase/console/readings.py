@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Final
 
-from qcase.console.joined import UNARMED, Joined, KernelRuns
+from qcase.console.joined import UNARMED, Bared, Joined, KernelRuns
 from qcase.console.records import Record, Records, overlay
 from qcase.console.row import Row
 from qcase.console.screen import Screen
@@ -26,6 +26,7 @@ class Readings:
         runs = KernelRuns()
         self.joined = Joined(prompt, runs, inside=True)
         self.shown_joined = Joined(prompt, runs, inside=False)
+        self.bared = Bared()
         self.sent_back: deque[int] = deque(maxlen=64)  # starts of rows at which the cursor was sent back before any text came
         self._prompt = prompt
         self._resets = resets
@@ -182,7 +183,7 @@ class Readings:
 
     def trim(self) -> None:
         """Drop the text that is older than the window of patterns."""
-        for text in (self.written, self.shown, self.states, self.joined.text, self.shown_joined.text):
+        for text in (self.written, self.shown, self.states, self.joined.text, self.shown_joined.text, self.bared.text):
             text.trim()
 
     def _rewind_to(self, at: int) -> None:
@@ -192,6 +193,7 @@ class Readings:
         record = self._rows.all[at]
         self.shown.truncate(record.at)
         self.shown_joined.rewind(record.at)
+        self.bared.rewind(record.at)
         self._rows.next = at
 
     def _derive_row(self, record: Record) -> None:
@@ -218,6 +220,8 @@ class Readings:
                 self.shown_joined.carry = b""  # a row that the cursor went back on does not go on where it was torn
             if not moved or 0 not in view:  # else echo may stand on text that it hides
                 self.shown_joined.take(view, record.at)
+            if 0 in view:
+                self.bared.take(view, record.at)
             for low, high in self.shown_joined.continued:
                 self.shown.blank(low, high)
             self.shown_joined.continued.clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from qcase.console.joined import Joined
+from qcase.console.joined import Bared, Joined
 from qcase.console.text import WINDOW, Pattern, Text
 
 _NOWHERE: Final = 1 << 62
@@ -80,7 +80,7 @@ class Lines:
 class TornLines:
     """Searches a reading without the kernel's lines and without echo: only the lines that differ from the other reading."""
 
-    def __init__(self, joined: Joined, source: Callable[[int], int] | None = None) -> None:
+    def __init__(self, joined: Joined | Bared, source: Callable[[int], int] | None = None) -> None:
         self.joined = joined
         self._source = source
         self.text = joined.text

@@ -44,6 +44,8 @@ is neither demanded nor forbidden:
 * An unfinished line that came less than half a second before the end: a judge waits so long to see whether it goes on.
 * A prompt of fewer than four characters between a program's unfinished text and a kernel's line.
 * FAIL by a program's text that looks like a kernel's line, `[2.0]`, and by a text behind blanks that an echo may have ended with.
+* A text that was overwritten, or that overwrites, where only a reading without an echo's line end has it: its columns are not
+  the terminal's.
 * FAIL by a text on the alternate screen, or behind a switch of the screen, whatever the column it begins in.
 """
 
@@ -56,7 +58,7 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 
 from tests.fuzz.log import By, Log
-from tests.fuzz.screen import ECHO_MASK, HIDDEN_MASK, QUIET, Echo, Reading, Screen, View, tokens, with_doubts
+from tests.fuzz.screen import ECHO_MASK, HIDDEN_MASK, QUIET, Echo, Reading, Screen, View, switches, tokens, with_doubts
 
 CONTINUATIONS = ("", "x", "0", " ", ",", "\n", "é", "%")
 DRAIN = 0.5
@@ -164,14 +166,15 @@ class Opinion:
     @cached_property
     def _alternate(self) -> bool:
         """Whether a program went to the alternate screen."""
-        return any(token.kind == "Decset" for token in self.tokens)
+        return any(map(switches, self.tokens))
 
     @cached_property
     def _parts_by_screen(self) -> list[tuple[str, int]]:
         """The programs' text as if each switch of the screen ended a line, with and without the kernel's lines."""
-        ends = ("Lf", "Vt", "Decset", "Decrst")
         parts = [
-            (t.by, t.raw if t.kind == "Print" else "\n" if t.kind in ends else "") for t in self.tokens if t.by is not By.ECHO
+            (t.by, t.raw if t.kind == "Print" else "\n" if t.kind in ("Lf", "Vt") or switches(t) else "")
+            for t in self.tokens
+            if t.by is not By.ECHO
         ]
         return [("".join(raw for by, raw in parts if kernel or by is not By.KERNEL), 0) for kernel in (True, False)]
 
@@ -197,7 +200,7 @@ class Opinion:
             yield re.sub(LIKE_KERNELS + line_end, "", reading.came), 0
         if self._alternate:
             yield from self._parts_by_screen
-            yield from ((state.lstrip(), 0) for state in reading.states)
+            yield from ((state.lstrip(), 0) for state in reading.aside)
         yield "\n".join(reading.rows), 0
         yield "\n".join(row.rstrip() for row in reading.rows), 0
         yield "\n".join(row.rstrip() for row in reading.rows if row.strip()), 0
@@ -221,10 +224,11 @@ class Opinion:
             return True
         if self.log.wants.from_prompt:
             return False  # states before and behind the prompt are not told apart
-        for state in reading.lost:
+        for state in () if reading.joins else reading.lost:
             if wanted.search(state) and wanted.search(state.rstrip().replace(ECHO_MASK, "_")):
                 return True
-        text = "" if reading.addressed else "\n".join(reading.rows)
+        struck = reading.joins and any(mark.struck for mark in reading.marks)
+        text = "" if reading.addressed or struck else "\n".join(reading.rows)
         if self._sure(wanted, text, 0) and self._sure(wanted, "\n".join(row.rstrip() for row in reading.rows), 0):
             return True
         return any(closed and wanted.search(f"x;{text};x") for text, closed in reading.strings)

@@ -37,6 +37,11 @@ class Token:
     doubtful: bool = False  # a program's, and may be echo for all that anyone can tell; or echo that cannot be told as such
 
 
+def switches(token: Token) -> bool:
+    """Whether a token goes to the alternate screen, or back."""
+    return token.kind in ("Decset", "Decrst") and token.raw.endswith(("47h", "49h", "47l", "49l"))
+
+
 # --- from bytes to tokens ---------------------------------------------------------------------------------------------
 
 
@@ -223,7 +228,9 @@ class Reading:
     bare: str  # all of the text, escape sequences as text without their escape characters
     broken: bool  # a backspace, or an unterminated string: the text as it came is doubtful
     addressed: bool  # the cursor was sent to a place on the screen
+    joins: bool  # a line end of an echo is left out: columns behind it are not those of the terminal
     ever: list[str] = field(default_factory=list)  # rows at the moments at which they ended
+    aside: list[str] = field(default_factory=list)  # states of rows of the alternate screen
 
 
 class Screen:
@@ -254,11 +261,13 @@ class _Play:
         self.states: list[str] = []
         self.lost: list[str] = []
         self.ever: list[str] = []
+        self.beside: list[str] = []
         self.strings: list[tuple[str, bool]] = []
         self.broken = False
         self.alternate = False
         self.hidden = False
         self.addressed = False
+        self.joins = False
         self.wanted = screen.log.wants.prompt
         self.armed: tuple[int, int, int] | None = None
         self.last_at = 0.0
@@ -276,6 +285,7 @@ class _Play:
             if token.by is By.ECHO and not (token.doubtful and view.echoes) and not (token.swapped and view.outputs):
                 torn = view.echo is Echo.OUT and token.kind == "Print"
                 if view.echo is Echo.OUT or (view.echo is Echo.TEXT_OUT and token.kind == "Print"):
+                    self.joins |= token.kind == "Lf"
                     continue
                 self.take(token, masked=True)
                 continue
@@ -386,6 +396,8 @@ class _Play:
             if self.states and text != self.states[-1]:
                 self.states.append(f"{self.states[-1]}\n{text}")
             self.states.append(text)
+            if self.alternate:
+                self.beside.append(text)
             if at and (above := self.text(at - 1)).strip():
                 self.states.append(f"{above}\n{text}")
 
@@ -422,9 +434,7 @@ class _Play:
         if kind in _VERTICAL or kind in ("Decset", "Decrst"):
             self.keep(at)
         self.vt.feed_str(token.raw)
-        if kind in ("Decset", "Decrst") and (
-            "47h" in token.raw or "49h" in token.raw or "47l" in token.raw or "49l" in token.raw
-        ):
+        if switches(token):
             self.switch(kind == "Decset")
             return
         self.addressed |= kind in ("Cup", "Vpa", "Ed", "Ris") and not self.alternate
@@ -477,5 +487,7 @@ class _Play:
             bare="".join(self.bare).replace("\r\n", "\n").replace("\r", "\n"),
             broken=self.broken,
             addressed=self.addressed,
+            joins=self.joins,
             ever=self.ever,
+            aside=self.beside,
         )

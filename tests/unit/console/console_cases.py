@@ -610,4 +610,80 @@ SECOND = [
     ),
 ]
 
-CASES = [*TYPING, *UNFINISHED, *TORN, *SCREEN, *PANICS, *SECOND]
+COUNTS = Wants(prompt="root@x:/#", command="cat <<Q\nPASS\nQ", success=("PASS",), fail=("^fail 1$",), whole=20.0)
+TOLD = Wants(prompt="root@x:/#", command="FAIL=1 ./t", success=("^OK$",), fail=("FAIL",), whole=20.0)
+
+EXPLAINED = [
+    case(
+        "a kernel line between the prompt and its echo, and one in a fail text behind it",
+        "fail",
+        replace(COUNTS, command="./t"),
+        shell(0.1),
+        kernel(0.15, "[    0.000000] usb 1-1: new device\r\n"),
+        echo(0.3, "./t\r\n"),
+        out(0.4, "f"),
+        kernel(0.7, "<6>[   44.125000] x\r\n"),
+        out(0.8, "ail 1\r\nPASS\r\n"),
+        shell(0.9),
+    ),
+    case(
+        "a fail text that a program prints at a prompt, which begins as the command does, where nothing is echoed",
+        "fail",
+        replace(TOLD, whole=15.0),
+        shell(0.1),
+        out(2.8, "FAI L\r\nOK\r\n"),
+        shell(2.85),
+        out(3.2, "FAIL\r\n\r\n\r\n"),
+    ),
+    case(
+        "a fail text that ends where the echo of a line typed ahead begins",
+        "fail",
+        COUNTS,
+        shell(0.1),
+        echo(0.24, "cat <<Q\r\n"),
+        out(0.26, "fail 1"),
+        echo(0.28, "PASS\r\n"),
+        echo(0.33, "Q\r\n"),
+        out(1.6, "ok 1 - first\r\nPASS\r\n"),
+        shell(2.0),
+    ),
+    case(
+        "the same, overstruck",
+        "fail",
+        COUNTS,
+        shell(0.1),
+        echo(0.24, "cat <<Q\r\n"),
+        out(0.26, "f\bfa\bai\bil\bl \b 1\b1"),
+        echo(0.28, "PASS\r\n"),
+        echo(0.33, "Q\r\n"),
+        out(1.6, "ok 1 - first\r\nPASS\r\n"),
+        shell(2.0),
+    ),
+    case(
+        "a command that holds a fail text, echoed twice with a program's line end between",
+        "timeout",
+        TOLD,
+        shell(0.1),
+        echo(0.22, "FAIL=1 ./t"),
+        out(0.23, "\r\n"),
+        echo(0.25, "FAIL=1 ./t"),
+        echo(0.27, "\r\n"),
+        echo(0.3, "\r\n"),
+    ),
+    case(
+        "the second echo of a command, torn by a program's text",
+        "timeout",
+        replace(ASKS, command="echo PASS", success=("PASS",)),
+        shell(0.1),
+        echo(0.23, "echo PASS"),
+        out(0.24, "é è"),
+        echo(0.25, "ec"),
+        out(0.26, " ü"),
+        echo(0.27, "ho PASS"),
+        out(0.28, "\r\n"),
+        echo(0.29, "\r\n"),
+        out(0.3, "ready\r\n"),
+    ),
+]
+
+CASES = [*TYPING, *UNFINISHED, *TORN, *SCREEN, *PANICS, *SECOND, *EXPLAINED]

@@ -887,6 +887,12 @@ def test_a_fail_text_that_may_be_echo_decides_only_when_the_rest_of_the_echo_can
     assert guest.verdict() is Verdict.FAIL
 
 
+def test_the_whole_typed_line_once_more_decides_nothing() -> None:
+    guest = booted(shell("ok", fail="FAIL", command="FAIL=1 ./t"))
+    assert guest.prints("FAIL=1 ./t\r\n", "ok\r\n").waits(9).verdict() is None
+    assert guest.prints("FAIL=1\r\n").waits(1).verdict() is Verdict.FAIL
+
+
 def test_a_panic_on_a_line_that_never_ends_wins_over_a_success_before_it() -> None:
     guest = booted(shell("PASS"))
     assert guest.prints("PASS\r\n[kernel] Panicked at src/trap.rs:10 page fault").waits(2).verdict() is Verdict.PANIC
