@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Strict
@@ -39,10 +39,10 @@ def matching(pattern: str, what: str, hint: str = "") -> AfterValidator:
     return AfterValidator(check)
 
 
-def only_string(what: str, hint: str = "") -> BeforeValidator:
+def only_string(what: str | Callable[[], str], hint: str = "") -> BeforeValidator:
     def check(value: object) -> object:
         if not isinstance(value, str) or not value.strip() or "\0" in value:
-            raise error(what, hint)
+            raise error(what if isinstance(what, str) else what(), hint)
         return value
 
     return BeforeValidator(check)

@@ -20,13 +20,13 @@ from pydantic import BaseModel
 from qcase.arch import Arch
 from qcase.config.case_file import CaseFile
 from qcase.config.toml_document import toml_key, toml_value
-from qcase.config.workspace_file import WorkspaceConfig
+from qcase.config.workspace_file import WorkspaceConfig, added_toolchains, guest_words, whole_model
 from qcase.errors import UsageError
 
 _WIDTH = 130  # columns of a line of TOML with its meaning behind it
 _COLUMN = 58  # where meanings stand at the most
 
-# In the order in which `qcase schema` names them.
+# What every qcase knows, in the order in which `qcase schema` names them.
 MODELS: Mapping[str, type[BaseModel]] = {"qcase": WorkspaceConfig, "qemu": CaseFile}
 
 TITLES: Mapping[str, str] = {"qcase": "qcase.toml", "qemu": "qemu-<arch>.toml"}
@@ -86,8 +86,8 @@ MEANING: Mapping[str, str] = {
     "run.timeout_scale": "multiplies every limit of time; QCASE_TIMEOUT_SCALE and --timeout-scale win over it",
     "guest": "What is booted, for each architecture.",
     "guest.x86_64": f"and {', '.join(arch for arch in Arch if arch is not Arch.X86_64)}",
-    "guest.x86_64.rootfs": '"alpine", "debian", a path, or { url, sha256 }: an ext4 image',
-    "guest.x86_64.kernel": '"alpine", "debian", a path, { url, sha256 }, or { build, output }',
+    "guest.x86_64.rootfs": "<guests>, a path, or { url, sha256 }: an ext4 image",
+    "guest.x86_64.kernel": "<guests>, a path, { url, sha256 }, or { build, output }",
     "guest.x86_64.initrd": "a path or { url, sha256 }; default: qcase's own with a built-in kernel, none with another",
     "guest.x86_64.hostname": "of the built-in guest; it stands in the prompt",
     "guest.x86_64.append": "added to the kernel's command line; must not contain the word panic",
@@ -113,7 +113,7 @@ MEANING: Mapping[str, str] = {
     "qcase.idle_timeout": "seconds without a byte from the guest; 0: none",
     "qcase.reset": "true: the guest may reset its machine, which otherwise ends QEMU",
     "qcase.packages": "packages of the guest's distribution, as apk names them",
-    "qcase.rootfs": 'a name in [guest.<arch>] disks, "alpine", "debian" or a path; default: what the drive names',
+    "qcase.rootfs": "a name in [guest.<arch>] disks, <guests> or a path; default: what the drive names",
     "qcase.tags": "words to choose cases by, with --tag",
     "qcase.retries": "attempts that follow one that did not pass; what passes then is flaky",
     "qcase.build": "named | all: which subcases of a grouped case must build",
@@ -138,7 +138,16 @@ class Key:
 
     @property
     def meaning(self) -> str:
-        return MEANING.get(twin(self.path), "")
+        return meaning(self.path)
+
+
+def meaning(path: str) -> str:
+    """Return the meaning of a key, also of those that plug-ins add; empty for an unknown key."""
+    table, _, rest = path.partition(".")
+    name, _, key = rest.partition(".")
+    if table == "toolchain" and name in added_toolchains():
+        return MEANING["toolchain.rust.image"] if key else f"The tools of the pipeline `{name}`."
+    return MEANING.get(twin(path), "").replace("<guests>", guest_words())
 
 
 def twin(path: str) -> str:
@@ -153,13 +162,14 @@ def keys(model: type[BaseModel], above: str = "") -> Iterator[Key]:
     """All keys of a model; a table's own before its tables."""
     values = model()
     tables = []
-    for name, field in model.model_fields.items():
+    for attribute, field in model.model_fields.items():
+        name = field.alias or attribute
         path = f"{above}.{name}" if above else name
         inner = _model(field.annotation)
         if inner is not None:
             tables.append(Key(path, name, inner, None))
         else:
-            yield Key(path, name, None, getattr(values, name))
+            yield Key(path, name, None, getattr(values, attribute))
     for table in tables:
         yield table
         assert table.model is not None
@@ -188,15 +198,16 @@ def toml(name: str) -> str:
 def commented(name: str, *, leave_out: Callable[[str], bool]) -> list[str]:
     """The lines of the same with all keys commented out, without those that `leave_out` names.
 
-    Tables are not: a key that somebody uncomments has to stand in its own.
+    Tables are not: a key that somebody uncomments has to stand in its own. Tables of plug-ins are left out: the file is for
+    people who have none.
     """
-    return list(_toml(_known(name), lambda line: line if line.startswith(("#", "[")) else f"# {line}", leave_out))
+    return list(_toml(MODELS[name], lambda line: line if line.startswith(("#", "[")) else f"# {line}", leave_out))
 
 
 def _known(name: str) -> type[BaseModel]:
     if name not in MODELS:
         raise UsageError(f"there is no schema {name!r}", hint=f"there are: {', '.join((*MODELS, 'results', 'events'))}")
-    return MODELS[name]
+    return whole_model() if MODELS[name] is WorkspaceConfig else MODELS[name]
 
 
 # ---- TOML
@@ -263,8 +274,8 @@ def _describe(schema: dict[str, Any], above: str, definitions: dict[str, Any]) -
         reference = entry.get("$ref", "").rpartition("/")[2]
         if reference:
             _describe(definitions[reference], path, definitions)
-        if path in MEANING:
-            entry["description"] = MEANING[path]
+        if said := meaning(path):
+            entry["description"] = said
 
 
 def _tidy(schema: dict[str, Any]) -> None:

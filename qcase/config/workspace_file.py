@@ -148,7 +148,8 @@ class Toolchains(Model):
         return chosen
 
 
-def _added_toolchains() -> tuple[str, ...]:
+def added_toolchains() -> tuple[str, ...]:
+    """Return the names of tables `[toolchain.<name>]` that pipelines of plug-ins add."""
     return plugins.names(plugins.PIPELINES, tuple(Pipeline))
 
 
@@ -204,7 +205,7 @@ def _check_kernel_text(value: str) -> str:
 
 
 def _check_where(value: str) -> str:
-    places = ("host", *Toolchains.model_fields, *_added_toolchains())
+    places = ("host", *Toolchains.model_fields, *added_toolchains())
     if value not in places:
         raise error(f"must be {any_of(places)}, not {shown(value)}")
     return value
@@ -243,6 +244,11 @@ def is_guest(value: object) -> bool:
     return value in BUILT_IN_GUESTS or value in plugins.names(plugins.GUESTS, BUILT_IN_GUESTS)
 
 
+def guest_words() -> str:
+    """Return the names of all guests for a person: `"alpine", "debian"`, and those of plug-ins."""
+    return ", ".join(f'"{name}"' for name in (*BUILT_IN_GUESTS, *plugins.names(plugins.GUESTS, BUILT_IN_GUESTS)))
+
+
 # A value that is a word or a table. pydantic puts the tag of the form that was tried into the place of an error.
 FORMS: Mapping[str, type[BaseModel] | None] = {"<text>": None, "<download>": Download, "<build>": KernelBuild}
 
@@ -261,8 +267,10 @@ def _file_or_download(value: object) -> str:
     return "<download>" if isinstance(value, (Mapping, BaseModel)) else "<text>"
 
 
-_ROOTFS = Annotated[str, only_string('must be "alpine", "debian", a path, or { url, sha256 }'), Tag("<text>")]
-_KERNEL = Annotated[str, only_string('must be "alpine", "debian", a path, { build, output }, or { url, sha256 }'), Tag("<text>")]
+_ROOTFS = Annotated[str, only_string(lambda: f"must be {guest_words()}, a path, or {{ url, sha256 }}"), Tag("<text>")]
+_KERNEL = Annotated[
+    str, only_string(lambda: f"must be {guest_words()}, a path, {{ build, output }}, or {{ url, sha256 }}"), Tag("<text>")
+]
 _INITRD = Annotated[str | None, only_string("must be a path, or { url, sha256 }"), Tag("<text>")]
 RootfsSource = Annotated[_ROOTFS | _AnyDownload, Discriminator(_file_or_download)]
 KernelSource = Annotated[_KERNEL | _AnyDownload | Annotated[KernelBuild, Tag("<build>")], Discriminator(_form)]
@@ -333,7 +341,12 @@ def workspace_model(data: Mapping[str, object]) -> type[WorkspaceConfig]:
     """Return the model for the content of a `qcase.toml`: with `[toolchain.<name>]` of plug-ins if it has such tables."""
     tables = data.get("toolchain")
     named = tables.keys() - Toolchains.model_fields.keys() if isinstance(tables, Mapping) else ()
-    return _with_toolchains(tuple(name for name in _added_toolchains() if name in named)) if named else WorkspaceConfig
+    return _with_toolchains(tuple(name for name in added_toolchains() if name in named)) if named else WorkspaceConfig
+
+
+def whole_model() -> type[WorkspaceConfig]:
+    """Return the model of a `qcase.toml` with the tables of all plug-ins."""
+    return _with_toolchains(added_toolchains())
 
 
 @functools.cache

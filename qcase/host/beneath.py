@@ -43,6 +43,13 @@ def read(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
         os.close(fd)
 
 
+def text(path: str | os.PathLike[str], limit: int = 1 << 20) -> str:
+    """Read a file of UTF-8, of at most `limit` bytes, that is no link. Raises `OSError`, or `ValueError` for other bytes."""
+    if os.path.islink(path):  # noqa: PTH114 - as `read`
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+    return read(path, limit).decode("utf-8")
+
+
 def open_beneath(folder: int, path: bytes, flags: int) -> int:
     """Open a path below a folder's descriptor, through no link and never outside. Raises `OSError`."""
     global _kernel_has_it

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qcase.arch import Arch
-from qcase.config.workspace_file import WORKSPACE_FILE, Download, KernelBuild, is_guest
+from qcase.config.workspace_file import WORKSPACE_FILE, Download, KernelBuild, added_toolchains, is_guest
 from qcase.errors import ConfigError, Problem
 from qcase.inputs import ingredients
 from qcase.suite import root_images
 from qcase.suite.cases import Case, Workspace
 from qcase.vm.sandbox import inside
 
-_WITH_NETWORK = ("rust", "alpine")  # toolchain images that run a step with network
+_WITH_NETWORK = ("rust", "alpine")  # toolchain images that run a step with network; those of plug-ins may
 
 
 def check(workspace: Workspace) -> None:
@@ -44,7 +44,7 @@ def _problems(workspace: Workspace) -> Iterator[Problem]:
         yield _refused("run.network", '"user" reaches whatever this machine reaches', '"restricted" or "none"')
     if config.cache.env:
         yield _refused("cache.env", "would tell builds of the host's environment", "leave it empty")
-    for name in _WITH_NETWORK:
+    for name in (*_WITH_NETWORK, *added_toolchains()):
         if config.toolchain.image(name) is not None:
             yield _refused(f"toolchain.{name}.image", "would run a foreign image with a network", "leave it out")
     for arch in Arch:

@@ -23,7 +23,7 @@ from qcase.errors import BuildError
 from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import build_systems, elf_libraries, prebuild
+from qcase.pipelines import build_systems, cmake_installs, elf_libraries, prebuild
 from qcase.pipelines.build_systems import System, Tools
 from qcase.pipelines.pipeline import (
     BUILD,
@@ -172,6 +172,7 @@ SPEC = PipelineSpec(
     options=build_systems.OPTIONS,
     project_files=BUILD_FILES,
     programs=programs,
+    installs=cmake_installs.installs,
     template=templates.c,
     build=build,
 )

@@ -3,8 +3,8 @@
 A subcase may be for another architecture and not build for this one. It is left out, unbuilt, if its installed programs are known
 and nothing in the group can run them:
 
-* its sources are of a kind that is understood completely: CMake of a few literal commands, a crate without a workspace, a folder
-  of scripts; no script runs before the build; it installs programs alone, into folders of programs;
+* its pipeline knows all that it installs (`PipelineSpec.installs`): CMake of a few literal commands, a crate without a
+  workspace, a folder of scripts; no script runs before the build; it installs programs alone, into folders of programs;
 * no command, and no other file of the group, has the name of one of these programs in it;
 * no other file of the group looks for programs, or runs ones whose names it computes.
 
@@ -20,32 +20,13 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import tomli
-
 from qcase.host import beneath
 from qcase.model import Pipeline
 from qcase.pipelines import group_commands
+from qcase.pipelines.apk_requests import SCRIPT
+from qcase.pipelines.registry import PIPELINES
 
 _LARGE = 1 << 20  # bytes; larger files are not searched
-_FOLDERS = frozenset(
-    f"{root}{folder}" for root in ("", "/", "usr/", "/usr/", "usr/local/", "/usr/local/") for folder in ("bin", "sbin")
-)
-# Commands of CMake that install nothing, name no target and run nothing.
-_INERT = frozenset(
-    {
-        *("cmake_minimum_required", "project", "enable_language", "if", "elseif", "else", "endif", "message"),
-        *("add_compile_options", "add_compile_definitions", "add_definitions", "add_link_options"),
-        *("target_compile_options", "target_compile_definitions", "target_compile_features", "target_link_options"),
-        *("target_include_directories", "target_link_libraries", "target_sources", "include_directories", "link_libraries"),
-    }
-)
-# Variables that change the name or the place of a target's file, or the files that CMake reads.
-_STEERING = re.compile(
-    r"SUFFIX|POSTFIX|PREFIX|OUTPUT|INCLUDE|MODULE|DIR|FILE|LAUNCHER|RULE|COMMAND|PROGRAM|EXECUTABLE|\{|\$", re.IGNORECASE
-)
-_TOKEN = re.compile(r'\s+|#[^\n]*|(?P<word>"(?:[^"\\]|\\.)*"|[^\s()"#]+)|(?P<paren>[()])')
-_LITERAL = re.compile(r"[A-Za-z0-9_.+-]+")
-_REFERENCE = re.compile(r"\$\{(\w+)\}")
 # Calls in C, Rust, Python and scripts that run a program by a computed name, or that search for programs.
 _RUNS = re.compile(
     rb"\bexec[lv]p?e?\b|\bf?execveat?\b|\bsystem\s*\(|\bpopen\s*\(|posix_spawn|Command::new|\bsubprocess\b|os\.exec|os\.spawn|"
@@ -56,17 +37,15 @@ _LOOKS = re.compile(rb"bin/[^\s\"']*[*?\[$`]|\b(?:eval|xargs|find|ls)\b")
 
 def programs(kind: Pipeline, source: Path) -> frozenset[str] | None:
     """Return the names of the programs that a subcase installs; None if that is unknown or if it installs other files too."""
+    spec = PIPELINES.get(kind)
     folder = source / kind.value
-    if not folder.is_dir() or folder.is_symlink() or (folder / "prebuild.sh").exists():
+    if spec is None or not folder.is_dir() or folder.is_symlink() or (folder / SCRIPT).exists():
         return None
     try:
-        if kind is Pipeline.C:
-            return _of_cmake(_text(folder / "CMakeLists.txt"))
-        if kind is Pipeline.RUST:
-            return _of_crate(folder, tomli.loads(_text(folder / "Cargo.toml")))
+        found = spec.installs(folder)
+        return None if found is None else frozenset(found)
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return None
-    return frozenset(path.name for path in folder.iterdir()) if kind in (Pipeline.SH, Pipeline.PYTHON) else None
 
 
 def cannot_matter(commands: Sequence[str], subcase: str, kind: Pipeline, group: Path) -> bool:
@@ -122,7 +101,7 @@ def scripts(kinds: Mapping[str, Pipeline], group: Path) -> dict[str, bytes]:
     found = {}
     for subcase, kind in kinds.items():
         folder = group / subcase / kind.value
-        if kind in (Pipeline.SH, Pipeline.PYTHON) and folder.is_dir():
+        if kind in PIPELINES and PIPELINES[kind].copies and folder.is_dir():
             for path in folder.iterdir():
                 if path.is_file():
                     found[path.name] = _script(path)
@@ -144,112 +123,3 @@ def _texts(top: Path) -> Iterable[bytes | None]:
         status = path.lstat()
         if not stat.S_ISDIR(status.st_mode):
             yield path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= _LARGE else None
-
-
-def _text(path: Path) -> str:
-    if path.is_symlink() or path.stat().st_size > _LARGE:
-        raise ValueError
-    return path.read_text(encoding="utf-8")
-
-
-# --- crates -------------------------------------------------------------------------------------------------------------
-
-
-def _of_crate(folder: Path, manifest: Mapping[str, object]) -> frozenset[str] | None:
-    """Return the names of all binaries of a package: those of cargo's own rules and those named in its manifest."""
-    package = manifest["package"]
-    bins = manifest.get("bin", [])
-    if "workspace" in manifest or not isinstance(package, dict) or not isinstance(bins, list):
-        return None
-    found = {str(package["name"]), *(str(one["name"]) for one in bins)}
-    extra = folder / "src" / "bin"
-    if extra.is_dir():
-        found |= {path.name.removesuffix(".rs") for path in extra.iterdir()}
-    return frozenset(found)
-
-
-# --- CMake --------------------------------------------------------------------------------------------------------------
-
-
-def _of_cmake(text: str) -> frozenset[str] | None:
-    """Return the programs that a `CMakeLists.txt` installs; None if it uses a command, or a form of one, that is unknown here."""
-    commands = _commands(text)
-    if commands is None:
-        return None
-    variables: dict[str, str] = {}
-    targets: set[str] = set()
-    installed: set[str] = set()
-    for name, arguments in commands:
-        values = [_expanded(argument, variables) for argument in arguments]
-        if name == "project" and arguments:
-            variables |= {"PROJECT_NAME": arguments[0], "CMAKE_PROJECT_NAME": arguments[0]}
-        if name in _INERT:
-            continue
-        if name in ("set", "option") and arguments:
-            if _STEERING.search(arguments[0]):
-                return None
-            # A second value, or one that is computed, is none that can be used in a name.
-            literal = len(arguments) == 2 and arguments[0] not in variables
-            variables[arguments[0]] = (values[1] or "$") if literal else "$"
-        elif name == "find_package" and arguments[:1] == ["Threads"]:
-            continue
-        elif name == "include" and arguments == ["GNUInstallDirs"]:
-            variables |= {"CMAKE_INSTALL_BINDIR": "bin", "CMAKE_INSTALL_SBINDIR": "sbin"}
-        elif name == "add_executable" and values and values[0]:
-            targets.add(values[0])
-        elif name == "install" and values and (names := _installed(values, targets)) is not None:
-            installed |= names
-        else:
-            return None
-    return frozenset(installed)
-
-
-def _installed(values: Sequence[str | None], targets: set[str]) -> set[str] | None:
-    """Return the programs of `install(TARGETS|PROGRAMS … DESTINATION <folder of programs>)`; None for any other form."""
-    what, names, rest = values[0], [value for value in values[1:-2] if value != "RUNTIME"], values[-2:]
-    if what not in ("TARGETS", "PROGRAMS") or len(rest) != 2 or rest[0] != "DESTINATION" or rest[1] not in _FOLDERS:
-        return None
-    known = [name for name in names if name is not None]
-    if len(known) != len(names) or (what == "TARGETS" and not targets.issuperset(known)):
-        return None
-    return {name.rpartition("/")[2] for name in known}
-
-
-def _expanded(argument: str, variables: Mapping[str, str]) -> str | None:
-    """Substitute variables in an argument; None if the result is no literal or a variable is unknown."""
-    value = _REFERENCE.sub(lambda found: variables.get(found[1], "$"), argument)
-    return value if _LITERAL.fullmatch(value.replace("/", "_")) else None
-
-
-def _commands(text: str) -> list[tuple[str, list[str]]] | None:
-    """Parse a CMake file into its commands and unexpanded arguments; None for syntax that is not supported here."""
-    if re.search(r"\[=*\[", text):
-        return None  # a bracket argument or comment, in which quotes and parentheses mean nothing
-    tokens: list[str] = []
-    at = 0
-    while at < len(text):
-        token = _TOKEN.match(text, at)
-        if token is None:
-            return None  # a quote without end
-        at = token.end()
-        if token["word"]:
-            word = token["word"]
-            tokens.append(word[1:-1] if word.startswith('"') else word)
-        elif token["paren"]:
-            tokens.append(f"\0{token['paren']}")
-    found: list[tuple[str, list[str]]] = []
-    depth = 0
-    for number, item in enumerate(tokens):
-        if item == "\0(" and found:
-            depth += 1
-        elif item == "\0)":
-            depth -= 1
-            if depth < 0:
-                return None
-        elif depth:
-            found[-1][1].append(item)
-        elif tokens[number + 1 : number + 2] == ["\0("] and item.replace("_", "").isalnum():
-            found.append((item.lower(), []))
-        else:
-            return None
-    return found if depth == 0 else None

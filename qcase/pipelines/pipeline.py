@@ -8,7 +8,7 @@ the build may write to it. Every folder that a step may write to is a `qcase.hos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -138,6 +138,10 @@ def _no_programs(_folder: Path) -> set[str]:
     return set()
 
 
+def _unknown(_folder: Path) -> None:
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class PipelineSpec:
     """Everything that is known of a pipeline. Its name is that of the folder of a case that holds its sources, as in `c/`.
@@ -150,8 +154,10 @@ class PipelineSpec:
     pipeline's command lines.
 
     `project_files`: `qcase lint` misses one of these in the folder; without any, a file of any name. `programs`: the names of the
-    programs that a folder builds, for lint, if its files state them literally, else an empty set. `template`: the files of a new
-    case. `recipes`: the folder with `<image>/Containerfile`, None for an image of qcase's own.
+    programs that a folder builds, for lint, if its files state them literally, else an empty set. `installs`: the names of all
+    programs that a folder installs, None if that is not certain or if it installs other files too: a group leaves such a subcase
+    out if no command can run one (`qcase.pipelines.group_installs`). `copies`: the folder's files are installed unchanged.
+    `template`: the files of a new case. `recipes`: the folder with `<image>/Containerfile`, None for an image of qcase's own.
     """
 
     name: Pipeline
@@ -164,6 +170,8 @@ class PipelineSpec:
     options: tuple[str, ...] = ()
     project_files: tuple[str, ...] = ()
     programs: Callable[[Path], set[str]] = _no_programs
+    installs: Callable[[Path], Collection[str] | None] = _unknown
+    copies: bool = False
     template: Callable[[str], Sources] | None = None
     recipes: Path | None = None
     build: Callable[[Tree, Tree, BuildContext], None]

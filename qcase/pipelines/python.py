@@ -21,5 +21,12 @@ def build(source: Tree, overlay: Tree, context: BuildContext) -> None:
 
 
 SPEC = PipelineSpec(
-    name=Pipeline.PYTHON, recipe=1, packages=PACKAGES, programs=sh.programs, template=templates.python, build=build
+    name=Pipeline.PYTHON,
+    recipe=1,
+    packages=PACKAGES,
+    copies=True,
+    programs=sh.programs,
+    installs=sh.installs,
+    template=templates.python,
+    build=build,
 )

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import tomli
+
 from qcase.arch import Arch
 from qcase.canonical import JSON
 from qcase.config.workspace_file import WorkspaceConfig
@@ -337,6 +339,23 @@ def programs(folder: Path) -> set[str]:
     return names | {path.stem for path in (folder / "src" / "bin").glob("*.rs")}
 
 
+def installs(folder: Path) -> frozenset[str] | None:
+    """Return the names of all binaries of a package: those of cargo's own rules and those named in its manifest.
+
+    None for the manifest of a workspace.
+    """
+    manifest = tomli.loads(beneath.text(folder / "Cargo.toml"))
+    package = manifest["package"]
+    bins = manifest.get("bin", [])
+    if "workspace" in manifest or not isinstance(package, dict) or not isinstance(bins, list):
+        return None
+    found = {str(package["name"]), *(str(one["name"]) for one in bins)}
+    extra = folder / "src" / "bin"
+    if extra.is_dir():
+        found |= {path.name.removesuffix(".rs") for path in extra.iterdir()}
+    return frozenset(found)
+
+
 SPEC = PipelineSpec(
     name=Pipeline.RUST,
     recipe=1,
@@ -347,6 +366,7 @@ SPEC = PipelineSpec(
     options=(OPTIONS,),
     project_files=("Cargo.toml",),
     programs=programs,
+    installs=installs,
     template=templates.rust,
     build=build,
 )

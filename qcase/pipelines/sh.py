@@ -45,4 +45,11 @@ def programs(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_file()}
 
 
-SPEC = PipelineSpec(name=Pipeline.SH, recipe=1, programs=programs, template=templates.sh, build=build)
+def installs(folder: Path) -> frozenset[str]:
+    """Return the names in `folder`: nothing else is installed."""
+    return frozenset(path.name for path in folder.iterdir())
+
+
+SPEC = PipelineSpec(
+    name=Pipeline.SH, recipe=1, copies=True, programs=programs, installs=installs, template=templates.sh, build=build
+)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qcase.arch import Arch
 from qcase.config import qemu_options, root_disk
-from qcase.config.workspace_file import Download, GuestConfig, is_guest
+from qcase.config.workspace_file import Download, GuestConfig, guest_words, is_guest
 from qcase.errors import ConfigError, Problem
 from qcase.suite.cases import Case, Workspace
 
@@ -94,7 +94,7 @@ def _of_file(file: str, case: Case, workspace: Workspace) -> Source | None:
 
 
 def _unknown(what: str, key: str, name: str, case: Case, workspace: Workspace) -> ConfigError:
-    hint = f'[guest.{case.arch}] disks = {{ "{name}" = … }} does, with "alpine", "debian", a path or {{ url, sha256 }}'
+    hint = f'[guest.{case.arch}] disks = {{ "{name}" = … }} does, with {guest_words()}, a path or {{ url, sha256 }}'
     return ConfigError([Problem(what, workspace.relative(case.config_path), key=key, hint=hint)])
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import tomli
 
@@ -20,10 +23,14 @@ from qcase.config.workspace_file import BUILT_IN_GUESTS
 from qcase.errors import ConfigError, UsageError
 from qcase.guests import guest
 from qcase.host.trees import Tree
+from qcase.inputs import trust
 from qcase.model import CaseResult, Fault, Pipeline, Verdict
+from qcase.pipelines import group_installs
 from qcase.pipelines.registry import PIPELINES
 from qcase.report import added
 from qcase.suite import cases, discover
+from qcase.toolchains import recipes
+from tests import toys
 from tests.processes.test_ext4 import mkfs
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +43,14 @@ def ignore(_: object) -> None:
 
 
 Install = Callable[..., Path]
+# What qcase makes an initramfs of: a kernel with all drivers built in, and a program of no segments.
+BARE_ROOT = {
+    "lib/modules/1.0/modules.dep": "",
+    "lib/modules/1.0/modules.builtin": "".join(
+        f"kernel/{name}.ko\n" for name in ("virtio_pci", "virtio_mmio", "virtio_blk", "ext4", "virtio_net")
+    ),
+}
+STATIC_PROGRAM = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, 0, 0, 64, 56, 0, 64, 0, 0)
 
 
 def blocks() -> dict[str, str]:
@@ -46,12 +61,16 @@ def blocks() -> dict[str, str]:
     return found
 
 
+def write(root: Path, files: dict[str, str]) -> None:
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
 def make(site: Path, files: dict[str, str], name: str = "qcase-toys") -> Path:
     """Lay out an installed distribution, as pip does."""
     entries = tomli.loads(files.get("pyproject.toml", ""))["project"]["entry-points"]
-    for path, text in files.items():
-        (site / path).parent.mkdir(parents=True, exist_ok=True)
-        (site / path).write_text(text)
+    write(site, files)
     info = site / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -65,7 +84,7 @@ def forget() -> None:
     cases.source_folders.cache_clear()
     for name in [name for name in PIPELINES.loaded if name not in [*Pipeline]]:
         del PIPELINES.loaded[name]
-    for module in [name for name in sys.modules if name.startswith("qcase_toys")]:
+    for module in [name for name in sys.modules if name.startswith(("qcase_toys", "qcase_zig"))]:
         del sys.modules[module]
 
 
@@ -171,6 +190,60 @@ def test_a_toolchain_table_of_the_pipelines_name(install: Install, tmp_path: Pat
     ]
 
 
+def test_the_schema_has_the_tables_and_guests_of_plug_ins(install: Install, tmp_path: Path) -> None:
+    site, root = install(), workspace(tmp_path / "w")
+    written = json.loads(qcase(site, root, "schema", "qcase").stdout)
+    definitions = written["$defs"]
+    tables = definitions[written["properties"]["toolchain"]["$ref"].rpartition("/")[2]]["properties"]
+    assert tables["copy"]["description"] == "The tools of the pipeline `copy`."
+    assert definitions["GuestConfig"]["properties"]["rootfs"]["description"].startswith('"alpine", "debian", "tiny", a path')
+    jsonschema.validate({"toolchain": {"copy": {"image": f"x@sha256:{'0' * 64}"}}}, written)
+    assert "[toolchain.copy]" in qcase(site, root, "schema", "qcase", "--toml").stdout
+    # Whoever has no plug-in reads what `qcase init` wrote.
+    (tmp_path / "new").mkdir()
+    assert qcase(site, tmp_path / "new", "init").returncode == 0
+    assert "[toolchain.copy]" not in (tmp_path / "new/qcase.toml").read_text()
+
+
+def test_hints_name_the_guests_of_plug_ins(install: Install, tmp_path: Path) -> None:
+    install()
+    root = workspace(tmp_path / "w", '[guest.x86_64]\nrootfs = ""\n')
+    with pytest.raises(ConfigError, match='must be "alpine", "debian", "tiny", a path, or'):
+        load_workspace_config(root / "qcase.toml")
+
+
+def test_a_strangers_image_for_a_plug_ins_steps_is_refused(install: Install, tmp_path: Path) -> None:
+    """They may have a network."""
+    install()
+    root = workspace(tmp_path / "w", f'[toolchain.copy]\nimage = "x@sha256:{"0" * 64}"\n[run]\ntrust = "sandboxed"\n')
+    with pytest.raises(ConfigError, match=r"toolchain\.copy\.image"):
+        trust.check(cases.Workspace.open(root))
+
+
+def test_a_group_leaves_out_a_subcase_by_the_proof_of_its_pipeline(install: Install, tmp_path: Path) -> None:
+    install()
+    group = tmp_path / "group"
+    write(group, {"one/copy/greet": "#!/bin/sh\n", "two/copy/other": "#!/bin/sh\n"})
+    kind = Pipeline("copy")
+    assert group_installs.programs(kind, group / "one") == frozenset({"greet"})
+    assert group_installs.cannot_matter(["other --now"], "one", kind, group)
+    assert not group_installs.cannot_matter(["greet --now"], "one", kind, group)
+    assert set(group_installs.scripts({"one": kind, "two": kind}, group)) == {"greet", "other"}
+
+
+def test_the_recipe_of_a_plug_ins_image_is_one_like_all_others(install: Install) -> None:
+    top = toys.TOYS / "zig"
+    site = install({str(path.relative_to(top)): path.read_text() for path in top.rglob("*") if path.is_file()}, "qcase-zig")
+    assert recipes.names() == ["alpine", "c", "rust", "zig"]
+    folder = recipes.folder_of("zig")
+    assert folder == site / "qcase_zig/images/zig"
+    assert recipes.base_definition(folder).image == "c"
+    before = recipes.recipe_digest("zig")
+    (folder / "zig").write_text("#!/bin/sh\n")
+    assert recipes.recipe_digest("zig") != before
+    assert PIPELINES[Pipeline("zig")].template is not None
+
+
 @pytest.mark.parametrize(
     ("line", "what"),
     [
@@ -218,20 +291,21 @@ def test_a_guest_is_made_once_and_booted_by_its_name(install: Install, tmp_path:
     choice = load_workspace_config(root / "qcase.toml").guest[Arch.X86_64]
     assert (choice.rootfs, choice.kernel) == ("tiny", "tiny")
     made = tmp_path / "tiny"
-    for folder in ("tree/bin", "tree/sbin", "tree/lib"):
-        (made / folder).mkdir(parents=True)
-    (made / "tree/bin/busybox").write_bytes(b"\x7fELF")
+    write(made / "tree", BARE_ROOT)
+    (made / "tree/bin").mkdir()
+    (made / "tree/bin/busybox").write_bytes(STATIC_PROGRAM)
     mkfs(made / "rootfs.img", 4 << 20, made / "tree")
     (made / "kernel").write_bytes(b"kernel")
     monkeypatch.setenv("TINY_GUEST", str(made))
     with pytest.raises(UsageError, match="there is no guest 'tiny' for aarch64, only for x86_64"):
         guest.built_in("tiny", Arch.AARCH64, tmp_path / "store", emit=ignore)
-    monkeypatch.setattr(guest, "_derive", lambda _root, _arch, staged: (staged / "initramfs.cpio").write_bytes(b""))
     for _ in range(2):
         found = guest.built_in("tiny", Arch.X86_64, tmp_path / "store", emit=ignore)
         assert found.rootfs == tmp_path / "store/guests/tiny-1-x86_64/rootfs.img"
         assert found.kernel is not None
         assert found.kernel.read_bytes() == b"kernel"
+        assert found.initrd is not None
+        assert STATIC_PROGRAM in found.initrd.read_bytes()
         (made / "kernel").write_bytes(b"another")
     assert guest.needs_engine("alpine", "tiny") is False
     assert guest.needs_engine("debian") is True
