@@ -31,6 +31,7 @@ class TypedLine:
     text: bytes
     missing: list[int] = field(default_factory=list)  # chunks whose echo has not come
     at: int = 0  # the chunk that is typed next
+    since: int = 0  # where the text ended when the last chunk was typed
     ended: bool = False  # its line end has been typed
     ended_at: float = float("inf")  # where the text ended then
     found_to: int = -1  # where its last echo ended

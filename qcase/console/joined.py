@@ -18,6 +18,7 @@ KERNEL_LINE: Final = re.compile(rb"(?:<\d>)?\[ *\d+\.\d+(?:\]|(?<=\.\d{6}) [^\]\
 UNARMED: Final = b"\1"  # stands for text written before the case's patterns begin to search
 # Text that an echo tore: whose the line end behind it is cannot be told, so no success may reach into it. A word's end stays one.
 _NO_EVIDENCE: Final = re.compile(rb"[^\0\1\n #$>](?!\Z)|[^\0\1\w\n #$>]\Z")
+_WORD_END: Final = re.compile(rb"\w\Z")
 # The part of a line that a kernel wrote, with the line end, and all whole kernel lines that follow.
 _KERNEL_RUN: Final = re.compile(KERNEL_LINE.pattern.removeprefix(rb"(?:<\d>)?") + rb"\n(?:" + KERNEL_LINE.pattern + rb"\n)*+")
 _PROMPT_LEAST: Final = 4  # minimum characters of a prompt that hardly occurs by chance
@@ -145,7 +146,7 @@ class Joined:
     def _no_evidence(self, torn: bytes) -> bytes:
         """Return the part of a line that an echo tore, with a program's text in it replaced."""
         at = torn.rfind(self._prompt) + len(self._prompt) if self._prompt and self._prompt in torn else 0
-        return torn[:at] + _NO_EVIDENCE.sub(b"\2", torn[at:])
+        return torn[:at] + _WORD_END.sub(b"_", _NO_EVIDENCE.sub(b"\2", torn[at:]))
 
     def _is_program(self, torn: bytes) -> bool:
         """Tell whether a torn line has text besides a prompt and echo."""

@@ -191,6 +191,7 @@ class Keyboard:
                 self._waiting = line.at
                 line.missing.append(line.at)
                 out += line.typed[line.at]
+                line.since = self._text.end
                 line.at += 1
                 self._until = now + self._patience
                 continue
@@ -340,15 +341,19 @@ class Keyboard:
             at = end + 1
 
     def _doubt_tails(self, prices: list[float], came: Came) -> None:
-        """Doubt the end of a row that is the end of a typed line, of more than a word, behind a program's text."""
+        """Doubt a row's end that is the end of a typed line: of some words behind a program's text, or torn off its start."""
         at = 0
         for row in came.text.split(b"\n"):
             shown = row.rstrip(b" ")
             for line in self._lines:
-                size = common_start(shown[::-1], line.text.rstrip(b" ")[::-1])
+                typed = line.text.rstrip(b" ")
+                size = common_start(shown[::-1], typed[::-1])
                 start = at + len(shown) - size
                 words = shown[len(shown) - size :].rpartition(b" ")[0].strip()
-                if len(words) >= _BEGUN and size < len(shown) and start not in came.prompts:
+                within = len(words) >= _BEGUN and size < len(shown) and start not in came.prompts
+                head = typed[: len(typed) - size].rstrip(b" ")
+                torn = size > 1 and size == len(shown) and head and head + b"\n" in came.text[:at].replace(b" \n", b"\n")
+                if within or torn:
                     prices[start : start + size] = [min(price, 0.0) for price in prices[start : start + size]]
             at += len(row) + 1
 
@@ -701,7 +706,8 @@ class Keyboard:
         """Tell whether a chunk of a line has come back. It is hidden where it is no chance that it stands there."""
         text = self._text
         chunk = line.chunks[number]
-        found = text.search(anywhere(chunk), max(self._echo_from, text.base))
+        since = 0 if self.line_end_typed else line.since
+        found = text.search(anywhere(chunk), max(self._echo_from, since, text.base))
         if found is None:
             return False
         if not self.line_end_typed:

@@ -893,6 +893,13 @@ def test_the_whole_typed_line_once_more_decides_nothing() -> None:
     assert guest.prints("FAIL=1\r\n").waits(1).verdict() is Verdict.FAIL
 
 
+def test_a_service_that_prints_the_typed_line_in_the_middle_of_its_echo_decides_nothing() -> None:
+    guest = Guest(shell("PASS", command="raw #PASS ; sleep 2000 ; off"), echo=False).prints(PROMPT).waits(0.12)
+    guest.prints("raw #", "\r\nraw #PASS ; sleep 2000 ; off\r\n", "PASS ; slee").waits(0.01).prints("p 2000 ; off").waits(0.01)
+    assert guest.typed.endswith(b"\n")
+    assert guest.prints("\r\n").waits(9).verdict() is None
+
+
 def test_a_panic_on_a_line_that_never_ends_wins_over_a_success_before_it() -> None:
     guest = booted(shell("PASS"))
     assert guest.prints("PASS\r\n[kernel] Panicked at src/trap.rs:10 page fault").waits(2).verdict() is Verdict.PANIC
