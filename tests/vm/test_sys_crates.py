@@ -1,4 +1,4 @@
-"""A crate around C with the real `bindgen`, `cc` and `pkg-config`, against packages of the staging root, run in two guests."""
+"""Crates of crates.io in two guests: `bindgen`, `cc` and `pkg-config` around C of the staging root, and `proc-macro2`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from tests.vm.workspaces import Workspace, run
 
 pytestmark = [pytest.mark.vm, pytest.mark.container, pytest.mark.timeout(900)]
 
-COUNTS = ROOT / "tests" / "vm" / "counts"
 
-
-def sources() -> dict[str, str]:
-    """The crate `counts`: what it needs comes from crates.io, by its Cargo.lock."""
-    return {f"rust/{path.relative_to(COUNTS)}": path.read_text() for path in COUNTS.rglob("*") if path.is_file()}
+def sources(name: str) -> dict[str, str]:
+    """One of the crates beside this file: what it needs comes from crates.io, by its Cargo.lock."""
+    folder = ROOT / "tests" / "vm" / name
+    return {f"rust/{path.relative_to(folder)}": path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -40,7 +39,20 @@ def test_bindgen_cc_and_pkg_config(config: str, tmp_path: Path, test_cache: Path
     made = Workspace.make(tmp_path / "w", config)
     for arch in (Arch.X86_64, Arch.AARCH64):
         asked = {"packages": ["tally-dev", "tally-static"]}
-        made.case("counts", sources(), arch=arch, shell_init_cmd="counts", success_regex=["^82 true 6$"], qcase=asked)
+        made.case("counts", sources("counts"), arch=arch, shell_init_cmd="counts", success_regex=["^82 true 6$"], qcase=asked)
+    store = workspaces.fresh_store(tmp_path / "store", test_cache)
+    outcome = run(made, "--arch", "x86_64", "--arch", "aarch64", store=store, arch=None)
+    assert outcome.report is not None, outcome.said
+    found = {case["arch"]: case["verdict"] for case in outcome.report["cases"]}
+    assert found == {"x86_64": "pass", "aarch64": "pass"}, outcome.said
+
+
+@pytest.mark.usefixtures("toolchain_rust")
+def test_a_program_that_parses_rust(tmp_path: Path, test_cache: Path) -> None:
+    """It links `proc_macro` for the guest, which the standard library of the image has to bring."""
+    made = Workspace.make(tmp_path / "w")
+    for arch in (Arch.X86_64, Arch.AARCH64):
+        made.case("tokens", sources("tokens"), arch=arch, shell_init_cmd="tokens", success_regex=[r"^3 a \+ b$"])
     store = workspaces.fresh_store(tmp_path / "store", test_cache)
     outcome = run(made, "--arch", "x86_64", "--arch", "aarch64", store=store, arch=None)
     assert outcome.report is not None, outcome.said
