@@ -85,7 +85,7 @@ def _build(source: Tree, folder: str, overlay: Tree, context: BuildContext) -> N
         stage = stage_of(out / build_systems.STAGE)
         what, hint = verdict_of(replace(step, name=stage), result)
         said = _said_in(stage, result.output)
-        if stage == build_systems.BESIDES and result.exit_status == 1:
+        if stage in (build_systems.BESIDES, build_systems.WRAPPED) and result.exit_status == 1:
             what = f"{stage}: {said.strip().rpartition(chr(10))[2]}"
         raise BuildError(what, where=context.case, hint=hint or build_systems.hint(system, result.output), log=said)
     if not overlay.names():

@@ -12,7 +12,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from qcase.arch import Arch
@@ -77,7 +77,7 @@ def complete(
                 if any(_lacks(elf, _CPLUSPLUS, overlay, image) for elf in files) and (toolchain / _CPLUSPLUS).is_file():
                     _add_library(overlay, toolchain / _CPLUSPLUS)
                     files = list(elf_files(overlay))
-            missing = sorted({why for elf in files for why in _missing(elf, overlay, image)})
+            missing = sorted({why for elf in _inheriting(files) for why in _missing(elf, overlay, image)})
         if missing:
             raise BuildError(
                 "; ".join((*missing[:_SAID], *([f"and {len(missing) - _SAID} more"] if len(missing) > _SAID else []))),
@@ -172,6 +172,14 @@ def _wanted(elf: Elf) -> Iterator[tuple[str, ...]]:
 def _folders(elf: Elf) -> list[str]:
     origin = str(PurePosixPath("/", elf.path).parent)
     return [part.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for part in elf.search if part] + list(FOLDERS)
+
+
+def _inheriting(files: Sequence[Elf]) -> list[Elf]:
+    """Add the programs' run paths to those of the libraries: musl's loader searches those of each file that led to one."""
+    inherited = {
+        folder: None for elf in files if "ld-musl" in (elf.interpreter or "") for folder in _folders(elf)[: -len(FOLDERS)]
+    }
+    return [elf if elf.interpreter else replace(elf, search=(*elf.search, *inherited)) for elf in files]
 
 
 def _same(file: Tree, base: Ext4Image, path: str) -> bool:

@@ -30,6 +30,8 @@ x86_64-linux-musl-gcc -static -o static empty.c
 x86_64-linux-musl-gcc -o dynamic empty.c
 x86_64-linux-musl-gcc -o two two.c -L. -lthere -lgone
 x86_64-linux-musl-gcc -o rpath two.c -L. -lthere -lgone -Wl,-rpath,'$ORIGIN/../own'
+x86_64-linux-musl-gcc -shared -o libuser.so -Wl,-soname,libuser.so.1 there.c -L. -Wl,--no-as-needed -lgone
+x86_64-linux-musl-gcc -o through empty.c -L. -Wl,--no-as-needed -luser -Wl,-rpath,'$ORIGIN/../own' -Wl,-rpath-link,.
 x86_64-linux-musl-gcc -o glibc empty.c -Wl,--dynamic-linker=/lib64/ld-linux-x86-64.so.2
 aarch64-linux-musl-gcc -static -o foreign empty.c
 riscv64-linux-musl-gcc -o riscv empty.c
@@ -89,6 +91,17 @@ def test_a_library_that_the_guest_has_is_found_and_a_missing_one_is_reported(pro
 def test_a_library_beside_the_program_is_found_through_its_run_path(programs: Path, base: Path, tmp_path: Path) -> None:
     overlay = overlay_of(programs / "rpath", tmp_path)
     (overlay / "usr" / "own").mkdir()
+    shutil.copy(programs / "libgone.so", overlay / "usr" / "own" / "libgone.so.1")
+    elf_libraries.complete(Tree(overlay), base, Arch.X86_64, "normal/x")
+
+
+def test_a_library_of_a_library_is_found_through_the_programs_run_path(programs: Path, base: Path, tmp_path: Path) -> None:
+    """As musl's loader does it."""
+    overlay = overlay_of(programs / "through", tmp_path)
+    (overlay / "usr" / "own").mkdir()
+    shutil.copy(programs / "libuser.so", overlay / "usr" / "own" / "libuser.so.1")
+    with pytest.raises(BuildError, match=r"libuser\.so\.1 needs libgone\.so\.1, which neither"):
+        elf_libraries.complete(Tree(overlay), base, Arch.X86_64, "normal/x")
     shutil.copy(programs / "libgone.so", overlay / "usr" / "own" / "libgone.so.1")
     elf_libraries.complete(Tree(overlay), base, Arch.X86_64, "normal/x")
 

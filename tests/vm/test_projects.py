@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qcase.arch import Arch
-from tests.container.test_c import CHECKED, CONFIGURE, EXCEPTIONS, KSELFTEST, MAKEFILE, MAKEFILE_IN
+from tests.container.test_c import CHECKED, CONFIGURE, EXCEPTIONS, KSELFTEST, MAKEFILE, MAKEFILE_IN, WRAPPED
 from tests.container.test_rust import PACKAGE
 from tests.vm import workspaces
 from tests.vm.test_guest_boot import debian
@@ -37,6 +37,7 @@ SHAPES = {
     "kselftest": ({"c/Makefile": KSELFTEST, "c/prog.c": says("PASS")}, "^PASS$"),
     "preset": ({"c/CMakeLists.txt": CHOOSES, "c/CMakePresets.json": PRESET, "c/main.c": CHECKED}, "^PASS$"),
     "configure": ({"c/configure": CONFIGURE, "c/Makefile.in": MAKEFILE_IN, "c/configure.ac": "", "c/main.c": CHECKED}, "^PASS$"),
+    "libtool": (WRAPPED, "^PASS$"),
 }
 SHAPES["kselftest"][0].update(
     {
@@ -47,6 +48,7 @@ SHAPES["kselftest"][0].update(
     }
 )
 OPTIONS = {"preset": {"cmake": ["--preset=x"]}, "configure": {"configure": ["--with-answer=42"]}}
+OPTIONS["libtool"] = {'install."usr/bin"': ["tests/prog"]}
 
 
 def test_each_shape_of_a_project_runs_in_the_guest(tmp_path: Path, test_cache: Path) -> None:
@@ -65,13 +67,13 @@ def test_build_systems_in_one_guest_of_riscv64(tmp_path: Path, test_cache: Path,
     """A group has options for all of its projects, and one program of each name."""
     debian(Arch.RISCV64, request)
     made = Workspace.make(tmp_path / "w")
-    systems = [name for name in SHAPES if name != "cplusplus"]  # which has no preset
+    systems = [name for name in SHAPES if name not in ("cplusplus", "libtool")]  # which have no preset, and nothing to install
     files = {
         f"{name}/{path.replace('prog', f'by-{name}')}": text.replace("prog", f"by-{name}")
         for name in systems
         for path, text in SHAPES[name][0].items()
     }
-    options = {key: words for of_one in OPTIONS.values() for key, words in of_one.items()}
+    options = {key: words for name in systems for key, words in OPTIONS.get(name, {}).items()}
     made.case("systems", files, arch=Arch.RISCV64, test_commands=[f"by-{name} | grep -x PASS" for name in systems], qcase=options)
     outcome = run(made, store=workspaces.fresh_store(tmp_path / "store", test_cache), arch=Arch.RISCV64)
     assert outcome.report is not None, outcome.said
