@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import io
 import json
@@ -255,15 +254,3 @@ def test_a_row_without_a_field_does_not_import() -> None:
 def test_no_two_architectures_share(field: str) -> None:
     values = [operator.attrgetter(field)(arch.spec) for arch in Arch]
     assert len(set(values)) == len(values)
-
-
-def test_no_module_has_a_table_of_architectures_of_its_own() -> None:
-    """Only data of a guest's release may be keyed by architecture outside of `qcase.arch`."""
-    top = Path(main.__file__).parent.parent
-    found = {
-        path.relative_to(top).as_posix()
-        for path in top.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Dict) and any(key is not None and ast.unparse(key).startswith("Arch.") for key in node.keys)
-    }
-    assert found == {"guests/alpine.py", "guests/debian.py"}

@@ -18,7 +18,7 @@ from qcase.containers.engine import Engine
 from qcase.toolchains import image_contents, oci, recipes
 from tests.conftest import ROOT
 from tests.processes.test_wheel import build, copy_of_the_sources
-from tests.unit.toolchains.test_recipes import CI, shell_steps
+from tests.static.test_recipes import CI, shell_steps
 from tests.vm.workspaces import Workspace, fresh_store
 
 pytestmark = [pytest.mark.vm, pytest.mark.container]

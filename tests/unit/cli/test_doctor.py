@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +10,6 @@ from qcase.arch import Arch
 from qcase.cli import doctor
 from qcase.cli.doctor_lines import Line, State
 from qcase.errors import InfraError
-from qcase.guests import alpine, guest
 
 PLAIN = 'success_regex = ["^ok$"]\n'
 
@@ -161,15 +155,6 @@ def test_a_guest_that_is_not_in_the_store(
     assert trouble is None or trouble.what in line.says
 
 
-def test_the_package_index_is_really_asked(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert guest.obstacle(alpine.ALPINE, Arch.AARCH64, tmp_path) is None
-    monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.delenv("PIP_FIND_LINKS")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_RETRIES", "0")
-    assert guest.obstacle(alpine.ALPINE, Arch.AARCH64, tmp_path) is not None
-
-
 @pytest.mark.usefixtures("no_engine", "programs")
 def test_the_store(workspace: Path, tmp_path: Path) -> None:
     put(tmp_path, "file", "in the way")
@@ -179,26 +164,3 @@ def test_the_store(workspace: Path, tmp_path: Path) -> None:
     line = examine(workspace, tmp_path / "store")["store"]
     assert line.state is State.BAD
     assert "min_free" in line.says
-
-
-def run(workspace: Path, *arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    qcase = Path(sys.executable).with_name("qcase")
-    return subprocess.run([qcase, "doctor", "-w", workspace, *arguments], capture_output=True, text=True, env=env, timeout=120)
-
-
-def test_the_command(workspace: Path, programs: Path, tmp_path: Path) -> None:
-    import json
-
-    env = {"PATH": str(programs), "HOME": str(tmp_path), "DOCKER_HOST": f"unix://{tmp_path}/nobody"}
-    done = run(workspace, env=env)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("qcase run --arch x86_64 would work\n")
-    assert "\x1b" not in done.stdout
-    (programs / "qemu-system-x86_64").unlink()
-    done = run(workspace, "--json", env=env)
-    assert done.returncode == 3
-    said: dict[str, Any] = json.loads(done.stdout)
-    assert (said["works"], said["arch"], said["format"]) == (False, "x86_64", 1)
-    assert {line["what"] for line in said["lines"] if line["state"] == "bad"} == {"qemu x86_64"}
-    assert run(workspace, env=env).stdout.endswith("would not work: qemu x86_64\n")
-    assert os.listdir(tmp_path / "w") == os.listdir(workspace)  # noqa: PTH208

@@ -94,12 +94,5 @@ def test_what_went_in_comes_out(files: dict[str, bytes]) -> None:
     assert Volume(fat.image(files)).files() == files
 
 
-def test_a_file_that_fat16_cannot_hold_makes_fat32() -> None:
-    files = {"EFI/BOOT/BOOTX64.EFI": bytes(270 << 20), "B": b"b"}
-    volume = Volume(fat.image(files))
-    assert volume.wide
-    assert volume.files() == files
-
-
 def test_the_same_files_give_the_same_bytes() -> None:
     assert fat.image({"B": b"1", "A/C": b"2"}) == fat.image({"A/C": b"2", "B": b"1"})

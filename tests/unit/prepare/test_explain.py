@@ -5,17 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from random import Random
 from typing import TypeAlias
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from qcase.arch import Arch
 from qcase.events import Missed
@@ -217,39 +212,6 @@ def test_a_variable_of_cache_env_moves_every_key_and_no_other_variable_does(root
         assert all(after[name] != before[name] for name in before)
 
 
-# Edits of the same thing: of two of them the last one would decide.
-SAME = [{"a command of a group", "a timeout of a group"}, {"an executable bit", "a mode that is no executable bit"}]
-SAME += [{"a timeout", "the command that is typed"}, {"a package", "a timeout of a case with packages"}]
-# They change what another edit may write.
-LAST = ("an executable bit", "an mtime", "a mode that is no executable bit", "an executable bit of that script")
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(edits=st.permutations([*MOVES, *STAYS]), count=st.integers(0, 8), other=st.randoms(use_true_random=False))
-def test_same_inputs_same_keys_and_no_others(edits: list[str], count: int, other: Random, tmp_path: Path) -> None:
-    """Any edits in any order: exactly those keys move which one of the edits concerns; and the same edits in another order and
-    another place give the same keys."""
-    chosen = edits[:count]
-    for pair in SAME:
-        if pair <= set(chosen):
-            chosen.remove(sorted(pair)[1])
-    places = [make_workspace(tmp_path / name) for name in ("one", "two")]
-    try:
-        before = keys_of(places[0])
-        shuffled = chosen[:]
-        other.shuffle(shuffled)
-        for place, order in zip(places, (chosen, shuffled), strict=True):
-            for edit in sorted(order, key=lambda name: name in LAST):
-                (MOVES[edit][0] if edit in MOVES else STAYS[edit])(place)
-        after = keys_of(places[0])
-        concerned = {name for edit in chosen if edit in MOVES for name in MOVES[edit][1]}
-        assert {name for name in before if before[name] != after[name]} == concerned
-        assert keys_of(places[1]) == after
-    finally:
-        for place in places:
-            shutil.rmtree(place)
-
-
 # --- explain ------------------------------------------------------------------------------------------------------------
 
 
@@ -310,19 +272,6 @@ def test_explain_says_that_an_entry_is_broken(root: Path, store: Store, tmp_path
     prepared(root, store, "shell", tmp_path)
     (store.folder(Kind.OVERLAY, keys_of(root)[SH]) / "content" / "file").write_text("x")
     assert "what is stored cannot be used: " in explained(root, store, "shell")
-
-
-def test_the_command(root: Path, store: Store, tmp_path: Path) -> None:
-    prepared(root, store, "shell", tmp_path)
-    before = sorted((str(path), path.lstat().st_mtime_ns) for path in store.root.rglob("*"))
-    command = [str(Path(sys.executable).with_name("qcase")), "explain", "shell", "-w", str(root), "--cache-dir", str(store.root)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r": (hit|miss), key", done.stdout) == ["hit", "hit"]
-    assert sorted((str(path), path.lstat().st_mtime_ns) for path in store.root.rglob("*")) == before
-    unknown = subprocess.run([*command[:2], "nothing", *command[3:]], capture_output=True, text=True)
-    assert unknown.returncode == 2
-    assert unknown.stderr.startswith("error: ")
 
 
 def test_a_run_says_why_it_builds(root: Path, store: Store, tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import os
 import re
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -501,32 +499,3 @@ def test_ages(text: str, seconds: float) -> None:
 def test_what_is_no_age(text: str) -> None:
     with pytest.raises(UsageError, match="is no age"):
         parse_age(text)
-
-
-def test_the_commands(root: Path, tmp_path: Path) -> None:
-    def qcase(*argv: str) -> tuple[int, str]:
-        command = [str(Path(sys.executable).with_name("qcase")), *argv, "--cache-dir", str(root)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        return done.returncode, done.stdout + done.stderr
-
-    path = put(root, "a", used=DAY)
-    put(root, "b", used=0, kind=Kind.OVERLAY)
-    assert qcase("cache", "path") == (0, f"{root}\n")
-    assert qcase("cache", "list")[1].count("\n") == 2
-    assert qcase("cache", "gc", "--dry-run", "--max-size", "0 B", "--min-free", "0 B")[1].count("would go: ") == 2
-    assert qcase("cache", "gc", "--max-size", "20") == (
-        2,
-        "error: --max-size: '20' is no size\nhint: write a number and its unit: \"10 GiB\"\n",
-    )
-    (tmp_path / "qcase.toml").write_text('[cache]\nmax_size = "1 kB"\n')
-    assert "normal/a x86_64: the store is too big" in qcase("cache", "gc", "--dry-run")[1]
-    (tmp_path / "qcase.toml").unlink()
-    assert qcase("cache", "gc", "--max-age", "12h")[1].startswith(
-        f"gone: image {key('a').short}, 1.0 MiB, normal/a x86_64: not used"
-    )
-    assert not path.exists()
-    (Store(root).folder(Kind.OVERLAY, key("b").digest) / "content" / "data").write_bytes(b"x")
-    assert qcase("cache", "verify")[0] == 1
-    assert qcase("cache", "verify", "--repair")[0] == 0
-    assert qcase("cache", "verify") == (0, "0 whole, 0 broken\n")
-    assert qcase("cache", "clear")[0] == 0

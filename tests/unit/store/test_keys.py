@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qcase import canonical
@@ -182,43 +181,6 @@ def test_what_cannot_be_stored_is_named(case: Path) -> None:
         listings.overlay_content_digest(Tree(case))
     with pytest.raises(BuildError, match=r"cannot read"):
         listings.tree_listing(case / "nowhere")
-
-
-# A case as a dictionary of what is in it; edits are made to that, and both are written to the disk.
-FILES = st.dictionaries(
-    st.sampled_from(["a", "b", "d/a", "d/b", "d/e/a", "ä", "a b", "a\nb", "\udcff"]),
-    st.tuples(st.just("file"), st.binary(max_size=3), st.booleans())
-    | st.tuples(st.just("link"), st.sampled_from(["a", "b", "d"])),
-    max_size=5,
-)
-
-
-def write(root: Path, files: dict[str, tuple[object, ...]], *, noise: int) -> None:
-    """`noise` moves everything that must not count: the order of writing, times, the other mode bits."""
-    for name, what in sorted(files.items(), reverse=bool(noise)):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if what[0] == "link":
-            path.symlink_to(str(what[1]))
-        else:
-            assert isinstance(what[1], bytes)
-            path.write_bytes(what[1])
-            path.chmod((0o700 if what[2] else 0o600) | (0o055 if noise else 0))
-            os.utime(path, (noise, noise))
-
-
-@settings(max_examples=300, deadline=None)
-@given(FILES, FILES)
-def test_same_inputs_same_key_and_no_others(one: dict[str, tuple[object, ...]], other: dict[str, tuple[object, ...]]) -> None:
-    with tempfile.TemporaryDirectory() as here:
-        digests = []
-        for number, files in enumerate((one, other, one)):
-            root = Path(here, str(number))
-            root.mkdir()
-            write(root, files, noise=number)
-            digests.append(listings.tree_digest(root))
-    assert digests[0] == digests[2]
-    assert (digests[0] == digests[1]) == (one == other)
 
 
 # --- overlays ---------------------------------------------------------------------------------------------------------------
