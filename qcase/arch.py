@@ -26,7 +26,7 @@ class UefiSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchSpec:
-    """Everything that differs between architectures, beside their names.
+    """The row of an architecture: its differences from others, beside its name.
 
     QEMU. `machine`: the `-machine` for a case that names none. `virtio`: the bus in the names of virtio devices, and
     `virtio_modules` the modules of Linux for it. `qemu_package`: Debian's package of the program. `args`: the `args` of a case

@@ -70,7 +70,7 @@ class InfraError(QcaseError):
 
 
 class StoppedError(InfraError):
-    """Something was not done, or not to its end, because the whole run ends: an interrupt."""
+    """Work was not begun or not finished, because the whole run ends: an interrupt."""
 
 
 class BuildError(QcaseError):

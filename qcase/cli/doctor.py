@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     pass
 
 
-FORMAT = 1  # of `qcase doctor --json`
+DOCTOR_FORMAT = 1  # of `qcase doctor --json`
 
 _OLDEST_QEMU = (7, 2)
 _ROOM = 5 << 30  # bytes free below which a store fills soon: an image takes some 50 MiB, the toolchain images 2 GiB
@@ -85,7 +85,7 @@ def works(lines: Sequence[Line]) -> bool:
 def document(lines: Sequence[Line], arch: Arch) -> dict[str, object]:
     """Return the lines as JSON for `qcase doctor --json`."""
     rows = [{"what": one.what, "state": one.state.value, "says": one.says, "hint": one.hint or None} for one in lines]
-    return {"format": FORMAT, "arch": arch.value, "works": works(lines), "lines": rows}
+    return {"format": DOCTOR_FORMAT, "arch": arch.value, "works": works(lines), "lines": rows}
 
 
 # ---- this machine

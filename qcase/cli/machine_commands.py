@@ -140,7 +140,7 @@ def images_build(
         lock = image_lock_of(workspace)
         with Engine.connect() as engine:
             if fresh:
-                image = images.build(name, engine, root, emit, lock=lock, fresh=True)
+                image = images.build_anew(name, engine, root, emit, lock=lock, fresh=True)
             else:
                 images.take_pinned(name, root)
                 image = images.ensure(name, engine, root, emit, lock=lock)

@@ -211,7 +211,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
 
 
 def _fill_standard_streams() -> None:
-    """Whoever starts us without one of the three gets one that leads nowhere.
+    """Replace missing standard streams by ones that lead nowhere.
 
     Else the next file that is opened takes its number, and a lock that is called 0 would be closed by QEMU's own standard input.
     """

@@ -248,8 +248,8 @@ def open_store(workspace: Workspace, root: Path, *, readonly: bool = False) -> S
     from qcase.store import content, policy, store
 
     cache = workspace.config.cache
-    if readonly and not (root / f"v{content.FORMAT}").is_dir():
-        what = f"there is no store of the format v{content.FORMAT} here, and nothing may be written"
+    if readonly and not (root / f"v{content.ENTRY_FORMAT}").is_dir():
+        what = f"there is no store of the format v{content.ENTRY_FORMAT} here, and nothing may be written"
         raise UsageError(what, where=str(root), hint="leave out --cache-readonly")
     return store.Store(
         root,

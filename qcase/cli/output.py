@@ -141,7 +141,7 @@ def counted(number: object, what: str) -> str:
 
 
 def _stop_writing() -> None:
-    """Whoever read our output has gone, or its disk is full. Python would complain once more when it flushes at exit."""
+    """Point standard output at nothing after its reader has gone or its disk is full: the flush at exit would fail again."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -30,7 +30,7 @@ from qcase.config.toml_document import toml_value
 from qcase.errors import ConfigError, InfraError, Problem
 from qcase.host.files import write_aside
 
-FORMAT = 1  # of the lock, of the records of images, and part of every identity
+LOCK_FORMAT = 1  # of the lock, of the records of images, and part of every identity
 FILE = "qcase-images.lock"  # beside qcase.toml
 SHIPPED = "lock.toml"  # beside the recipes
 
@@ -75,7 +75,7 @@ class Lock:
 
 def identity(recipe: str, packages: Sequence[str]) -> str:
     """Compute the identity of an image from its recipe's digest and the lines of its package list."""
-    parts = {"format": FORMAT, "recipe": recipe, "packages": packages_digest(packages)}
+    parts = {"format": LOCK_FORMAT, "recipe": recipe, "packages": packages_digest(packages)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -119,8 +119,8 @@ def read(path: Path, *, own: bool = False) -> Lock:
         if not stat.S_ISREG(path.stat().st_mode):
             raise wrong("is not a file")
         table = tomli.loads(path.read_text(encoding="utf-8"))
-        if table.pop("format", None) != FORMAT:
-            raise wrong(f"is not of the format {FORMAT}")
+        if table.pop("format", None) != LOCK_FORMAT:
+            raise wrong(f"is not of the format {LOCK_FORMAT}")
         snapshot = table.pop("snapshot", "")
         if snapshot:
             at(snapshot)
@@ -150,7 +150,7 @@ def _pin(name: str, part: Mapping[str, object]) -> Pin:
 
 def write(lock: Lock) -> Path:
     """Write a lock, completely or not at all. Returns its path."""
-    lines = ["# What each toolchain image is made of. Written by `qcase images lock`.", "", f"format = {FORMAT}"]
+    lines = ["# What each toolchain image is made of. Written by `qcase images lock`.", "", f"format = {LOCK_FORMAT}"]
     if lock.snapshot:
         lines.append(f"snapshot = {toml_value(lock.snapshot)}")
     for name in sorted(lock.pins):

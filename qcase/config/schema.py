@@ -159,7 +159,7 @@ def twin(path: str) -> str:
 
 
 def keys(model: type[BaseModel], above: str = "") -> Iterator[Key]:
-    """All keys of a model; a table's own before its tables."""
+    """Yield all keys of a model; a table's own before its tables."""
     values = model()
     tables = []
     for attribute, field in model.model_fields.items():
@@ -279,7 +279,7 @@ def _describe(schema: dict[str, Any], above: str, definitions: dict[str, Any]) -
 
 
 def _tidy(schema: dict[str, Any]) -> None:
-    """Without what says nothing to a person who writes TOML: names of classes, and null, which TOML does not have."""
+    """Remove what does not help a person who writes TOML: names of classes, and null, which TOML does not have."""
     schema.pop("title", None)
     schema.pop("description", None)
     for name, entry in schema.get("properties", {}).items():

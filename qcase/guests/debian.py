@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 SUITE = "trixie"
-RECIPE = 1  # to be incremented when the same packages would give another root
+ROOT_RECIPE = 1  # to be incremented when the same packages would give another root
 IMAGE_SIZE = "1G"
 FETCH_TIMEOUT = 1200.0  # seconds
 MAKE_TIMEOUT = 600.0
@@ -91,7 +91,7 @@ class Release:
     @property
     def digest(self) -> str:
         """Return a digest of these packages and of this module's recipe."""
-        parts = (RECIPE, self.kernel, self.packages, IMAGE_SIZE, _FILESYSTEM_ID, KEPT, sorted(_FILES.items()), _FOLDERS)
+        parts = (ROOT_RECIPE, self.kernel, self.packages, IMAGE_SIZE, _FILESYSTEM_ID, KEPT, sorted(_FILES.items()), _FOLDERS)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

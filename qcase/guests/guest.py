@@ -129,7 +129,7 @@ class Making:
 
 @dataclass(frozen=True, kw_only=True)
 class GuestSpec:
-    """Everything that is known of a guest that `[guest.<arch>] rootfs` and `kernel` can name.
+    """Specification of a guest that `[guest.<arch>] rootfs` and `kernel` can name.
 
     `entries`: for each of its architectures the name of its entry in the store, which has to change with the content. `make`
     fills a folder with `rootfs.img`, one bare ext4, and `kernel`. `obstacle`: the reason why a missing guest cannot be had, for
@@ -403,4 +403,4 @@ def _derive(rootfs: Path, arch: Arch, staged: Path) -> None:
     from qcase.disk.ext4 import Ext4Image
 
     with Ext4Image.open(rootfs) as image:
-        (staged / "initramfs.cpio").write_bytes(initramfs.build(image, arch))
+        (staged / "initramfs.cpio").write_bytes(initramfs.archive(image, arch))

@@ -143,7 +143,7 @@ def recipe() -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def build(image: Ext4Image, arch: Arch) -> bytes:
+def archive(image: Ext4Image, arch: Arch) -> bytes:
     """Build the archive for a guest's image. Raises `InfraError` if the image lacks a required file."""
     loader = arch.musl_loader
     busybox = _content(image, "/bin/busybox")

@@ -122,7 +122,7 @@ class Builder:
                 made = None
             if made is None:
                 try:
-                    self._made[group] = build(self.recipe, group, self.tools, say, line)
+                    self._made[group] = run_build(self.recipe, group, self.tools, say, line)
                 except (KernelError, InfraError) as error:
                     self._made[group] = error
             return self._made[group]
@@ -130,7 +130,7 @@ class Builder:
             self._lock.release()
 
 
-def build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: Say) -> Kernel:
+def run_build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: Say) -> Kernel:
     """Run the command of a group and take its kernel. Raises `KernelError`, or `InfraError` for faults of the machine."""
     for text in (recipe.build, recipe.output, *recipe.env.values()):
         if group.config is None and "${build_config}" in text:

@@ -19,7 +19,7 @@ from qcase.host.crash_cleanup import remove_tree
 from qcase.host.files import flush, put, write_aside
 
 KEPT = 86_400.0  # seconds after its last use for which a copy is kept
-FORMAT = 1  # of a note; incremented also when the same kernel gives another file
+NOTE_FORMAT = 1  # of a note; incremented also when the same kernel gives another file
 _COPIES = 5  # attempts at copying a file that is being written
 LOOK = 0.1  # seconds between two polls of a build's output
 
@@ -128,14 +128,14 @@ def _noted(path: Path) -> file_state.Record | None:
     try:
         note = json.loads(beneath.read(_note_of(path)))
         record: file_state.Record = note["file"]
-        good = note["format"] == FORMAT and file_state.is_record(record)
+        good = note["format"] == NOTE_FORMAT and file_state.is_record(record)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if good else None
 
 
 def _note(path: Path, record: file_state.Record) -> None:
-    write_aside(_note_of(path), json.dumps({"format": FORMAT, "file": record}).encode())
+    write_aside(_note_of(path), json.dumps({"format": NOTE_FORMAT, "file": record}).encode())
 
 
 def _sweep(folder: Path) -> None:

@@ -32,7 +32,7 @@ def replacing(path: Path, *, flushed: bool = False) -> Iterator[Path]:
 
     `flushed`: the file and its name are flushed, so that it is complete or absent even after a crash of the machine.
     """
-    new = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
+    new = path.with_name(f".{path.name[:100]}.{os.getpid()}-{os.urandom(8).hex()}")
     try:
         yield new
         put(new, path) if flushed else new.replace(path)
@@ -44,8 +44,13 @@ def replacing(path: Path, *, flushed: bool = False) -> Iterator[Path]:
 
 def write_aside(path: Path, data: bytes, *, flushed: bool = False) -> None:
     """Replace a small file atomically. By default it is not flushed: its loss would not matter."""
-    with replacing(path, flushed=flushed) as new:
-        new.write_bytes(data)
+    with replacing(path, flushed=flushed) as new, os.fdopen(create(new), "wb") as file:
+        file.write(data)
+
+
+def create(path: Path) -> int:
+    """Create a file and return its descriptor. Nothing may be there, not even a link. Raises `OSError`."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def put(staged: Path, path: Path) -> None:

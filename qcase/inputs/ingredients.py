@@ -68,7 +68,7 @@ class Place:
         return reach(self.path, self.folder, workspace.root, self.others, ignored)
 
 
-def places(case: Case) -> list[Place]:
+def source_places(case: Case) -> list[Place]:
     """Return all source folders of a case. A CMake project in a group's own folder replaces the group's subcases in C."""
     if case.pipeline is Pipeline.PLAIN:
         return []
@@ -100,7 +100,7 @@ def of_case(
         return frozenset(found)
     for path in (case.config_path, *build_configurations(case, workspace, case.arch.default_target)):
         found |= steps(path)
-    for place in places(case):
+    for place in source_places(case):
         found |= place.reach(workspace, ignored or Ignored())
     for path in (
         *guest_files(workspace, case.arch).values(),

@@ -43,7 +43,7 @@ from qcase.suite import catalogue, history, root_images, scan
 from qcase.suite.cases import Case, Workspace, source_folders
 from qcase.vm import network
 
-FORMAT = 1  # of `qcase lint --json`
+FINDINGS_FORMAT = 1  # of `qcase lint --json`
 
 
 class Severity(StrEnum):
@@ -78,7 +78,7 @@ def lint(start: Path) -> list[Finding]:
 def document(found: Sequence[Finding]) -> dict[str, object]:
     """Return the findings as JSON for `qcase lint --json`."""
     return {
-        "format": FORMAT,
+        "format": FINDINGS_FORMAT,
         "errors": sum(f.severity is Severity.ERROR for f in found),
         "warnings": sum(f.severity is Severity.WARNING for f in found),
         "findings": [

@@ -32,7 +32,7 @@ def check_case(case: Case, workspace: Workspace) -> None:
     if workspace.config.run.trust != "sandboxed":
         return
     file = workspace.relative(case.config_path)
-    named = [case.path, case.config_path, *(place.path / place.folder for place in ingredients.places(case))]
+    named = [case.path, case.config_path, *(place.path / place.folder for place in ingredients.source_places(case))]
     for path in (*named, *root_images.files(case, workspace)):
         if not inside(path, workspace.root):
             raise ConfigError([_outside(workspace.relative(path), file, "")])

@@ -23,7 +23,7 @@ from qcase.pipelines.build_systems import Tools
 from qcase.pipelines.pipeline import BUILD, STAGING
 from qcase.store import keys
 
-RECIPE = 1
+CHECKS_RECIPE = 1
 
 # Checks of a language without a compiler in the image are left to each project.
 _PROGRAM = f"""\
@@ -55,7 +55,7 @@ def key(tools: Tools, toolchain: str) -> keys.Key:
     """Return the key of the checks of a toolchain image. `toolchain`: the image's identity."""
     text = f"{_PROGRAM}\0{build_systems.toolchain_file(tools)}"
     program = hashlib.sha256(text.encode()).hexdigest()
-    parts: dict[str, canonical.JSON] = {"kind": "checks", "recipe": RECIPE, "program": program, "toolchain": toolchain}
+    parts: dict[str, canonical.JSON] = {"kind": "checks", "recipe": CHECKS_RECIPE, "program": program, "toolchain": toolchain}
     return keys.key({**parts, "arch": tools.arch.value, "compiler": tools.compiler})
 
 

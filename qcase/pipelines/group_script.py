@@ -8,7 +8,7 @@ from qcase.config.workspace_file import GroupedRunner
 from qcase.host.trees import Tree
 from qcase.pipelines.pipeline import make_folders
 
-RECIPE = 3
+SCRIPT_RECIPE = 3
 _LABEL = 72  # characters of a label, at most
 # By number, since not every shell knows every name: HUP INT QUIT ABRT USR1 USR2 PIPE ALRM TERM and the other signals that end a
 # process, except those with which the kernel reports a fault of the shell itself.

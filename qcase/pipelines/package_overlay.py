@@ -17,10 +17,10 @@ from qcase.host.trees import SPECIAL, Tree
 from qcase.pipelines import prebuild
 from qcase.pipelines.pipeline import BuildContext
 
-RECIPE = 2
+OVERLAY_RECIPE = 2
 
 
-def build(overlay: Tree, context: BuildContext) -> None:
+def install_packages(overlay: Tree, context: BuildContext) -> None:
     """Fill an empty overlay with the files that the build's packages add to the staging root."""
     shared = context.services.staging()
     own = context.folder("staging", "the staging root")

@@ -144,7 +144,7 @@ def _unknown(_folder: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSpec:
-    """Everything that is known of a pipeline. Its name is that of the folder of a case that holds its sources, as in `c/`.
+    """Specification of a pipeline. Its name is that of the folder of a case that holds its sources, as in `c/`.
 
     `build` fills an empty overlay from the copy of a case's sources, or raises `BuildError`. `recipe` enters every key: a number
     that is raised when the same sources would give another overlay. `image`: the toolchain image, whose identity enters the key;

@@ -28,7 +28,7 @@ from qcase.host.trees import Tree
 from qcase.pipelines.apk_requests import REQUESTS, SCRIPT, SHIM, TOOL, ApkRequestServer
 from qcase.pipelines.pipeline import BUILD, OVERLAY, SRC, STAGING, STEP_MEMORY, STEP_PIDS, STEP_TIMEOUT, BuildContext
 
-RECIPE = 1
+PREBUILD_RECIPE = 1
 # Run by `sh -eu` with a script's path in $1. Its first line says what runs it, without one it is `sh`. A shell gets `-eu`, as a
 # script without a first line has it; what `env` is told goes to `env`. Blanks separate words, as in `env -S`.
 _RUN_SCRIPT = """\
@@ -69,7 +69,7 @@ set -- {SCRIPT}
 
 def recipe() -> str:
     """Return the text of all programs that are run: an edit of it changes the keys of cases with packages."""
-    return f"{RECIPE}\0{SHIM}\0{_PROGRAM}"
+    return f"{PREBUILD_RECIPE}\0{SHIM}\0{_PROGRAM}"
 
 
 def script_variables(names: ScriptEnv, folder: str) -> dict[str, str]:

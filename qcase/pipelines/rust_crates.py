@@ -39,6 +39,7 @@ from qcase.crates.pool import Crate, Source
 from qcase.crates.registries import Brought, Client, Directory, Index, LocalRegistry, Place, User
 from qcase.errors import BuildError, InfraError
 from qcase.guests.packages.downloads import Downloads
+from qcase.host.files import replacing
 from qcase.host.proxies import proxies_of
 from qcase.host.trees import Tree
 from qcase.pipelines import cargo_tree
@@ -47,7 +48,7 @@ from qcase.pipelines.pipeline import BUILD, SRC, BuildContext, read_plain
 from qcase.pipelines.rust_git import Repositories, index_config
 from qcase.store import keys
 
-RECIPE = 3
+CRATES_RECIPE = 3
 CRATES = "/qcase/crates"
 PLACE = f"{BUILD}/crates"
 TIMEOUT = 1800.0  # seconds
@@ -236,7 +237,12 @@ class _Shelf:
         blob = pool.crate_blob(crate)
         if self.context.pool.copy(blob, target, pool.sha256_of):
             return
-        part = target.with_suffix(".part")
+        with replacing(target) as part:
+            self._fetch(crate, place, clients, part)
+            self.context.pool.take(blob, part)
+
+    def _fetch(self, crate: Crate, place: Place, clients: Mapping[str, Client], part: Path) -> None:
+        """Write one crate from its registry to the file `part`, and check it against the lock."""
         if isinstance(place, LocalRegistry):
             local = place.path / f"{crate.folder}.crate"
             if not local.is_file():
@@ -257,8 +263,6 @@ class _Shelf:
                 where=self.context.case,
                 hint=f"{LOCK} was edited, or the registry gives another file than it did",
             )
-        self.context.pool.take(blob, part)
-        part.rename(target)
 
 
 def _replacement(source: Source, number: int, directory: str, case: Table) -> dict[str, Table]:
@@ -295,7 +299,7 @@ def _resolved(source: Tree, root: str, configuration: Table, user: User, context
     key = keys.key(
         {
             "kind": "crates",
-            "recipe": RECIPE,
+            "recipe": CRATES_RECIPE,
             "manifests": {path: _sha256(manifests.render(found)) for path, found in kept.items()},
             "configuration": _sha256(manifests.render(own)),
             "user": _sha256(json.dumps([user.registries, table(user.config, "source")], sort_keys=True).encode()),

@@ -8,7 +8,7 @@ from pathlib import Path
 from qcase.disk.ext4 import Ext4Image, Kind
 from qcase.host.trees import Tree
 
-RECIPE = 1
+STAGING_RECIPE = 1
 _DATA = 16 << 30  # bytes of files; more cannot be stored
 
 

@@ -49,7 +49,7 @@ def overlay_plans(
     if case.pipeline is Pipeline.PLAIN:
         return plans
     if case.pipeline is not Pipeline.GROUPED:
-        return [*plans, *(pipeline_plan(case.plain_name, place, case.config, run) for place in ingredients.places(case))]
+        return [*plans, *(pipeline_plan(case.plain_name, place, case.config, run) for place in ingredients.source_places(case))]
     subcases = [replace(plan, optional=plan.subcase in optional) for plan in subcase_plans(case, run, broken)]
     if broken:
         broken[:] = [replace(one, optional=one.name in optional) for one in broken]
@@ -59,7 +59,7 @@ def overlay_plans(
 def subcase_plans(case: Case, run: RunServices, broken: list[BrokenBuild] | None = None) -> list[OverlayPlan]:
     """Return the build jobs of a group's subcases. A CMake project in the case's own folder replaces the subcases in C."""
     plans = []
-    for place in ingredients.places(case):
+    for place in ingredients.source_places(case):
         name = f"{case.whole}: {PROJECT_FILE}" if place.project else f"{case.whole}/{place.subcase}"
         try:
             plan = pipeline_plan(name, place, case.config, run)
@@ -122,7 +122,7 @@ def _script_plan(case: Case, run: RunServices) -> OverlayPlan:
     runner = run.workspace.config.grouped
     key = keys.overlay_key(
         pipeline=Pipeline.GROUPED,
-        recipe_version=group_script.RECIPE,
+        recipe_version=group_script.SCRIPT_RECIPE,
         arch=run.arch,
         target=run.target,
         sources=(),
@@ -144,7 +144,7 @@ def _packages_plan(case: Case, asked: tuple[str, ...], run: RunServices) -> Over
     come = run.supply.part(case.plain_name)
     key = keys.overlay_key(
         pipeline="packages",
-        recipe_version=package_overlay.RECIPE,
+        recipe_version=package_overlay.OVERLAY_RECIPE,
         arch=run.arch,
         target=run.target,
         sources=(),
@@ -158,7 +158,7 @@ def _packages_plan(case: Case, asked: tuple[str, ...], run: RunServices) -> Over
     )
 
     def build(overlay: Tree, context: BuildContext) -> None:
-        package_overlay.build(overlay, context)
+        package_overlay.install_packages(overlay, context)
         run.base_guest.check_digest(root.base)
         _check_supply(case.plain_name, come, run)
 

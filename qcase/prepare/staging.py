@@ -51,9 +51,9 @@ class StagingInputs:
         digest = guest.digest
         hooks = workspace.config.hooks
         if hooks.prepare_staging_root is None:
-            return cls(digest, {"recipe": staging_root.RECIPE})
+            return cls(digest, {"recipe": staging_root.STAGING_RECIPE})
         part: dict[str, canonical.JSON] = {
-            "recipe": staging_root.RECIPE,
+            "recipe": staging_root.STAGING_RECIPE,
             "hook": hashlib.sha256(beneath.read(hook_script(workspace))).hexdigest(),
             "runs": hashlib.sha256(prebuild.run_script().encode()).hexdigest(),
             "variable": workspace.config.script_env.staging_root,
@@ -80,7 +80,7 @@ class StagingRoots:
         edit those, and revert the edit before the build ends.
         """
         rootfs = self.guest.current.rootfs
-        key = keys.key({"kind": "staging", "recipe": staging_root.RECIPE, "base": inputs.base})
+        key = keys.key({"kind": "staging", "recipe": staging_root.STAGING_RECIPE, "base": inputs.base})
 
         def build(path: Tree) -> None:
             self.work.say("unpacking the base image")

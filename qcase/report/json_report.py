@@ -29,8 +29,8 @@ from qcase import __version__, events
 from qcase.errors import InfraError
 from qcase.model import CaseResult, SubtestResult
 from qcase.report import inert, output_file
+from qcase.report.results import RESULTS_FORMAT
 
-FORMAT = 1
 _LARGE = 4 << 20  # characters; a larger document is replaced less often
 _SHARE = 20  # … so that writing it takes at most a twentieth of the time
 
@@ -116,7 +116,7 @@ def results_document(started: events.RunStarted, finished: events.RunFinished) -
 def run_document(event: events.RunStarted) -> dict[str, Any]:
     """Return the facts of a run that are known when it starts."""
     return {
-        "format": FORMAT,
+        "format": RESULTS_FORMAT,
         "qcase": __version__,
         "arch": event.arch,
         "target": event.target,

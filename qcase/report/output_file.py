@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import BinaryIO
 
 from qcase.errors import InfraError, UsageError
+from qcase.host.files import create, replacing, write_aside
 
 
 def check(path: Path, option: str) -> None:
@@ -34,18 +36,12 @@ def write(path: Path, text: str, option: str) -> None:
     A name that is not UTF-8 contains lone surrogates. Python's backslash escapes for them are valid in JSON, too.
     """
     data = text.encode("utf-8", "backslashreplace")
-    staged: Path | None = None
     try:
         if special(path):
             path.write_bytes(data)
-            return
-        staged, fd = _staged(path)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-        staged.replace(path)
+        else:
+            write_aside(path, data)
     except OSError as error:
-        if staged is not None:
-            staged.unlink(missing_ok=True)
         raise InfraError(f"cannot be written: {error.strerror}", where=f"{option} {path}") from None
 
 
@@ -53,17 +49,8 @@ def opened(path: Path) -> BinaryIO:
     """Open a report that is written piece by piece. What is at `path` is replaced, and no link followed. Raises `OSError`."""
     if special(path):
         return path.open("wb", buffering=0)
-    staged, fd = _staged(path)
-    try:
-        staged.replace(path)
-    except OSError:
-        os.close(fd)
-        staged.unlink(missing_ok=True)
-        raise
-    return os.fdopen(fd, "wb", buffering=0)
-
-
-def _staged(path: Path) -> tuple[Path, int]:
-    """Create a file beside `path`, under a name that nobody could have put a link at. Returns it with its descriptor."""
-    staged = path.with_name(f".{path.name[:100]}.{os.urandom(8).hex()}.tmp")
-    return staged, os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with contextlib.ExitStack() as undo:
+        with replacing(path) as new:
+            file = undo.enter_context(os.fdopen(create(new), "wb", buffering=0))
+        undo.pop_all()
+        return file

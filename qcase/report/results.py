@@ -17,7 +17,7 @@ from qcase.arch import Arch
 from qcase.errors import UsageError
 from qcase.model import Cache, Fault, Phase, Pipeline, SubtestStatus, Verdict, labelled
 
-FORMAT = 1
+RESULTS_FORMAT = 1
 
 
 class _Document(BaseModel):
@@ -202,8 +202,8 @@ def load(path: Path) -> Results:
         raise UsageError(
             f"is no JSON: {error}", where=str(path), hint="give it what `qcase run --json results.json` wrote"
         ) from None
-    if isinstance(document, dict) and isinstance(document.get("format"), int) and document["format"] != FORMAT:
-        raise UsageError(f"has the format {document['format']}; this version knows {FORMAT}", where=str(path))
+    if isinstance(document, dict) and isinstance(document.get("format"), int) and document["format"] != RESULTS_FORMAT:
+        raise UsageError(f"has the format {document['format']}; this version knows {RESULTS_FORMAT}", where=str(path))
     try:
         return of_document(document)
     except ValidationError as error:
@@ -287,7 +287,7 @@ _CASE = {"$ref": "#/$defs/CaseReport"}
 # Fields of each event besides `event` and `time`, by the event's name.
 _EVENTS: dict[str, dict[str, Any]] = {
     "run-started": {
-        "format": {"const": FORMAT},
+        "format": {"const": RESULTS_FORMAT},
         "targets": {"type": "object", "additionalProperties": _TEXT},
         **dict.fromkeys(("qcase", "arch", "target", "accel", "workspace", "shard", "partition"), _TEXT),
         "started": _NUMBER,

@@ -125,7 +125,7 @@ def restore_modes(content: Tree, listing: list[list[str]]) -> None:
                 (content / path).chmod(int(mode, 8))
 
 
-FORMAT = 2
+ENTRY_FORMAT = 2
 _SEAL, _DIGITS = b',"seal":"', 64  # what is before the digits of a manifest's seal, and their number
 
 
@@ -150,7 +150,7 @@ class Manifest:
     def encode(self) -> bytes:
         """Encode as canonical JSON, with the sha256 of itself as `seal`."""
         plain: dict[str, canonical.JSON] = {
-            "format": FORMAT,
+            "format": ENTRY_FORMAT,
             "kind": self.kind.value,
             "key": self.key,
             "parts": self.parts,
@@ -175,7 +175,7 @@ class Manifest:
                 plain = canonical.parse(data)
         if not isinstance(plain, dict) or plain.pop("seal", None) != seal.decode():
             raise ValueError("its manifest was edited or cut off")
-        if plain.pop("format") != FORMAT:
+        if plain.pop("format") != ENTRY_FORMAT:
             raise ValueError("its manifest is of another format")
         return cls(**{**plain, "kind": Kind(plain["kind"])})
 

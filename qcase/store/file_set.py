@@ -18,7 +18,7 @@ from qcase.host import file_state, locks
 from qcase.host.files import flush, write_aside
 
 Record = file_state.Record
-FORMAT = 1  # of an entry and its manifest; an entry of another format is made anew
+FILE_SET_FORMAT = 1  # of an entry and its manifest; an entry of another format is made anew
 
 
 def verify(folder: Path) -> str:
@@ -186,7 +186,7 @@ def read_manifest(folder: Path, of: str = "") -> dict[str, Record] | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         files: dict[str, Record] = manifest["files"]
-        good = manifest["format"] == FORMAT and all(file_state.is_record(record) for record in files.values())
+        good = manifest["format"] == FILE_SET_FORMAT and all(file_state.is_record(record) for record in files.values())
         good = good and (not of or manifest.get("of", of) == of)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -206,5 +206,5 @@ def _read(path: Path) -> Record | None:
 
 
 def _write_manifest(folder: Path, files: Mapping[str, Record], of: str) -> None:
-    plain = {"format": FORMAT, "files": files, **({"of": of} if of else {})}
+    plain = {"format": FILE_SET_FORMAT, "files": files, **({"of": of} if of else {})}
     write_aside(folder / "manifest.json", (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode(), flushed=True)

@@ -27,7 +27,7 @@ from qcase.canonical import JSON, as_json, canonical, encoded
 from qcase.host.planted import printable as printable
 from qcase.store.listings import TreeEntry, listing_digest, row
 
-FORMAT = 1  # of the parts. Increment when their meaning changes: every key changes.
+KEY_FORMAT = 1  # of the parts. Increment when their meaning changes: every key changes.
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def overlay_key(
     """
     return key(
         {
-            "format": FORMAT,
+            "format": KEY_FORMAT,
             "kind": "overlay",
             "pipeline": pipeline,
             "recipe": recipe_version,
@@ -96,7 +96,7 @@ def image_key(*, base_digest: str, overlays: Sequence[str], injector: int | str)
 
     `overlays`: the digests of their contents, in the order in which they are laid over the base.
     """
-    return key({"format": FORMAT, "kind": "image", "base": base_digest, "overlays": list(overlays), "injector": injector})
+    return key({"format": KEY_FORMAT, "kind": "image", "base": base_digest, "overlays": list(overlays), "injector": injector})
 
 
 def differences(old: Mapping[str, JSON], new: Mapping[str, JSON]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from qcase.errors import InfraError, UsageError
 from qcase.host.locks import CACHE_DIR_VARIABLE
 from qcase.host.trees import Tree
-from qcase.store.content import FORMAT, Kind
+from qcase.store.content import ENTRY_FORMAT, Kind
 
 GROUP_VARIABLE = "QCASE_CACHE_GROUP"
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache made by qcase. It can be deleted at any time.\n"
@@ -22,7 +22,7 @@ class Layout:
 
     def __init__(self, root: Path, notes: Path | None = None) -> None:
         self.root = root
-        self.base = root / f"v{FORMAT}"
+        self.base = root / f"v{ENTRY_FORMAT}"
         self.staging = self.base / "staging"
         self.locks = self.base / "locks"
         self.checked = self.base / "checked" if notes is None else notes

@@ -26,7 +26,7 @@ from qcase.host.files import write_aside
 from qcase.host.workspace_folders import own_folder
 from qcase.model import CaseResult, Verdict
 
-FORMAT = 1
+HISTORY_FORMAT = 1
 _PATIENCE = 10.0  # seconds for another run of this workspace to write its own results
 
 
@@ -94,7 +94,7 @@ class Memory:
             runs = _read(self._path)
             for (arch, name), result in _by_case(results).items():
                 runs.setdefault(_run(arch, self._targets[arch]), {})[name] = _facts(result)
-            write_aside(self._path, json.dumps({"format": FORMAT, "runs": runs}, separators=(",", ":")).encode())
+            write_aside(self._path, json.dumps({"format": HISTORY_FORMAT, "runs": runs}, separators=(",", ":")).encode())
 
 
 def _by_case(results: Sequence[CaseResult]) -> dict[tuple[Arch, str], CaseResult]:
@@ -123,6 +123,6 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         document = json.loads(beneath.read(path))
     except (OSError, ValueError):
         return {}
-    if not isinstance(document, dict) or document.get("format") != FORMAT or not isinstance(document.get("runs"), dict):
+    if not isinstance(document, dict) or document.get("format") != HISTORY_FORMAT or not isinstance(document.get("runs"), dict):
         return {}
     return {name: known for name, known in document["runs"].items() if isinstance(known, dict)}

@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from qcase.config.image_lock import FORMAT
+from qcase.config.image_lock import LOCK_FORMAT
 from qcase.containers.engine import Engine
 from qcase.errors import InfraError, UsageError
 from qcase.events import Emit
@@ -32,7 +32,7 @@ def foreign_identity(reference: str) -> str:
             where=f'image = "{reference}"',
             hint='write "name@sha256:…"; `docker images --digests` shows it',
         )
-    return sha256({"format": FORMAT, "foreign": match["digest"]})
+    return sha256({"format": LOCK_FORMAT, "foreign": match["digest"]})
 
 
 def known_foreign(reference: str, cache: Path) -> str | None:
@@ -69,7 +69,7 @@ def foreign(
         raise InfraError(what, where=reference, hint="a list of images has one for each: name that one by its own digest")
     identity = (oci.sealed_identity(shown) if believed else None) or by_digest
     if believed and identity != known_foreign(reference, cache):
-        record = {"format": FORMAT, "identity": identity, "image": found, "reference": reference}
+        record = {"format": LOCK_FORMAT, "identity": identity, "image": found, "reference": reference}
         with contextlib.suppress(InfraError):  # the store may be read-only
             write_record(cache, _record_of_foreign(reference), record)
     return Image(reference, found, identity)

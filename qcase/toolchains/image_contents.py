@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from qcase.config.image_lock import FORMAT, identity
+from qcase.config.image_lock import LOCK_FORMAT, identity
 from qcase.containers.engine import Engine
 from qcase.containers.step import Step
 from qcase.errors import InfraError
@@ -47,8 +47,8 @@ def take_in(
         labels = engine.api.inspect_image(image_id)["Config"].get("Labels") or {}  # type: ignore[no-untyped-call]
         repository, _, tag = tag_of(name, image.identity).partition(":")
         engine.api.tag(image_id, repository, tag)
-    write_record(cache, short_digest(image_id), {"format": FORMAT, "identity": image.identity, "packages": list(packages)})
-    record = {"format": FORMAT, "recipe": recipe, "image": image_id, "identity": image.identity}
+    write_record(cache, short_digest(image_id), {"format": LOCK_FORMAT, "identity": image.identity, "packages": list(packages)})
+    record = {"format": LOCK_FORMAT, "recipe": recipe, "image": image_id, "identity": image.identity}
     record |= {"snapshot": labels.get(SNAPSHOT_LABEL, ""), **(notes or {})}
     write_record(cache, record_name(name, image.identity), record)
     write_record(cache, name, record)

@@ -120,7 +120,7 @@ def ensure(
         return _build(name, engine, cache, emit, recipes, lock, fresh=False)
 
 
-def build(
+def build_anew(
     name: str,
     engine: Engine,
     cache: Path,
@@ -264,13 +264,13 @@ def _find(name: str, engine: Engine, cache: Path, recipes: Path | None, lock: Lo
     records = [record for record in _records(name, cache, recipe, lock) if engine.image_exists(record["image"])]
     first = records[0] if records else None
     if wanted is not None and not (first and (first.get("fresh") or first["identity"] == wanted.identity)):
-        others = engine.labelled_image(tag_of(name, wanted.identity), oci.RECIPE, recipe)
+        others = engine.labelled_image(tag_of(name, wanted.identity), oci.RECIPE_LABEL, recipe)
         if others is not None:
             taken = take_in(name, engine, cache, recipe, others)
             if taken.identity == wanted.identity:
                 return taken
     if first is None:
-        others = engine.labelled_image(tag_of(name, recipe), oci.RECIPE, recipe)
+        others = engine.labelled_image(tag_of(name, recipe), oci.RECIPE_LABEL, recipe)
         return None if others is None else take_in(name, engine, cache, recipe, others)
     return _of_record(name, engine, cache, first)
 
@@ -378,7 +378,7 @@ def build_image(
             dockerfile="Containerfile",
             tag=tag,
             buildargs=arguments,
-            labels={**LABELS, oci.NAME: name, oci.RECIPE: recipe},
+            labels={**LABELS, oci.NAME_LABEL: name, oci.RECIPE_LABEL: recipe},
             nocache=fresh,
             rm=True,
             forcerm=True,

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from qcase.errors import InfraError
+from qcase.host.files import replacing
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -47,9 +48,9 @@ LAYERS = (
 )
 
 SEAL = "qcase.sealed"  # the label
-NAME = "qcase.image"
-RECIPE = "qcase.recipe"
-IDENTITY = "qcase.identity"
+NAME_LABEL = "qcase.image"
+RECIPE_LABEL = "qcase.recipe"
+IDENTITY_LABEL = "qcase.identity"
 
 LARGEST_DOCUMENT = 4 << 20  # bytes of a manifest or a configuration; registries have the same limit
 LARGEST_IMAGE = 64 << 30  # bytes of all layers, not compressed
@@ -138,7 +139,7 @@ def sealed_identity(image: Mapping[str, Any]) -> str | None:
     found = labels.get(SEAL)
     if not found or found != seal_of(str(image.get("Architecture")), str(image.get("Os")), config, diff_ids):
         return None
-    identity = labels.get(IDENTITY)
+    identity = labels.get(IDENTITY_LABEL)
     return str(identity) if identity else None
 
 
@@ -192,20 +193,19 @@ def arrive(source: Source, digest: str, folder: Path, accept: Callable[[Mapping[
     left = LARGEST_IMAGE
     for number, (layer, diff_id) in enumerate(zip(layers, diff_ids, strict=True), 1):
         what = f"its layer {number} of {len(layers)}"
-        staged = folder / f"{layer.path}.part"
         plain = hashlib.sha256()
-        try:
-            with staged.open("wb") as out, closing(source.blob(layer)) as pieces:
-                for piece in inflated(_written(checked(pieces, layer, what, wrong), out), layer.media):
-                    plain.update(piece)
-                    left -= len(piece)
-                    if left < 0:
-                        raise wrong(f"it unpacks to more than {LARGEST_IMAGE >> 30} GiB")
-        except zlib.error as error:
-            raise wrong(f"{what} is not compressed as it says: {error}") from None
-        if f"sha256:{plain.hexdigest()}" != diff_id:
-            raise wrong(f"{what} unpacks to something else than its configuration says")
-        staged.rename(folder / layer.path)
+        with replacing(folder / layer.path) as staged:
+            try:
+                with staged.open("wb") as out, closing(source.blob(layer)) as pieces:
+                    for piece in inflated(_written(checked(pieces, layer, what, wrong), out), layer.media):
+                        plain.update(piece)
+                        left -= len(piece)
+                        if left < 0:
+                            raise wrong(f"it unpacks to more than {LARGEST_IMAGE >> 30} GiB")
+            except zlib.error as error:
+                raise wrong(f"{what} is not compressed as it says: {error}") from None
+            if f"sha256:{plain.hexdigest()}" != diff_id:
+                raise wrong(f"{what} unpacks to something else than its configuration says")
     return Packed(folder, manifest, content, tuple(layers))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qcase.config import image_lock
-from qcase.config.image_lock import FORMAT, Lock, Pin
+from qcase.config.image_lock import LOCK_FORMAT, Lock, Pin
 from qcase.errors import InfraError
 from qcase.events import Emit
 from qcase.host import locks, process
@@ -79,7 +79,7 @@ def read_record(cache: Path, name: str) -> dict[str, Any] | None:
         record = json.loads((cache / "images" / f"{name}.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT and "identity" in record else None
+    return record if isinstance(record, dict) and record.get("format") == LOCK_FORMAT and "identity" in record else None
 
 
 def write_record(cache: Path, name: str, record: Mapping[str, object]) -> None:

@@ -62,7 +62,7 @@ def save(
         whole = path.suffix == ".tar"
         folder = scratch / "layout" if whole else staged / "layout"
         packed = seal(names, engine, cache, folder, emit, recipes, lock)
-        tags = {name: image_contents.tag_of(name, image.labels[oci.RECIPE]) for name, (_, image) in packed.items()}
+        tags = {name: image_contents.tag_of(name, image.labels[oci.RECIPE_LABEL]) for name, (_, image) in packed.items()}
         oci_layout.write_index(folder, {name: image for name, (_, image) in packed.items()}, tags)
         if whole:
             with (staged / "layout").open("wb") as out:
@@ -156,7 +156,7 @@ def seal(
 
 def _sealed(image: Image, engine: Engine, folder: Path, emit: Emit | None, recipes: Path | None, done: oci_seal.Done) -> Packed:
     recipe = recipe_digest(image.name, recipes)
-    labels = {"qcase": "1", oci.NAME: image.name, oci.RECIPE: recipe, oci.IDENTITY: image.identity}
+    labels = {"qcase": "1", oci.NAME_LABEL: image.name, oci.RECIPE_LABEL: recipe, oci.IDENTITY_LABEL: image.identity}
     folder.mkdir(parents=True, exist_ok=True)
     saved = folder / ".saved.tar"
     doing = f"saving the image {image.name}"
@@ -196,7 +196,7 @@ def take_over(
         _accept(config, architecture, where, recipes)
         labels.update(config["config"]["Labels"])
         there = engine.labelled_image(
-            image_contents.tag_of(labels[oci.NAME], labels[oci.IDENTITY]), oci.RECIPE, labels[oci.RECIPE]
+            image_contents.tag_of(labels[oci.NAME_LABEL], labels[oci.IDENTITY_LABEL]), oci.RECIPE_LABEL, labels[oci.RECIPE_LABEL]
         )
         if there is not None:
             raise _ThereError(there)
@@ -208,10 +208,10 @@ def take_over(
         try:
             packed = oci.arrive(source, digest, scratch / "blobs", accept)
         except _ThereError as there:
-            name, recipe, identity = (labels[label] for label in (oci.NAME, oci.RECIPE, oci.IDENTITY))
+            name, recipe, identity = (labels[label] for label in (oci.NAME_LABEL, oci.RECIPE_LABEL, oci.IDENTITY_LABEL))
             with records.alone(cache, name, emit):
                 return image_contents.take_in(name, engine, cache, recipe, str(there), {"fresh": True}, expected=identity)
-        name, recipe, identity = (packed.labels[label] for label in (oci.NAME, oci.RECIPE, oci.IDENTITY))
+        name, recipe, identity = (packed.labels[label] for label in (oci.NAME_LABEL, oci.RECIPE_LABEL, oci.IDENTITY_LABEL))
         with records.alone(cache, name, emit), _patiently(engine), _loaded(packed, engine, where) as image_id:
             heartbeat.say("reading back what is installed in it")
             try:
@@ -231,10 +231,10 @@ def _accept(config: Mapping[str, Any], architecture: str, where: str, recipes: P
     parts = (str(config.get("architecture")), str(config.get("os")))
     if parts != (architecture, "linux"):
         raise InfraError(f"it is for {'/'.join(reversed(parts))}, and this engine runs linux/{architecture}", where=where)
-    if labels.get(oci.SEAL) != oci.seal_of(*parts, own, config["rootfs"]["diff_ids"]) or not labels.get(oci.IDENTITY):
+    if labels.get(oci.SEAL) != oci.seal_of(*parts, own, config["rootfs"]["diff_ids"]) or not labels.get(oci.IDENTITY_LABEL):
         hint = "one of others is taken by `image` of [toolchain.<name>] in qcase.toml"
         raise InfraError("it is no image that qcase saved or pushed", where=where, hint=hint)
-    name, recipe = str(labels.get(oci.NAME)), str(labels.get(oci.RECIPE))
+    name, recipe = str(labels.get(oci.NAME_LABEL)), str(labels.get(oci.RECIPE_LABEL))
     if name not in recipes_module.names(recipes):
         raise InfraError(f"it is an image {name!r}, for which there is no recipe here", where=where)
     if recipe != (ours := recipe_digest(name, recipes)):

@@ -34,7 +34,7 @@ from qcase.vm import arguments
 from qcase.vm.arguments import MachineSpec
 from qcase.vm.machine import ConsoleLog, converse, start
 
-FORMAT = 1
+PROOF_FORMAT = 1
 LIMIT = 8.0  # seconds for a boot to the prompt; a real machine with KVM takes one or two
 REFUSED = 7 * 86_400.0  # seconds for which a refusal is valid
 DEVICE = Path("/dev/kvm")
@@ -142,7 +142,7 @@ def _key(arch: Arch, kernel_sha256: str) -> str:
     program = f"{program} {file_state.facts(Path(program).resolve())}"
     system = os.uname()
     host = [system.sysname, system.release, system.version, system.machine, _processor()]
-    return hashlib.sha256(json.dumps([FORMAT, program, kernel_sha256, host]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([PROOF_FORMAT, program, kernel_sha256, host]).encode()).hexdigest()[:32]
 
 
 def _processor() -> str:

@@ -92,13 +92,13 @@ def test_modes_and_owners_of_a_checkout_do_not_cost_a_layer(engine: Engine, name
     for file in ("data", "program"):
         (recipes / name / file).write_text(file)
     (recipes / name / "program").chmod(0o755)
-    first = images.build(name, engine, tmp_path, None, recipes)
+    first = images.build_anew(name, engine, tmp_path, None, recipes)
     for path, mode in (("data", 0o600), ("program", 0o700), ("Containerfile", 0o640)):
         (recipes / name / path).chmod(mode)
         os.utime(recipes / name / path, (1, 1))
         if os.getuid() == 0:
             os.chown(recipes / name / path, 1234, 1234)
-    assert images.build(name, engine, tmp_path, None, recipes).id == first.id
+    assert images.build_anew(name, engine, tmp_path, None, recipes).id == first.id
 
 
 def test_an_edit_of_the_recipe_gives_another_image(engine: Engine, name: str, recipes: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, shared_engine: Engine, test_c
     (recipe / "Containerfile").write_text(RECIPE % (name, name[-8:]))
     (recipe / "base.toml").write_text('[base]\nguest = "alpine"\n')
     store = _store(folder / "first", test_cache)
-    built = images.build(name, shared_engine, store, None, recipe.parent, fresh=True)
+    built = images.build_anew(name, shared_engine, store, None, recipe.parent, fresh=True)
     (saved,) = travel.save(folder / "layout", [name], shared_engine, store, None, recipe.parent)
     own = Own(name, recipe.parent, shared_engine, test_cache, folder, built, saved)
     own.forget()
@@ -113,7 +113,7 @@ def left(engine: Engine) -> list[object]:
 
 def test_two_builds_are_one_image(own: Own, tmp_path: Path) -> None:
     store = own.store("second")
-    second = images.build(own.name, own.engine, store, None, own.recipes, fresh=True)
+    second = images.build_anew(own.name, own.engine, store, None, own.recipes, fresh=True)
     assert second.id != own.built.id, "the engine gave one image twice, so nothing was compared"
     assert own.save(tmp_path / "layout", store).digest == own.saved.digest
     ours, theirs = ({path.name: path.read_bytes() for path in one.rglob("*") if path.is_file()} for one in (tmp_path, own.layout))
@@ -227,11 +227,21 @@ def relabelled(layout: Path, change: Callable[[dict[str, Any]], object], *, seal
 Change = Callable[[dict[str, Any]], object]
 REFUSED: list[tuple[str, Change, bool, str]] = [
     ("machine", lambda config: config.update(architecture="arm64"), True, "it is for linux/arm64, and this engine runs linux/"),
-    ("recipe", lambda config: config["config"]["Labels"].update({oci.RECIPE: "f" * 64}), True, "it was made from another recipe"),
-    ("name", lambda config: config["config"]["Labels"].update({oci.NAME: "../x"}), True, "for which there is no recipe here"),
+    (
+        "recipe",
+        lambda config: config["config"]["Labels"].update({oci.RECIPE_LABEL: "f" * 64}),
+        True,
+        "it was made from another recipe",
+    ),
+    (
+        "name",
+        lambda config: config["config"]["Labels"].update({oci.NAME_LABEL: "../x"}),
+        True,
+        "for which there is no recipe here",
+    ),
     (
         "identity",
-        lambda config: config["config"]["Labels"].update({oci.IDENTITY: "f" * 64}),
+        lambda config: config["config"]["Labels"].update({oci.IDENTITY_LABEL: "f" * 64}),
         True,
         "it says that its identity is",
     ),

@@ -386,7 +386,7 @@ def kernel(world: World) -> object:
     tools = kernel_build.Tools(workspace, {}, cast(Any, lambda: engine), lambda _: "image")
     recipe = KernelBuild.model_validate({"build": "true", "output": "target/out/kernel", "where": "c"})
     group = kernel_build.Group("normal", None, Arch.X86_64, "t")
-    made = kernel_build.build(recipe, group, tools, lambda _: None, lambda _: None)
+    made = kernel_build.run_build(recipe, group, tools, lambda _: None, lambda _: None)
     return made.path.read_bytes()
 
 

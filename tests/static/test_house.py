@@ -163,7 +163,12 @@ def test_what_the_tests_install_is_pinned() -> None:
     assert all("==" in line for line in lines)
 
 
-NO_SUBJECT = re.compile(r"(What|Who|Whom|Whose|It|That|Those|Where|How|Whether|Which|When|They)\b")
+NO_SUBJECT = re.compile(
+    r"(What|Who|Whom|Whose|It|That|Those|Where|How|Whether|Which|When|They|This|These|There|Whoever|Whatever|All (that|those|of)"
+    r"|Everything|Anything|Something|Nothing|Nobody|Somebody|Each|Of|For|As|In|On|At|By|With|Without|Until|After|Before|If)\b"
+)
+# What is still to be written anew. The list becomes shorter.
+STILL_WITHOUT_SUBJECT = {"console/alignment", "console/keyboard"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -171,4 +176,5 @@ def test_a_docstring_begins_with_what_the_thing_is_or_does(path: Path) -> None:
     """A verb or a noun, in plain technical English: no clause without a subject."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     texts = [ast.get_docstring(n) for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
-    assert [line for text in texts if text and NO_SUBJECT.match(line := text.splitlines()[0])] == []
+    wrong = [line for text in texts if text and NO_SUBJECT.match(line := text.splitlines()[0])]
+    assert bool(wrong) == (str(path.relative_to(ROOT / "qcase").with_suffix("")) in STILL_WITHOUT_SUBJECT), wrong

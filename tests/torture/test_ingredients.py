@@ -362,7 +362,7 @@ def test_reach_and_find_agree(root: Path) -> None:
     """What a build sees is in what is compared, without reading a byte of it."""
     with opened(root) as (session, cases):
         for case in cases:
-            for place in ingredients.places(case):
+            for place in ingredients.source_places(case):
                 reached = place.reach(session.workspace, session.ignored)
                 for source in place.sources(session.workspace, session.ignored):
                     assert ingredients.covers(reached, Path(os.path.realpath(source.origin.parent), source.origin.name))

@@ -277,7 +277,7 @@ def test_examples_run_on_riscv64_and_bring_the_c_library_that_the_guest_does_not
 def test_the_initramfs_is_the_same_bytes_each_time(guest: Guest) -> None:
     assert guest.initrd is not None
     with Ext4Image.open(guest.rootfs) as image:
-        assert initramfs.build(image, guest.arch) == guest.initrd.read_bytes()
+        assert initramfs.archive(image, guest.arch) == guest.initrd.read_bytes()
 
 
 @pytest.mark.parametrize("guest", [Arch.AARCH64], indirect=True)

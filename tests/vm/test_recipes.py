@@ -42,7 +42,7 @@ def built(tmp_path: Path, shared_engine: Engine) -> Iterator[Built]:
     recipe.write_text(f"{recipe.read_text()}RUN echo {uuid.uuid4().hex} >/opt/qcase/own\n")
     digest = recipes.recipe_digest("alpine", sources / "images")
     yield Built(sources, image_contents.tag_of("alpine", digest))
-    for image in shared_engine.api.images(filters={"label": f"{oci.RECIPE}={digest}"}):
+    for image in shared_engine.api.images(filters={"label": f"{oci.RECIPE_LABEL}={digest}"}):
         shared_engine.api.remove_image(image["Id"], force=True)
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from qcase.containers.engine import Engine
 
 
-RECIPE = 1  # raised when the same packages would be installed otherwise
+INSTALL_RECIPE = 1  # raised when the same packages would be installed otherwise
 
 
 def sources_in(root: Tree) -> dict[str, JSON]:
@@ -88,8 +88,8 @@ class PackageSupplier:
         if self.lock is not None and self.record_into is None:
             # A script may request nothing after all, so a case that is not in the lock is no error yet.
             packages: list[JSON] = [package.row for package in self.lock.cases.get((self.arch, case), ())]
-            return {"recipe": RECIPE, "locked": packages, "environment": environment}
-        return {"recipe": RECIPE, **self.sources.part(self.arch), "environment": environment}
+            return {"recipe": INSTALL_RECIPE, "locked": packages, "environment": environment}
+        return {"recipe": INSTALL_RECIPE, **self.sources.part(self.arch), "environment": environment}
 
     def provide(self, case: str, asked: Sequence[str], root: Tree, scratch: Path, log: Path | Tree, folder: Path) -> None:
         """Put every package that apk needs for a request to a root into a folder: see `_lay_out`.

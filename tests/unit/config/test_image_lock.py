@@ -185,7 +185,7 @@ def test_images_of_two_times_are_told_of(tmp_path: Path, monkeypatch: pytest.Mon
     after = replace(before, pins={**before.pins, "new": pin})
     (cache / "images").mkdir(parents=True)
     record = {
-        "format": image_lock.FORMAT,
+        "format": image_lock.LOCK_FORMAT,
         "recipe": recipe,
         "image": "sha256:2",
         "identity": pin.identity,

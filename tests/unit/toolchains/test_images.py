@@ -84,7 +84,7 @@ def record(cache: Path, **parts: object) -> None:
 def test_the_identity_is_known_without_an_engine(recipes: Path, tmp_path: Path) -> None:
     assert images.known_identity("tiny", tmp_path, recipes) is None
     recipe = recipe_digest("tiny", recipes)
-    record(tmp_path, format=image_lock.FORMAT, recipe=recipe, image="sha256:1", identity="abc")
+    record(tmp_path, format=image_lock.LOCK_FORMAT, recipe=recipe, image="sha256:1", identity="abc")
     assert images.known_identity("tiny", tmp_path, recipes) == "abc"
     (recipes / "tiny" / "build.sh").write_text("changed")
     assert images.known_identity("tiny", tmp_path, recipes) is None
@@ -92,7 +92,7 @@ def test_the_identity_is_known_without_an_engine(recipes: Path, tmp_path: Path) 
 
 def test_a_record_of_another_format_or_half_of_one_is_none(recipes: Path, tmp_path: Path) -> None:
     recipe = recipe_digest("tiny", recipes)
-    record(tmp_path, format=image_lock.FORMAT + 1, recipe=recipe, image="sha256:1", identity="abc")
+    record(tmp_path, format=image_lock.LOCK_FORMAT + 1, recipe=recipe, image="sha256:1", identity="abc")
     assert images.known_identity("tiny", tmp_path, recipes) is None
     (tmp_path / "images" / "tiny.json").write_text('{"format": 1, "rec')
     assert images.known_identity("tiny", tmp_path, recipes) is None

@@ -18,7 +18,7 @@ from qcase.errors import InfraError
 from qcase.toolchains import oci, oci_layout, oci_seal
 from qcase.toolchains.oci import Blob, Packed
 
-LABELS = {"qcase": "1", oci.NAME: "own", oci.RECIPE: "a" * 64, oci.IDENTITY: "b" * 64}
+LABELS = {"qcase": "1", oci.NAME_LABEL: "own", oci.RECIPE_LABEL: "a" * 64, oci.IDENTITY_LABEL: "b" * 64}
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,11 @@ def inspected(image: Packed, **config: Any) -> dict[str, Any]:
 def test_what_was_made_from_a_sealed_image_is_not_taken_for_it(tmp_path: Path) -> None:
     image = seal(tmp_path, layer(*FILES), Env=["PATH=/bin"])
     shown = inspected(image)
-    assert oci.sealed_identity(shown) == LABELS[oci.IDENTITY]
+    assert oci.sealed_identity(shown) == LABELS[oci.IDENTITY_LABEL]
     labels = shown["Config"]["Labels"]
     more = {**shown, "RootFS": {"Layers": [*shown["RootFS"]["Layers"], f"sha256:{'1' * 64}"]}}
     others = [more, inspected(image, Env=["PATH=/evil"]), inspected(image, Entrypoint=["/evil"])]
-    others += [inspected(image, Labels={**labels, oci.IDENTITY: "c" * 64}), {**shown, "Architecture": "arm64"}]
+    others += [inspected(image, Labels={**labels, oci.IDENTITY_LABEL: "c" * 64}), {**shown, "Architecture": "arm64"}]
     others += [inspected(image, Labels={key: value for key, value in labels.items() if key != oci.SEAL}), {}]
     assert [oci.sealed_identity(one) for one in others] == [None] * len(others)
 
