@@ -127,9 +127,9 @@ class Transcript:
         if ("\x1b" in rest and rest.count("\x1b") != rest.count(_ERASED)) or "\a" in rest or "\0" in rest or "\x7f" in rest:
             return text, False
         if "\r" in rest:
+            if _ERASES_REST.search(text):
+                return text, False  # the cursor may not have been at the end of its row
             rest = _LINE_ENDS.sub("\n", rest)
-            if "\r" in rest and _ERASES_REST.search(text):
-                return text, False  # the cursor was not at the end of its row
         return rest, True
 
     def _even(self, text: str, at: int, lines: list[bytes]) -> int:

@@ -198,3 +198,9 @@ def test_a_line_of_one_thing_again_and_again_costs_what_it_is_long(unit: str) ->
     for at in range(0, len(data), 4096):
         guest.prints(data[at : at + 4096])
     assert time.process_time() - before < 12  # 1 to 3 s, else more than 14 s
+
+
+@pytest.mark.parametrize("erases", ["\r\x1b[K\r\n", "\r\x1b[0K\r\n", "\r\x1b[J\n", "\r\x1b[31m\x1b[K\r\n", "\r\x1b[2K\r\n"])
+def test_a_row_that_is_erased_right_before_it_ends_is_no_success(erases: str) -> None:
+    assert in_pieces(Rules(success=("^PASS$",)), f"PASS{erases}") is Verdict.EXITED
+    assert in_pieces(Rules(success=("^PASS$",), fail=("^FAIL$",)), f"FAIL{erases}") is Verdict.FAIL
