@@ -75,16 +75,19 @@ class Cache(StrEnum):
 class SubtestStatus(StrEnum):
     PASS = "pass"  # noqa: S105 - not a password
     FAIL = "fail"
+    SKIP = "skip"  # an inner test that says why it did not run
+    TODO = "todo"  # an inner test that is known not to work yet; it decides nothing
     BROKEN = "broken"  # began and never ended: the guest panicked, hung or went away
     NOT_RUN = "not-run"
 
 
 @dataclass(frozen=True)
 class SubtestResult:
-    """Result of one command of a grouped case. `duration`: seconds between the arrival of its markers at the host; None if the
-    command never ended.
+    """Result of one command of a grouped case, or of one test inside a command. `duration`: seconds between the arrival of its
+    markers at the host, or since the result before it; None if it never ended.
 
-    `output`: the last lines of a command that did not pass, after the match of a fail pattern if there is one.
+    `command`: empty for a test inside a command. `output`: the last lines of a subtest that did not pass, after the match of a
+    fail pattern if there is one.
     """
 
     name: str

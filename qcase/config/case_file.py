@@ -24,7 +24,9 @@ from qcase.config.fields import (
     Network,
     PackageName,
     PathString,
+    Pattern,
     PlacePattern,
+    Results,
     Strings,
     Words,
     matching,
@@ -110,6 +112,9 @@ class CaseConfig:
     `kernel_trouble`: None leaves the choice to `[run]`. `rootfs`: a name in `[guest.<arch>] disks`, or a value of `[guest.<arch>]
     rootfs`; None for the image that the drive names.
 
+    `results`: the dialect in which the command's own tests tell their results, "markers" for the case's own `markers` (each as
+    `<key>\\t<pattern>`); empty if the patterns alone decide.
+
     `smp` and `memory`: the number of processors and the bytes in `args`. `retries`: the number of further attempts for a case
     that does not pass. `cargo_options`: for the build in Rust; `cmake`, `meson`, `configure`, `make`: for builds in C. `install`:
     additional files of those builds to install, each as `<folder>\\t<pattern>`.
@@ -124,6 +129,8 @@ class CaseConfig:
     timeout: float | None = None
     match: Match = "any"
     match_from: MatchFrom = "start"
+    results: str = ""
+    markers: tuple[str, ...] = ()
     network: Network | None = None
     kernel_trouble: KernelTroubleIs | None = None
     boot_timeout: float | None = None
@@ -156,6 +163,16 @@ class CaseConfig:
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class _Markers(Model):
+    """Table `[qcase.markers]`: patterns (RE2) for the lines of tests inside the command."""
+
+    begin: Pattern | None = None
+    passed: Pattern | None = Field(default=None, alias="pass")
+    fail: Pattern | None = None
+    skip: Pattern | None = None
+    summary: Pattern | None = None
+
+
 class _QcaseTable(Model):
     """Table `[qcase]`.
 
@@ -167,6 +184,7 @@ class _QcaseTable(Model):
 
     match: Match = "any"
     match_from: MatchFrom = "start"
+    results: Results | None = None
     network: Network | None = None
     kernel_trouble: KernelTroubleIs | None = None
     boot_timeout: Seconds = 0.0
@@ -185,6 +203,7 @@ class _QcaseTable(Model):
     configure: Words = ()
     make: Words = ()
     install: dict[GuestFolder, Annotated[tuple[PlacePattern, ...], Strict(False)]] = Field(default={})
+    markers: _Markers = _Markers()
 
 
 class CaseFile(Model):

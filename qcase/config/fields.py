@@ -20,6 +20,7 @@ CacheWrite = Literal["auto", "always", "never"]
 Match = Literal["any", "all"]
 MatchFrom = Literal["start", "prompt"]
 Build = Literal["named", "all"]
+Results = Literal["ktap", "tap", "kselftest", "ltp", "kunit", "libtest", "unity", "auto"]
 Cargo = Literal["build", "test"]
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from qcase.config import qemu_options, root_disk
+from qcase.config import qemu_options, results_table, root_disk
 from qcase.config.case_file import CaseConfig, CaseFile, Placeholders, Wrong, memory, refuse_environment, smp
 from qcase.config.patterns import PatternError, compile_pattern
 from qcase.config.toml_document import Document, config_error, read
@@ -81,13 +81,13 @@ def _resolve_case(
     if placeholders.environment is None:
         refuse_environment(file, wrong)
     args = tuple(placeholders.replace(arg) for arg in file.args)
-    prefix = placeholders.replace(file.shell_prefix).strip() or None
-    command = placeholders.replace(file.shell_init_cmd).strip() or None
+    prefix, command = (placeholders.replace(text).strip() or None for text in (file.shell_prefix, file.shell_init_cmd))
     test_commands = tuple(text.strip() for text in file.test_commands)
-
     _check_words(args, prefix, command, test_commands, broken, wrong)
     patterns = _checked_patterns(file, placeholders, wrong)
-    if not patterns["success_regex"] and not test_commands and not broken & {"success_regex", "test_commands"}:
+    results, markers = results_table.checked(file, test_commands, command, wrong)
+    decides = patterns["success_regex"] or test_commands or results_table.is_there(document.data)
+    if not (decides or broken & {"success_regex", "test_commands"}):
         wrong(("success_regex",), "no success_regex: the case can never pass", "say what the guest prints when all is well")
     return CaseConfig(
         args=args,
@@ -99,6 +99,8 @@ def _resolve_case(
         timeout=file.timeout or None,
         match=file.qcase.match,
         match_from=file.qcase.match_from,
+        results=results,
+        markers=markers,
         network=file.qcase.network,
         kernel_trouble=file.qcase.kernel_trouble,
         boot_timeout=file.qcase.boot_timeout or None,

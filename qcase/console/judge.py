@@ -33,6 +33,7 @@ from typing import Final
 from qcase.console.all_readings import EXCERPT, PROMPT_LIKE, AllReadings, excerpt_of
 from qcase.console.echo_text import CHUNK
 from qcase.console.group import Group, Subtests
+from qcase.console.inner_tests import InnerTests
 from qcase.console.keyboard import Keyboard
 from qcase.console.panics import BANNER, LINE_SHOWN, PANIC_PATTERNS, PanicPattern, Suspects, panic_block, shown
 from qcase.console.pending import Evidence, Pending
@@ -106,6 +107,7 @@ class Judge:
         self._said_on_row = b""  # what a fail pattern matched on a row that had not ended
         self._group_fail: Ruling | None = None
         self._group = Subtests(rules.group)
+        self._inner = InnerTests(rules, self._transcript)
         self._muted: dict[Pattern, int] = {}  # position up to which a fail pattern has been blamed on a command of a group
         self._prompts_from = 0  # start of the next search for a prompt, once the command of a group was typed
 
@@ -128,12 +130,12 @@ class Judge:
 
     def finished_subtests(self) -> list[SubtestResult]:
         """Return the subtests that ended since the last call."""
-        return self._group.finished()
+        return self._inner.finished() or self._group.finished()
 
     def subtests(self) -> tuple[SubtestResult, ...]:
-        """Return all subtests of a grouped case, also those that did not end or never began."""
+        """Return all subtests of a case, also those that did not end or never began."""
         rest = self._text.slice(max(self._text.line_start, self._text.end - 4 * LINE_SHOWN), self._text.end)
-        return self._group.results(shown(rest))
+        return self._inner.results() or self._group.results(shown(rest))
 
     def kernel_trouble(self) -> tuple[KernelTrouble, ...]:
         """Return the kernel's reports short of a panic, except those that led to a panic."""
@@ -167,6 +169,8 @@ class Judge:
             times.append(self._group.next_wake)
         if self._looked_at != (self._text.end, True):
             times.append(self._last_data + QUIET)
+        if (wake := self._inner.next_wake(self._last_data)) is not None and self._pending.ruling is None:
+            times.append(wake)
         return min(times, default=None)
 
     # --- input from the caller -----------------------------------------------------------------------------------------
@@ -187,6 +191,7 @@ class Judge:
             return
         self._type(now)
         self._look(now, quiet=now >= self._last_data + QUIET)
+        self._heed_inner_tests(now)
         if self._pending.ruling is not None and now >= self._drained_at:
             self._settle(now)
         if self.ruling is None and self._pending.ruling is None:
@@ -210,6 +215,8 @@ class Judge:
             what = f"{running or 'the next command'} did not end within {limit:g} s, nor could the guest end it"
         elif self.rules.group is not None:
             what = f"the group did not end within {limit:g} s" + (f"; {running} was running" if running else "")
+        elif self._inner.wanted:
+            what = f"the tests did not end within {limit:g} s: {self._inner.progress()}"
         else:
             missing = " and ".join(repr(p.source) for p in self._success)
             what = f"no match of {missing} within {limit:g} s"
@@ -221,6 +228,7 @@ class Judge:
         """Rule because QEMU ended by itself with status `how`. `reset`: the guest's machine was reset; `fault`: its cause."""
         if self.ruling is not None:
             return
+        self._inner.over = True
         self._last_words(now, quiet=True)
         if fault and not (self.ruling and self.ruling.verdict is Verdict.PANIC):
             self.ruling = Ruling(Verdict.PANIC, f"the guest's machine was reset by a {fault}", self.phase, excerpt=self._last())
@@ -229,7 +237,8 @@ class Judge:
         if reset and self.rules.prompt is not None and self.prompt_at is None:
             self.ruling = Ruling(Verdict.PANIC, "the guest's machine was reset while it booted", self.phase, excerpt=self._last())
         else:
-            self.ruling = self._group_fail or Ruling(Verdict.EXITED, f"QEMU ended before a verdict, {how}", self.phase)
+            known = f"; {self._inner.progress()}" if self._inner.wanted else ""
+            self.ruling = self._group_fail or Ruling(Verdict.EXITED, f"QEMU ended before a verdict, {how}{known}", self.phase)
 
     def reset(self, now: float) -> None:
         """Count a reset of the guest's machine, which starts again.
@@ -313,6 +322,7 @@ class Judge:
                     self._text.blank(position + echo, position + len(line))
                 position += len(line) + 1
             self._readings.update()
+        self._inner.take(now)
 
     def _heed_echo(self) -> None:
         """Bring the readings up to date with the echo found so far."""
@@ -363,6 +373,7 @@ class Judge:
         self._heed_echo()
         if self.command_at is None and self._keyboard.line_end_typed:
             self.command_at = now
+            self._inner.begin()
             self._prompts_from = self._text.end
         if self._keyboard.warning:
             self.warnings = (self._keyboard.warning,)
@@ -380,6 +391,7 @@ class Judge:
         self._look(now, quiet=quiet, last=True)
         if self._pending.ruling is None and self._review(over=now >= self._last_data + SILENT):
             self._look(now, quiet=quiet, last=True)
+        self._heed_inner_tests(now)
         if self._pending.ruling is not None:
             self._settle(now, last=True)
         if self.ruling is None and (silent := self._suspects.silent(self._text, None)):
@@ -447,10 +459,10 @@ class Judge:
             lines, found = match
             ruling = self._ruling(Verdict.PASS, pattern, lines.text, found)
             evidence = Evidence(lines, pattern, found[0], now)
-            if self.rules.match_all or self.rules.group is not None:
+            if self.rules.match_all or self.rules.group is not None or self._inner.wanted:
                 self._success.remove(pattern)
                 self._pending.matched[pattern.source] = evidence
-                if self._success or self.rules.group is not None:
+                if self._success or self.rules.group is not None or self._inner.wanted:
                     continue
                 self._pending.replace_by(ruling, list(self._pending.matched.values()), now)
             else:
@@ -558,6 +570,10 @@ class Judge:
                 self._pending.ruling = Ruling(Verdict.FAIL, f"no match of {missing!r}", Phase.COMMAND, missing)
         if self._pending.ruling.verdict is Verdict.PANIC and self._pending.panic_at is not None:
             self._pending.ruling = replace(self._pending.ruling, block=panic_block(self._text, self._pending.panic_at))
+        if self._inner.is_own(self._pending.ruling):
+            self._pending.ruling = self._ruling_by_tests(now)  # the results may have changed since
+            if self._pending.ruling is None:
+                self._pending.drop()
         self.ruling = self._pending.ruling
 
     def _heed_unfinished_panic(self, now: float) -> None:
@@ -645,6 +661,18 @@ class Judge:
             self._transcript.heed_split()
             self._review()
         self._pending.keep(due)
+
+    def _heed_inner_tests(self, now: float) -> None:
+        """Rule on the tests inside the command once it has ended."""
+        if self._pending.ruling is None and (ruling := self._ruling_by_tests(now)) is not None:
+            self._said_on_row = b""
+            self._pending.replace_by(ruling, list(self._pending.matched.values()), now)
+            self._pending.matched_at = self._last_data
+
+    def _ruling_by_tests(self, now: float) -> Ruling | None:
+        typed = self._keyboard is not None and self._keyboard.all_typed
+        lacks = self._success[0].source if self._success and (self.rules.match_all or not self._pending.matched) else ""
+        return self._inner.ruling(now, self._last_data, typed=typed, lacks=lacks)
 
     # --- groups --------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,10 @@ from qcase.model import Phase, Verdict
 
 @dataclass(frozen=True)
 class Rules:
-    """Prompt, command and deciding patterns of a case. Patterns are RE2."""
+    """Prompt, command and deciding patterns of a case. Patterns are RE2.
+
+    With `results`, a case passes by the tests inside its command, and its success patterns have to match besides.
+    """
 
     prompt: str | None = None
     command: str | None = None
@@ -19,6 +22,8 @@ class Rules:
     match_all: bool = False
     from_prompt: bool = False
     group: Group | None = None
+    results: str = ""  # the dialect of the results of the command's own tests; empty if the patterns alone decide
+    markers: tuple[tuple[str, str], ...] = ()  # patterns of that dialect, if it is the case's own, by their keys
     resets: bool = False  # the guest may reset its machine, which then starts again
     time_stamps: bool = False  # the kernel is known to write time stamps
     kernel_trouble: str = "warn"  # or "fail" or "ignore": effect of the kernel's reports short of a panic

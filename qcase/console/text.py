@@ -62,6 +62,7 @@ class Text:
         self.view = bytearray()
         self.line_start = 0  # start of the unfinished line
         self.rewound = NOWHERE  # lowest position of a truncation since the owner reset this
+        self.undone = NOWHERE  # the same for the reader of inner tests
         self.soft: dict[int, int] = {}  # start to end of stretches that may be echo: a success there is no evidence
         self.gone: dict[int, int] = {}  # the same of stretches that were returned over: a success there is no evidence
         self.changed = NOWHERE  # lowest position of a change of the view since the owner reset this
@@ -94,6 +95,7 @@ class Text:
     def truncate(self, end: int) -> None:
         """Remove the text behind a position, which is the start of a line."""
         self.rewound = min(self.rewound, end)
+        self.undone = min(self.undone, end)
         del self.raw[max(end - self.base, 0) :]
         if self.view is not self.raw:
             del self.view[max(end - self.base, 0) :]

@@ -10,6 +10,7 @@ Errors are faults at which `qcase run` would stop, and cases with a meaningless 
     same-command     two commands of a group whose names in reports differ by a number alone
     unread           a success pattern of a grouped case, replaced by the runner's
     unreachable      sources that no command names, and cases outside of the searched folders
+    results          a fail pattern that takes a test that is todo or skipped for a failed one
     kernel-trouble   a fail pattern for kernel reports, which `kernel_trouble` finds anyway
     machine          a disk without an image, a card that bypasses the network policy
     timeout          no timeout, or one below the duration of the case's last run
@@ -258,6 +259,7 @@ class _Case:
         yield from self._contradictions()
         yield from self._unread()
         yield from self._same_command()
+        yield from self._results()
         yield from self._kernel_trouble()
         yield from self._timeout()
         yield from self._unreached()
@@ -356,6 +358,16 @@ class _Case:
                     "same-command",
                     self.problem("test_commands", index, f"{what} test_commands[{first}]: reports call it {name!r}", hint),
                 )
+
+    def _results(self) -> Iterator[Finding]:
+        """Report fail patterns for lines of inner tests that are no failures: `results` reads these lines."""
+        if self.config.results not in ("ktap", "tap", "kselftest", "kunit", "auto"):
+            return
+        for index, pattern in enumerate(self.config.fail_regex):
+            if compile_pattern(pattern).search("not ok 1 - x # TODO y"):
+                what = f"{pattern!r} also fails the case by a test that is todo or skipped (not ok 1 # TODO)"
+                hint = f"leave it out: results = {self.config.results!r} finds the tests that failed"
+                yield _warning("results", self.problem("fail_regex", index, what, hint))
 
     def _kernel_trouble(self) -> Iterator[Finding]:
         """Report fail patterns that duplicate a part of `kernel_trouble`: they mistake a program's output for the kernel's."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from qcase.report import inert
-from qcase.report.results import Results
+from qcase.report.results import Results, Subtest
 
 _ORDER = ("error", "build-error", "panic", "fail", "timeout", "exited", "flaky", "skipped", "pass")
 
@@ -30,7 +31,15 @@ def render(run: Results) -> str:
     when = datetime.fromtimestamp(run.started, UTC).strftime("%Y-%m-%d %H:%M UTC") if run.started else ""
     name = Path(run.workspace).name or "qcase"
     page = environment.get_template("page.html.jinja")
-    return inert.xml(page.render(run=run, counts=counts, said=said, when=when, name=name, seconds=_seconds))
+    return inert.xml(page.render(run=run, counts=counts, said=said, when=when, name=name, seconds=_seconds, counted=_counted))
+
+
+def _counted(subtests: Sequence[Subtest]) -> str:
+    """Return such as `3 commands`, or `12 tests: 10 pass, 2 skip`."""
+    if all(subtest.command for subtest in subtests):
+        return f"{len(subtests)} commands"
+    counts = Counter(subtest.status.value for subtest in subtests)
+    return f"{len(subtests)} tests: {', '.join(f'{count} {status}' for status, count in counts.items())}"
 
 
 def _seconds(value: float | None) -> str:

@@ -96,7 +96,8 @@ def _tests(case: CaseReport, folder: str) -> Iterator[Any]:
     if case.verdict in (Verdict.FAIL, Verdict.BUILD_ERROR):
         telling.add(SubtestStatus.FAIL)
     blamed = any(subtest.status in telling for subtest in case.subtests)
-    if not case.subtests or (case.verdict is not Verdict.PASS and not blamed) or case.earlier or case.warnings:
+    faulty = any(not subtest.command for subtest in case.subtests)  # the reason may be a fault of the results themselves
+    if not case.subtests or (case.verdict is not Verdict.PASS and (not blamed or faulty)) or case.earlier or case.warnings:
         yield _whole(case, folder)
 
 
@@ -132,7 +133,10 @@ def _subtest(case: CaseReport, subtest: Subtest) -> Any:
     import junitparser
 
     test = _test(subtest.name, f"{case.arch}.{case.name.replace('/', '.')}", subtest.seconds or 0.0)
-    if subtest.status is SubtestStatus.NOT_RUN:
+    if subtest.status in (SubtestStatus.SKIP, SubtestStatus.TODO):
+        said = f"{subtest.status}: {subtest.reason}".removesuffix(": ")
+        test.append(junitparser.Skipped(_clean(said)))
+    elif subtest.status is SubtestStatus.NOT_RUN:
         test.append(junitparser.Skipped(_clean(subtest.reason or f"not run: {_first_line(case)}")))
     elif subtest.status is not SubtestStatus.PASS:
         what = subtest.reason or (f"status {subtest.exit_status}" if subtest.exit_status else "")

@@ -34,7 +34,9 @@ class Times(_Document):
 
 
 class Subtest(_Document):
-    """A command of a grouped case. `output`: the last lines that it printed; empty for one that passed."""
+    """A command of a grouped case, or a test inside a command, which has an empty `command`; names of nested tests are joined by
+    `/`. `output`: the last lines that it printed; empty for one that passed.
+    """
 
     name: str
     command: str

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from qcase import events
 from qcase.arch import Arch
-from qcase.model import Cache, CaseResult, Fault, LimitUse, Phase, SubtestStatus, Verdict
+from qcase.model import Cache, CaseResult, Fault, LimitUse, Phase, SubtestResult, SubtestStatus, Verdict
 from qcase.report import ci, inert
 from qcase.text import without_controls
 
@@ -44,6 +44,8 @@ _STYLES = {
 _SUBTEST_STYLES = {
     SubtestStatus.PASS: "green",
     SubtestStatus.FAIL: "bold red",
+    SubtestStatus.SKIP: "cyan",
+    SubtestStatus.TODO: "cyan",
     SubtestStatus.BROKEN: "bold yellow",
     SubtestStatus.NOT_RUN: "dim",
 }
@@ -53,6 +55,8 @@ _CONSOLE_LINES = 12
 _BLOCK_LINES = 20  # lines shown of a kernel's report
 _BLOCK_TAIL = 4  # of these, lines from its end
 _SUBTEST_LINES = 12
+_ALL_SUBTESTS = 20  # maximum number of subtests that are all listed; of more, those that passed or did not run are counted
+_MANY_SUBTESTS = 50  # maximum number of further subtests that are listed
 _TIED = "\u00a0"  # a space at which no line is broken
 _SLOWEST = 3  # number of cases that the summary names
 
@@ -226,6 +230,8 @@ class TerminalReport:
         if self._verbosity > 0 and (booted := result.booted):
             flash = f", firmware {booted.firmware} ({(booted.firmware_sha256 or '')[:12]})" if booted.firmware else ""
             self._print(f"{_INDENT}kernel {booted.kernel} ({booted.kernel_sha256[:12]}), by {booted.accel}{flash}", "dim")
+        if result.passed and any(one.status is not SubtestStatus.PASS for one in result.subtests):
+            self._print(f"{_INDENT}{_by_status(result.subtests)}", "dim")
         self._warn(result)
         for number, attempt in enumerate(result.earlier, 1):
             self._print(f"{_INDENT}attempt {number} of {len(result.earlier) + 1} ended with {attempt.verdict}:", "yellow")
@@ -289,7 +295,7 @@ class TerminalReport:
             self._print(f"{_INDENT}limits: {', '.join(_used(use) for use in result.limits)}", "dim")
         for line in (result.excerpt or "").splitlines():
             self._print(f"{_INDENT}> {without_controls(line)}", "red")
-        for subtest in result.subtests:
+        for subtest in self._listed(result):
             took = f"  {_seconds(subtest.duration)}" if subtest.duration is not None else ""
             status = f" (status {subtest.exit_status})" if subtest.exit_status else ""
             why = f": {subtest.reason}" if subtest.reason else ""
@@ -299,6 +305,17 @@ class TerminalReport:
             )
             for line in _squeezed(subtest.output)[-_SUBTEST_LINES:]:
                 self._print(f"{_INDENT}{'':<8} | {without_controls(line)}", "dim")
+
+    def _listed(self, result: CaseResult) -> Sequence[SubtestResult]:
+        """Print how many subtests there are of each status if they are many, and return those to list."""
+        subtests = result.subtests
+        if len(subtests) <= _ALL_SUBTESTS:
+            return subtests
+        self._print(f"{_INDENT}{_by_status(subtests)}")
+        telling = [one for one in subtests if one.status not in (SubtestStatus.PASS, SubtestStatus.NOT_RUN)]
+        if len(telling) > _MANY_SUBTESTS:
+            self._print(f"{_INDENT}the first {_MANY_SUBTESTS} that did not pass; a report has all (--json, --html)", "dim")
+        return telling[:_MANY_SUBTESTS]
 
     def _summary(self, event: events.RunFinished) -> None:
         counts = Counter(result.verdict for result in event.results)
@@ -391,6 +408,13 @@ _SUMMARY_WORDS = {
     Verdict.SKIPPED: "skipped",
     Verdict.ERROR: "in error",
 }
+
+
+def _by_status(subtests: Sequence[SubtestResult]) -> str:
+    """Return the number of subtests of each status, such as `12 subtests: 10 pass, 2 skip`."""
+    counts = Counter(one.status for one in subtests)
+    parts = ", ".join(f"{counts[status]} {status}" for status in SubtestStatus if counts[status])
+    return f"{len(subtests)} subtests: {parts}"
 
 
 def _squeezed(lines: Sequence[str]) -> list[str]:

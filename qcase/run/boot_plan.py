@@ -154,6 +154,8 @@ def rules_of(case: Case, session: Session) -> Rules:
         success=config.success_regex,
         fail=config.fail_regex,
         match_all=config.match == "all",
+        results=config.results,
+        markers=tuple((key, pattern) for key, _, pattern in (marker.partition("\t") for marker in config.markers)),
         from_prompt=config.match_from == "prompt",
         resets=config.reset,
         kernel_trouble=trouble,

@@ -164,6 +164,34 @@ def test_a_suite_that_is_not_there(tree: Suite) -> None:
             'success_regex = ["^ok"]\n[qcase]\nkernel_trouble = "warning"\n',
             """error: {}:5: qcase.kernel_trouble: must be "warn", "fail" or "ignore", not "warning" (did you mean 'warn'?)""",
         ),
+        (
+            'shell_init_cmd = "x"\nfail_regex = ["^not ok"]\n[qcase]\nresults = "ktap"\n',
+            "warning: {}:4: fail_regex[0]: '^not ok' also fails the case by a test that is todo or skipped (not ok 1 # TODO)",
+        ),
+        (
+            'test_commands = ["x"]\n[qcase]\nresults = "ktap"\n',
+            "error: {}:5: qcase.results: cannot stand beside test_commands",
+        ),
+        (
+            'shell_init_cmd = "a\\nb"\n[qcase]\nresults = "ktap"\n',
+            "error: {}:3: shell_init_cmd: must be one line where [qcase] results is set (join the lines with && or ;)",
+        ),
+        (
+            'shell_init_cmd = "x"\n[qcase]\nresults = "ktp"\n',
+            "error: {}:5: qcase.results: must be ",
+        ),
+        (
+            'shell_init_cmd = "x"\n[qcase]\nresults = "tap"\nmarkers = { pass = "^a", summary = "(?P<total>\\\\d+)" }\n',
+            "error: {}:6: qcase.markers: cannot stand beside results = 'tap'",
+        ),
+        (
+            'shell_init_cmd = "x"\n[qcase.markers]\npass = "^a"\n',
+            "error: {}:4: qcase.markers: needs summary: without it nothing tells whether all tests came",
+        ),
+        (
+            'shell_init_cmd = "x"\n[qcase.markers]\npass = "^a"\nsummary = "^b"\n',
+            "error: {}:6: qcase.markers.summary: needs a group that counts: total, passed, failed, skipped",
+        ),
     ],
     ids=lambda value: value[-40:],
 )
@@ -180,6 +208,8 @@ def test_what_one_file_says(text: str, wanted: str, tree: Suite) -> None:
         "shell_init_cmd = 'x'\nsuccess_regex = ['[0-9]+ ok, 0 failed']\nfail_regex = ['[1-9] failed']\n",
         "shell_init_cmd = 'x'\nsuccess_regex = ['^a\\n^b$', '\\x41$', '(?:a|b)+$']\n",
         "shell_init_cmd = 'x'\nsuccess_regex = ['^ok']\nfail_regex = ['Oops']\n[qcase]\nkernel_trouble = 'ignore'\n",
+        "shell_init_cmd = 'x'\nfail_regex = ['^Segmentation']\n[qcase]\nresults = 'ktap'\n",
+        "shell_init_cmd = 'x'\n[qcase.markers]\npass = '^a'\nsummary = '^b (?P<passed>[0-9]+)'\n",
         "test_commands = ['a']\nsuccess_regex = ['(?m)^QCASE_GROUPED_TESTS_PASSED\\s*$']\n",
     ],
 )

@@ -114,6 +114,31 @@ def test_a_command_that_failed_shows_what_it_printed() -> None:
     assert "(status 7)  1.50 s\n                      | wanted 3\n                      | got \ufffd[2J 4\n" in told(GROUP)
 
 
+def inner(name: str, status: SubtestStatus, reason: str = "") -> SubtestResult:
+    return SubtestResult(name, "", status, duration=0.1, reason=reason)
+
+
+def test_of_many_subtests_those_that_did_not_pass_are_listed_and_the_others_counted() -> None:
+    tests = [inner(f"t{number}", SubtestStatus.PASS) for number in range(30)]
+    tests += [inner("bad", SubtestStatus.FAIL), inner("off", SubtestStatus.SKIP, "no card"), inner("31", SubtestStatus.NOT_RUN)]
+    text = told(replace(FAILED, subtests=tuple(tests)))
+    assert "33 subtests: 30 pass, 1 fail, 1 skip, 1 not-run" in text
+    assert re.search(r"^ +fail +bad  0\.10 s$", text, re.MULTILINE)
+    assert re.search(r"^ +skip +off: no card  0\.10 s$", text, re.MULTILINE)
+    assert not re.search(r"^ +(pass +t1|not-run +31)\b", text, re.MULTILINE)
+    many = tuple(inner(f"bad{number}", SubtestStatus.FAIL) for number in range(70))
+    text = told(replace(FAILED, subtests=many))
+    assert "the first 50 that did not pass" in text
+    assert "bad49" in text
+    assert "bad50" not in text
+
+
+def test_a_case_that_passed_says_that_some_of_its_tests_did_not() -> None:
+    text = told(replace(PASSED, subtests=(inner("a", SubtestStatus.PASS), inner("b", SubtestStatus.SKIP))))
+    assert "2 subtests: 1 pass, 1 skip" in text
+    assert "subtests" not in told(replace(PASSED, subtests=(inner("a", SubtestStatus.PASS),)))
+
+
 def test_what_a_guest_prints_cannot_steer_the_terminal_or_a_pipe() -> None:
     out = told(FAILED)
     assert "\x1b" not in out

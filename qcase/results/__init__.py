@@ -1,0 +1,1 @@
+"""Readers of the results of tests inside a command: one for each dialect."""
