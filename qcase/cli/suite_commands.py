@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +43,8 @@ from qcase.report import inert
 
 if TYPE_CHECKING:
     from qcase.inputs.new_case import NewCase
-    from qcase.suite.cases import Workspace
+    from qcase.prepare.session import Session
+    from qcase.suite.cases import BrokenCase, Case, Workspace
 
 
 @app.command("list")
@@ -148,31 +151,57 @@ def argv_command(
     """Print the QEMU command of a case, ready to paste; what it boots is built if need be."""
     with reported():
         from qcase import events
-        from qcase.prepare.session import Session
-        from qcase.report.terminal import TerminalReport
         from qcase.run import boot_plan
-        from qcase.suite import cases as cases_module
-        from qcase.suite import discover, select
+        from qcase.suite.cases import BrokenCase
         from qcase.vm import arguments
 
-        opened = cases_module.Workspace.open(workspace or Path.cwd())
-        known = arch_named(arch)
-        triple = target or known.default_target
-        chosen = select.select(discover.discover(opened, known, triple, group or None), [case])
-        emit = TerminalReport(sys.stderr, lambda *_: "")
-        store = open_store(opened, store_root_of(cache_dir))
-        with Session(opened, known, triple, store, emit, kernel_file=kernel_file(kernel)) as session:
+        with _cases_to_boot(case, arch, target, group, workspace, cache_dir, kernel) as (chosen, session):
             for one in chosen:
-                if isinstance(one, cases_module.BrokenCase):
+                if isinstance(one, BrokenCase):
                     raise one.error
-                emit(events.CaseStarted(one.display_name))
+                session.emit(events.CaseStarted(one.display_name))
                 command, image = boot_plan.command_of(one, session)
                 if len(chosen) > 1:
                     print(f"# {one.display_name}")
                 print(arguments.pasteable(command))
                 if not image.exists():
                     instead = f"`qcase shell {shlex.quote(one.display_name)} --arch {one.arch}`"
-                    warn(emit, f"{one.display_name}: its image is not kept, see [cache] write: run it with {instead} instead")
+                    what = f"{one.display_name}: its image is not kept, see [cache] write: run it with {instead} instead"
+                    warn(session.emit, what)
+
+
+@contextmanager
+def _cases_to_boot(
+    case: str,
+    arch: str,
+    target: str,
+    group: str,
+    workspace: Path | None,
+    cache_dir: str,
+    kernel: Path | None,
+    *,
+    one: bool = False,
+) -> Iterator[tuple[Sequence[Case | BrokenCase], Session]]:
+    """Open a session for the cases that a name or a glob fits. Its messages go to standard error.
+
+    Raises `UsageError` if no case fits, and with `one` if several do.
+    """
+    from qcase.prepare.session import Session
+    from qcase.report.terminal import TerminalReport
+    from qcase.suite import discover, select
+    from qcase.suite.cases import Workspace
+
+    opened = Workspace.open(workspace or Path.cwd())
+    known = arch_named(arch)
+    triple = target or known.default_target
+    chosen = select.select(discover.discover(opened, known, triple, group or None), [case])
+    if one and len(chosen) > 1:
+        names = ", ".join(found.display_name for found in chosen[:4])
+        raise UsageError(f"{len(chosen)} cases fit: {names}", where=case, hint="name one")
+    emit = TerminalReport(sys.stderr, lambda *_: "")
+    store = open_store(opened, store_root_of(cache_dir))
+    with Session(opened, known, triple, store, emit, kernel_file=kernel_file(kernel)) as session:
+        yield chosen, session
 
 
 @app.command("shell")
@@ -189,22 +218,9 @@ def shell_command(
 ) -> None:
     """Boot a case's image with its console on this terminal; nothing is typed, and nothing judged. Ctrl-A X ends it."""
     with reported():
-        from qcase.prepare.session import Session
-        from qcase.report.terminal import TerminalReport
         from qcase.run import shell
-        from qcase.suite import cases as cases_module
-        from qcase.suite import discover, select
 
-        opened = cases_module.Workspace.open(workspace or Path.cwd())
-        known = arch_named(arch)
-        triple = target or known.default_target
-        chosen = select.select(discover.discover(opened, known, triple, group or None), [case])
-        if len(chosen) > 1:
-            names = ", ".join(one.display_name for one in chosen[:4])
-            raise UsageError(f"{len(chosen)} cases fit: {names}", where=case, hint="name one")
-        emit = TerminalReport(sys.stderr, lambda *_: "")
-        store = open_store(opened, store_root_of(cache_dir))
-        with Session(opened, known, triple, store, emit, kernel_file=kernel_file(kernel)) as session:
+        with _cases_to_boot(case, arch, target, group, workspace, cache_dir, kernel, one=True) as (chosen, session):
             code = shell.shell(chosen[0], session, shell.ShellOptions(gdb, keep))
         raise typer.Exit(code)
 

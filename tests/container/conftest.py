@@ -8,10 +8,28 @@ from pathlib import Path
 import pytest
 
 from qcase.containers.engine import Engine
+from qcase.host import process
+from qcase.toolchains import base
 from qcase.toolchains.records import Image
 from tests import registry as registry_module
 from tests.container.builds import Case
 from tests.registry import Registry
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """An engine for one file of tests, whose guardian ends with them."""
+    with Engine.connect() as engine:
+        yield engine
+    process.dismiss_guardian()
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine, test_cache: Path) -> str:
+    """The id of the base image."""
+    found = engine.image_id(base.base(engine, test_cache))
+    assert found is not None
+    return found
 
 
 @pytest.fixture

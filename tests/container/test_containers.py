@@ -26,26 +26,11 @@ from qcase.containers.step import Mount, Step
 from qcase.errors import BuildError, InfraError
 from qcase.events import Event, Warned
 from qcase.host import process
-from qcase.toolchains import base
 
 pytestmark = pytest.mark.container
 
 MIB = 1 << 20
 SOON = 30.0  # seconds: for what takes one, on a machine that is busy
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with Engine.connect() as engine:
-        yield engine
-    process.dismiss_guardian()
-
-
-@pytest.fixture(scope="module")
-def image(engine: Engine, test_cache: Path) -> str:
-    found = engine.image_id(base.base(engine, test_cache))
-    assert found is not None
-    return found
 
 
 @pytest.fixture

@@ -21,20 +21,12 @@ from qcase.containers.engine import Engine
 from qcase.errors import InfraError
 from qcase.events import Event, Progress
 from qcase.guests import debian_archive
-from qcase.host import process
 from qcase.toolchains import base, image_contents, images, records
 from qcase.toolchains.recipes import BaseDefinition, recipe_digest
 
 pytestmark = pytest.mark.container
 
 SOON = 30.0
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with Engine.connect() as engine:
-        yield engine
-    process.dismiss_guardian()
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from qcase.containers.step import Mount, Step, StepResult, verdict_of
 from qcase.errors import InfraError
 from qcase.host import process
 from qcase.host.trees import PlantedError, Tree
-from qcase.toolchains import base
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(300)]
 
@@ -40,20 +39,6 @@ readlink /proc/self/ns/net >/dev/null; tail -n +3 /proc/net/dev | cut -d: -f1; h
 cat /proc/self/oom_score_adj
 ls -l /proc/self/fd | awk '{print $9, $11}' | grep -v -e pipe: -e /proc/ | sort
 """
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with Engine.connect() as engine:
-        yield engine
-    process.dismiss_guardian()
-
-
-@pytest.fixture(scope="module")
-def image(engine: Engine, test_cache: Path) -> str:
-    found = engine.image_id(base.base(engine, test_cache))
-    assert found is not None
-    return found
 
 
 @dataclass
