@@ -123,7 +123,7 @@ def strict_parser(make: Callable[[Any], Any], context: Any) -> Any:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The cases of an architecture. `variant`: as `runner.Batch` has it."""
+    """The cases of an architecture. `variant`: as `run_cases.Batch` has it."""
 
     arch: Arch
     variant: str

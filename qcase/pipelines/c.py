@@ -1,6 +1,6 @@
 """The pipeline `c`: sources in C and C++, built with musl for the guest's architecture in the toolchain image `c`.
 
-After packages and `prebuild.sh` (`qcase.pipelines.pipeline.prebuild`), one step in one container, as the project's build system
+After packages and `prebuild.sh` (`qcase.pipelines.prebuild`), one step in one container, as the project's build system
 has it (`qcase.pipelines.build_systems`):
 
     configure  ►  build  ►  install with DESTDIR = overlay

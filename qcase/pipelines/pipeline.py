@@ -2,7 +2,7 @@
 
 Each pipeline has a `SPEC`: its description (`PipelineSpec`), which enters its keys, with its `build(source, overlay, context)`.
 The build fills an empty overlay folder, laid out as in the guest, or raises `BuildError`. `qcase.pipelines.registry` is the
-table of pipelines. `source` is a copy of the case's folder (`qcase.pipelines.pipeline.sources`); no other process edits it, and
+table of pipelines. `source` is a copy of the case's folder (`qcase.pipelines.sources`); no other process edits it, and
 the build may write to it. Every folder that a step may write to is a `qcase.host.trees.Tree`.
 """
 

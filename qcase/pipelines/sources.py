@@ -48,7 +48,7 @@ def find(
 ) -> tuple[Source, ...]:
     """Return the sources of a case whose own folder of sources is `case/folder`, sorted by the bytes of their paths.
 
-    `others`: the paths in the folder that belong to other cases, from `suite.others_within`. A link to one of them counts as a
+    `others`: the paths in the folder that belong to other cases, from `discover.others_within`. A link to one of them counts as a
     link out of the case. Raises `BuildError` for a path that can be neither copied nor read.
     """
     top = Path(os.path.realpath(case))

@@ -133,8 +133,8 @@ _SEAL, _DIGITS = b',"seal":"', 64  # what is before the digits of a manifest's s
 class Manifest:
     """Manifest of an entry: its inputs (`parts`), its content (`digest`, `listing`), and the stat facts of its files (`facts`).
 
-    `digest`: for an overlay `keys.overlay_content_digest`, for an image `keys.file_digest` (empty where it was not stored).
-    `listing`: an overlay's `keys.overlay_listing`; empty for an image. `facts`: see `_facts`.
+    `digest`: for an overlay `listings.overlay_content_digest`, for an image `image_digest.file_digest` (empty where it was not
+    stored). `listing`: an overlay's `listings.overlay_listing`; empty for an image. `facts`: see `_facts`.
     """
 
     kind: Kind

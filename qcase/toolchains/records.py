@@ -42,7 +42,7 @@ def shipped_lock(recipes: Path | None = None) -> Lock:
 
 
 def lock_of(root: Path | None, *, trusted: bool = True) -> Lock:
-    """Return the lock for the workspace at `root`, see `pins.of_workspace`; without a workspace, the lock that qcase ships."""
+    """Return the lock for a workspace, see `image_lock.of_workspace`; without a workspace, the lock that qcase ships."""
     return shipped_lock() if root is None else image_lock.of_workspace(root, recipes_dir(), trusted=trusted)
 
 

@@ -48,7 +48,7 @@ class MachineSpec:
 def arguments(spec: MachineSpec) -> list[str]:
     """Return QEMU's whole command line.
 
-    Raises `qemuopts.ArgumentError` for arguments that have no meaning, that leave open which disk is the root disk, or that
+    Raises `qemu_options.ArgumentError` for arguments that have no meaning, that leave open which disk is the root disk, or that
     bypass the network policy.
     """
     args, append = _take_append(spec.args)

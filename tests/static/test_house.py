@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import graphlib
+import importlib
 import os
 import re
 import sys
+import types
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,6 +165,31 @@ def test_what_the_tests_install_is_pinned() -> None:
     lines = (ROOT / "tests" / "requirements.txt").read_text(encoding="ascii").splitlines()
     assert lines
     assert all("==" in line for line in lines)
+
+
+NAMED = re.compile(r"`(qcase(?:\.[a-z_]+)+(?:\.\w+)?|[a-z_]+\.\w+)`")
+# Files, labels, and variables that are named as a module is.
+NO_MODULES = re.compile(r".*\.(toml|lock|sealed|img|sh|list)|(text|session)\..*")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_code_that_a_docstring_names_is_there(path: Path) -> None:
+    stems = {module.stem: module for module in MODULES}
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    texts = [ast.get_docstring(n) for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    for name in (name for text in texts if text for name in NAMED.findall(text) if not NO_MODULES.fullmatch(name)):
+        first, *rest = name.split(".")
+        if first != "qcase" and first not in stems:
+            continue  # a variable, or a key of a configuration
+        found: Any = importlib.import_module(
+            "qcase" if first == "qcase" else ".".join(stems[first].relative_to(ROOT).with_suffix("").parts)
+        )
+        for part in rest:
+            if not hasattr(found, part) and isinstance(found, types.ModuleType):
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(f"{found.__name__}.{part}")
+            assert hasattr(found, part), name
+            found = getattr(found, part)
 
 
 NO_SUBJECT = re.compile(
