@@ -279,6 +279,8 @@ if [ -n "$checked" ] && [ -f {CHECKS}/CMakeCache.txt ]; then
     printf '%s\\n' "CMAKE_HOME_DIRECTORY:INTERNAL=$PWD" CMAKE_CACHEFILE_DIR:INTERNAL={BUILD}/cmake >>{BUILD}/cmake/CMakeCache.txt
 fi
 {GENERATOR}
+# For projects that this one configures by itself, as ExternalProject does.
+export CMAKE_TOOLCHAIN_FILE={BUILD}/toolchain.cmake
 cmake -S "$PWD" -B {BUILD}/cmake -G "$generator" --no-warn-unused-cli \\
     -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/ \\
     -DCMAKE_TOOLCHAIN_FILE={BUILD}/toolchain.cmake -D"$STAGING_VARIABLE"={STAGING} "$@"

@@ -30,6 +30,7 @@ _PARTS = ("src", "build.rs", "Cargo.lock")  # of a crate around the case, beside
 _STRING = r'r?#*"([^"\n]+)"'
 _NAMED = re.compile(rf"\b(?:include|include_str|include_bytes)!\s*[(\[{{]\s*{_STRING}|#\s*!?\[\s*path\s*=\s*{_STRING}\s*\]")
 _FROM_MANIFEST = re.compile(rf'\bconcat!\s*\(\s*env!\s*\(\s*"CARGO_MANIFEST_DIR"\s*\)\s*,\s*{_STRING}')
+_MODULE = re.compile(r"^[ \t]*(?:pub(?:\([^)\n]*\))?[ \t]+)?mod[ \t]+(\w+)[ \t]*;", re.MULTILINE)
 
 
 @dataclass
@@ -49,9 +50,12 @@ def of_case(case: Path, workspace: Path) -> Neighbours:
     search.crate(case / "rust", "rust/Cargo.toml", 1)
     for folder in (case, case / "rust"):
         search.configuration(folder)
-    folders = [case / "rust", *sorted(search.found.taken)]
-    for folder in folders:
-        search.sources(folder)
+    todo = [case / "rust", *sorted(search.found.taken)]
+    seen = set(todo)
+    for place in todo:  # which grows: files that are named name others
+        search.sources(place)
+        todo += sorted(search.found.taken - seen)
+        seen |= search.found.taken
     taken = {path for path in search.found.taken if not any(above in search.found.taken for above in path.parents)}
     return Neighbours(taken, search.found.looked)
 
@@ -154,6 +158,8 @@ class _Search:
         paths = [folder] if folder.suffix == ".rs" else sorted(_rust_files(folder))
         for path in paths:
             text = self._text(path)
+            if path == folder:
+                self._modules(path, text)
             for match in (*_NAMED.finditer(text), *_FROM_MANIFEST.finditer(text)):
                 name = next(group for group in match.groups() if group is not None)
                 if match.re is _FROM_MANIFEST:
@@ -163,6 +169,13 @@ class _Search:
                 named = Path(os.path.normpath(path.parent / name))
                 if named.is_file():
                     self._take(named, str(path), text.count("\n", 0, match.start()) + 1)
+
+    def _modules(self, path: Path, text: str) -> None:
+        """Take the modules of a file beside the case: they are beside the file, as if it were a `mod.rs`."""
+        for match in _MODULE.finditer(text):
+            for name in (f"{match[1]}.rs", f"{match[1]}/mod.rs"):
+                if (path.parent / name).is_file():
+                    self._take(path.parent / name, str(path), text.count("\n", 0, match.start()) + 1)
 
     def _take(self, path: Path, named_in: str, line: int) -> None:
         if path.is_relative_to(self._case) or path in self.found.taken:

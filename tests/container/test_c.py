@@ -189,20 +189,43 @@ def test_a_tool_that_a_project_builds_and_calls(case: Case, arch: Arch) -> None:
     case.build(files, arch, c.build)
 
 
+EXTERNAL = """\
+include(ExternalProject)
+ExternalProject_Add(part SOURCE_DIR ${CMAKE_CURRENT_SOURCE_DIR}/part
+    CMAKE_ARGS -DCMAKE_INSTALL_PREFIX=${CMAKE_BINARY_DIR}/its BUILD_BYPRODUCTS ${CMAKE_BINARY_DIR}/its/libpart.a)
+link_libraries(${CMAKE_BINARY_DIR}/its/libpart.a)"""
+
+
+@pytest.mark.parametrize("arch", [Arch.X86_64, Arch.AARCH64])
+def test_a_project_that_a_project_configures_is_for_the_guest(case: Case, arch: Arch) -> None:
+    """Also where its authors hand no toolchain on: on x86_64 what the builder's compiler made would link, for another libc."""
+    part = (
+        "cmake_minimum_required(VERSION 3.16)\nproject(part C)\nadd_library(part part.c)\ninstall(TARGETS part DESTINATION .)\n"
+    )
+    files = {
+        "c/CMakeLists.txt": project(EXTERNAL) + "add_dependencies(prog part)\n",
+        "c/main.c": "int part(void);\nint main(void) { return part(); }\n",
+        "c/part/CMakeLists.txt": part,
+        "c/part/part.c": '#include <features.h>\n#ifdef __GLIBC__\n#error "glibc"\n#endif\nint part(void) { return 0; }\n',
+    }
+    case.build(files, arch, c.build)
+
+
 FETCHES = """\
 include(FetchContent)
 FetchContent_Declare(thing GIT_REPOSITORY https://example.org/thing.git)
 FetchContent_MakeAvailable(thing)"""
 
 
-def test_fetch_content_without_a_network_says_so(case: Case) -> None:
+@pytest.mark.parametrize("arch", Arch)
+def test_fetch_content_without_a_network_says_so(case: Case, arch: Arch) -> None:
     files = {"c/CMakeLists.txt": project(FETCHES), "c/main.c": "int main(void) { return 0; }\n"}
     with pytest.raises(BuildError) as caught:
-        case.build(files, made=c.build)
+        case.build(files, arch, c.build)
     assert "a build has no network" in caught.value.hint
     assert "-DFETCHCONTENT_SOURCE_DIR_THING=/qcase/src/" in caught.value.hint
     case.options = {"cmake": ("-DFETCHCONTENT_SOURCE_DIR_THING=/qcase/src/c/thing",)}
-    case.build({**files, "c/thing/CMakeLists.txt": "set(FOUND 1)\n"}, made=c.build)
+    case.build({**files, "c/thing/CMakeLists.txt": "set(FOUND 1)\n"}, arch, c.build)
 
 
 def test_options_and_presets(case: Case) -> None:

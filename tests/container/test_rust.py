@@ -450,7 +450,8 @@ def test_a_case_that_configures_cargo_runs_nothing_where_there_is_a_network_or_a
     assert all(allowed for path, allowed in registry.asked if path == "/crates/tiny")
 
 
-def test_crates_that_the_case_brings_need_no_network(case: Case) -> None:
+@pytest.mark.parametrize("arch", [Arch.X86_64, Arch.AARCH64, Arch.RISCV64])
+def test_crates_that_the_case_brings_need_no_network(arch: Arch, case: Case) -> None:
     """As `cargo vendor` leaves them, and a `[patch]` that stands in the configuration."""
     vendored = {
         "rust/.cargo/config.toml": """\
@@ -464,18 +465,18 @@ def test_crates_that_the_case_brings_need_no_network(case: Case) -> None:
         "rust/vendor/tiny/.cargo-checksum.json": json.dumps({"files": {}, "package": CHECKSUM}),
     }
     case.offline = True
-    overlay = case.build({**uses("tiny", lock=lock()), **vendored})
-    assert run_program(overlay / "usr/bin/user", Arch.X86_64) == "vendored\n"
-    overlay = case.build({**uses("tiny"), **vendored})
-    assert run_program(overlay / "usr/bin/user", Arch.X86_64) == "vendored\n"
+    overlay = case.build({**uses("tiny", lock=lock()), **vendored}, arch)
+    assert run_program(overlay / "usr/bin/user", arch) == "vendored\n"
+    overlay = case.build({**uses("tiny"), **vendored}, arch)
+    assert run_program(overlay / "usr/bin/user", arch) == "vendored\n"
     patched = {
         "rust/.cargo/config.toml": '[patch.crates-io]\ntiny = { path = "mine" }\n',
         "rust/mine/Cargo.toml": PACKAGE.format("tiny").replace("0.1.0", "1.0.0"),
         "rust/mine/src/lib.rs": 'pub fn text() -> &\'static str { "patched" }\n',
     }
     without_source = "".join(row for row in lock().splitlines(keepends=True) if not row.startswith(("source", "checksum")))
-    overlay = case.build({**uses("tiny", lock=without_source), **patched})
-    assert run_program(overlay / "usr/bin/user", Arch.X86_64) == "patched\n"
+    overlay = case.build({**uses("tiny", lock=without_source), **patched}, arch)
+    assert run_program(overlay / "usr/bin/user", arch) == "patched\n"
 
 
 def test_a_registry_that_wants_another_token(mirrored: Case, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from qcase.pipelines.elf_libraries import elf_files
 from tests.container.builds import Case
 from tests.container.test_rust import PACKAGE, run_program
 
-BOTH = pytest.mark.parametrize("arch", [Arch.X86_64, Arch.AARCH64])
+GUESTS = pytest.mark.parametrize("arch", [Arch.X86_64, Arch.AARCH64, Arch.RISCV64])  # those that qcase has
 
 PRINTS_CFG = 'fn main() { println!("{} {} {}", cfg!(fast), cfg!(far), cfg!(near)); }\n'
 
@@ -30,7 +30,7 @@ FLAGS = {
 }
 
 
-@BOTH
+@GUESTS
 @pytest.mark.parametrize("name", sorted(FLAGS))
 def test_flags_of_the_cases_own_count_beside_ours(name: str, arch: Arch, case: Case) -> None:
     config, expected = FLAGS[name]
@@ -67,7 +67,8 @@ def test_a_profile_that_aborts(arch: Arch, case: Case) -> None:
     assert b"caught" not in done.stdout
 
 
-def test_two_programs_of_one_name(case: Case) -> None:
+@GUESTS
+def test_two_programs_of_one_name(arch: Arch, case: Case) -> None:
     files = {
         "rust/Cargo.toml": '[workspace]\nmembers = ["one", "two"]\nresolver = "2"\n',
         "rust/one/Cargo.toml": PACKAGE.format("one"),
@@ -76,13 +77,13 @@ def test_two_programs_of_one_name(case: Case) -> None:
         "rust/two/src/bin/same.rs": "fn main() { println!(); }\n",
     }
     with pytest.raises(BuildError) as caught:
-        case.build(files)
+        case.build(files, arch)
     paths = "rust/one/src/bin/same.rs and rust/two/src/bin/same.rs"
     assert caught.value.what == f"two programs would be installed under one name: same ({paths})"
     assert "[[bin]] name" in caught.value.hint
 
 
-@BOTH
+@GUESTS
 def test_procedural_macros_run_on_the_builder(arch: Arch, case: Case) -> None:
     files = {
         "rust/Cargo.toml": PACKAGE.format("user")
@@ -126,7 +127,7 @@ SYS = {
             run(Command::new(env::var(format!("AR_{target}")).unwrap()).args(["crs", &format!("{out}/libextra.a"), &object]));
             println!("cargo::rustc-link-search=native={out}");
             let clang = env::var(format!("BINDGEN_EXTRA_CLANG_ARGS_{target}")).unwrap();
-            let triple = env::var("TARGET").unwrap();
+            let triple = env::var("TARGET").unwrap().replace("riscv64gc", "riscv64"); // as bindgen has it
             fs::write(format!("{out}/all.h"), "#include <tally.h>\n#include <limits.h>\nLARGEST_IS INT_MAX\n").unwrap();
             let said = run(Command::new("clang").arg(format!("--target={triple}")).args(clang.split_whitespace())
                 .args(flags.split_whitespace()).args(["-E", "-P", &format!("{out}/all.h")]));
@@ -147,7 +148,7 @@ SYS = {
 }
 
 
-@BOTH
+@GUESTS
 def test_crates_around_c_take_headers_and_libraries_of_the_staging_root(arch: Arch, case: Case) -> None:
     """As packages would leave them there."""
     staging = case.root / "staging/usr"
@@ -203,7 +204,7 @@ version = "0.1.0"
 """
 
 
-@BOTH
+@GUESTS
 def test_a_crate_beside_the_case(arch: Arch, case: Case) -> None:
     manifest = PACKAGE.format("rout") + f'[dependencies]\nwire = {{ path = "{OUT}crates/wire" }}\n'
     overlay = case.build_within({**WIRE, **PRINTS, f"{CASE}/rust/Cargo.toml": manifest}, CASE, arch)
@@ -211,7 +212,7 @@ def test_a_crate_beside_the_case(arch: Arch, case: Case) -> None:
     assert b"/qcase/" not in (overlay / "usr/bin/rout").read_bytes()
 
 
-@BOTH
+@GUESTS
 def test_a_member_of_a_workspace_above_the_case(arch: Arch, case: Case) -> None:
     """Its version, profile and dependencies stand there. Other members, and what they need, are neither there nor fetched."""
     case.offline = True
@@ -252,7 +253,7 @@ def test_a_member_of_a_workspace_above_the_case(arch: Arch, case: Case) -> None:
     assert case.warnings == []
 
 
-@BOTH
+@GUESTS
 def test_files_beside_the_case_that_its_sources_name(arch: Arch, case: Case) -> None:
     text = f'fn main() {{ print!("{{}}", include_str!("{OUT}../data/a.txt")); }}\n'
     files = {"data/a.txt": "from beside\n", f"{CASE}/rust/Cargo.toml": PACKAGE.format("rout"), f"{CASE}/rust/src/main.rs": text}
@@ -288,15 +289,16 @@ TOOLCHAINS = {
 }
 
 
+@GUESTS
 @pytest.mark.parametrize("name", sorted(TOOLCHAINS))
-def test_a_toolchain_file_is_understood_or_refused(name: str, case: Case) -> None:
+def test_a_toolchain_file_is_understood_or_refused(name: str, arch: Arch, case: Case) -> None:
     text, what = TOOLCHAINS[name]
     files = {"rust/Cargo.toml": PACKAGE.format("user"), "rust/src/main.rs": "fn main() {}\n", "rust/rust-toolchain.toml": text}
     if not what:
-        assert (case.build(files) / "usr/bin/user").is_file()
+        assert (case.build(files, arch) / "usr/bin/user").is_file()
         return
     with pytest.raises(BuildError) as caught:
-        case.build(files)
+        case.build(files, arch)
     assert caught.value.what.startswith(what)
     assert caught.value.where == "normal/x"
 
@@ -319,7 +321,7 @@ TESTED = {
 }
 
 
-@BOTH
+@GUESTS
 def test_the_tests_of_a_crate_as_programs(arch: Arch, case: Case) -> None:
     case.cargo = "test"
     programs = case.build(TESTED, arch) / "usr/bin"

@@ -152,6 +152,22 @@ def test_a_file_that_a_source_names(text: str, tmp_path: Path) -> None:
     assert [path for path in paths if path.startswith("data/")] == [NAMED[text]]
 
 
+def test_files_that_named_files_name(tmp_path: Path) -> None:
+    """Also by `mod`, whose files are beside a file that `#[path]` names."""
+    data = {
+        "data/shared.rs": 'mod inner;\npub(crate) mod deep;\n// mod gone;\nconst A: &[u8] = include_bytes!("a.bin");\n',
+        "data/a.bin": "",
+        "data/inner.rs": '#[path = "../more/last.rs"]\nmod last;\n',
+        "data/deep/mod.rs": "",
+        "data/gone.rs": "",
+        "more/last.rs": "",
+    }
+    main = '#[path = "../../../../../data/shared.rs"]\nmod shared;'
+    case = lay(tmp_path, PLAIN, data, {f"{CASE}/rust/src/main.rs": main})
+    paths, _ = found(tmp_path, case)
+    assert [path for path in paths if not path.startswith("suite/")] == sorted({*data} - {"data/gone.rs"})
+
+
 @pytest.mark.parametrize("text", ['include_str!("/etc/passwd")', 'include_str!("a.txt")', 'include_str!("../../nothing")'])
 def test_what_is_no_file_of_the_workspace_is_left_to_the_compiler(text: str, tmp_path: Path) -> None:
     case = lay(tmp_path, PLAIN, {f"{CASE}/rust/src/main.rs": text, f"{CASE}/rust/src/a.txt": ""})
