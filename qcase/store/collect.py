@@ -16,38 +16,23 @@ sake.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcase.host import locks
 from qcase.host.files import listed
+from qcase.store.leftovers import disk_size as disk_size
+from qcase.store.leftovers import sweep_hidden, sweep_notes
 from qcase.store.shelves import COMMIT as COMMIT
 from qcase.store.shelves import CRATE as CRATE
 from qcase.store.shelves import GUEST as GUEST
 from qcase.store.shelves import INITRAMFS as INITRAMFS
-from qcase.store.shelves import (
-    LOCKS_KEPT,
-    WRITING,
-    Guests,
-    Item,
-    Shelf,
-    forget,
-    hidden,
-    older,
-    shelves,
-    sweep_hidden,
-    sweep_notes,
-)
 from qcase.store.shelves import PACKAGE as PACKAGE
+from qcase.store.shelves import WRITING, Guests, ImageRecords, Item, Shelf, shelves
 from qcase.store.shelves import Proof as Proof
-from qcase.store.shelves import disk_size as disk_size
 from qcase.store.store import Store
 
 LARGEST_FLOOR = 0.1  # of the disk: on a small one a floor of gigabytes would leave nothing
@@ -155,9 +140,8 @@ def clear(store: Store, *, everything: bool = False, dry_run: bool = False) -> C
                 gone.append(Gone(item, "all of it"))
             else:
                 busy.append(item)
-    with ExitStack() as stack:
-        if everything and not dry_run and _alone_with_images(store, stack):
-            leftovers += sum(forget(path) for path in listed(store.root / "images") if path.suffix in (".json", ".log"))
+    if everything and not dry_run:
+        leftovers += ImageRecords(store).clear()
     return Collected(tuple(gone), tuple(busy), _own_size(store), leftovers)
 
 
@@ -181,20 +165,12 @@ def sweep(store: Store, *, now: float | None = None, patience: float = WRITING) 
     """Remove leftovers, also files that have been half-written for `patience` seconds. Returns their number."""
     moment = time.time() if now is None else now
     swept = sum(shelf.sweep(moment, patience) for shelf in _distinct(shelves(store)))
-    return swept + _sweep_images(store, moment) + _sweep_records(store, moment) + _sweep_memory(store, moment, patience)
+    return swept + _sweep_memory(store, moment, patience)
 
 
 def sweep_unfinished(store: Store, now: float | None = None) -> int:
     """Remove half-made guests and scratch folders of dead builders. Where there are none, it reads two folders."""
-    return Guests(store).sweep_half_made() + _sweep_images(store, time.time() if now is None else now)
-
-
-def _sweep_images(store: Store, now: float) -> int:
-    """Remove scratch folders and unfinished records of toolchain images."""
-    # A record may be written by a process that holds no lock; it takes a moment, not a day.
-    lefts = [path for path in hidden(store.root / "images") if path.is_dir() or older(path, now, LOCKS_KEPT)]
-    with ExitStack() as stack:
-        return sum(forget(left) for left in lefts) if lefts and _alone_with_images(store, stack) else 0
+    return Guests(store).sweep_half_made() + ImageRecords(store).sweep_unfinished(time.time() if now is None else now)
 
 
 def _sweep_memory(store: Store, now: float, patience: float) -> int:
@@ -202,39 +178,6 @@ def _sweep_memory(store: Store, now: float, patience: float) -> int:
     memory = store.root / "memory"
     folders = [memory, *([] if memory.is_symlink() else [memory / "accel"])]
     return sum(sweep_hidden(folder, now, patience) for folder in folders) + sweep_notes(memory, now)
-
-
-def _alone_with_images(store: Store, stack: ExitStack) -> bool:
-    """Hold the locks of all toolchain images, so that none is built meanwhile.
-
-    False if one is being built, or the folder is a link.
-    """
-    from filelock import FileLock
-
-    folder = store.root / "images"
-    if folder.is_symlink():
-        return False
-    for path in sorted({*folder.glob("*.lock"), folder / "base.lock"} if folder.is_dir() else ()):
-        lock = FileLock(path)
-        if not locks.try_lock(lock):
-            return False
-        stack.callback(lock.release)
-    return True
-
-
-def _sweep_records(store: Store, now: float) -> int:
-    """Remove package lists that no record of an image points to."""
-    swept = 0
-    folder = store.root / "images"
-    records = [] if folder.is_symlink() else [path for path in listed(folder) if path.suffix == ".json"]
-    content = [path for path in records if re.fullmatch("[0-9a-f]{64}", path.stem)]
-    if content:
-        known = set()
-        for path in set(records) - set(content):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                known.add(json.loads(path.read_bytes())["image"].removeprefix("sha256:"))
-        swept += sum(forget(path) for path in content if path.stem not in known and older(path, now, LOCKS_KEPT))
-    return swept
 
 
 # --- limits -------------------------------------------------------------------------------------------------------------

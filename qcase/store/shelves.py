@@ -1,4 +1,4 @@
-"""Shelves of the store: entries, guests and downloads, each listed, removed, verified and swept in its own way.
+"""Shelves of the store: entries, guests, downloads and records of images, each listed, removed, verified and swept in its way.
 
 The collector knows nothing of a shelf but the protocol `Shelf`.
 """
@@ -6,25 +6,24 @@ The collector knows nothing of a shelf but the protocol `Shelf`.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from qcase.errors import InfraError
 from qcase.host import file_state, locks
-from qcase.host.crash_cleanup import remove_tree
 from qcase.host.files import listed
-from qcase.host.trees import PlantedError, Tree
 from qcase.store import file_set, leases
 from qcase.store.content import Kind
+from qcase.store.leftovers import LOCKS_KEPT, disk_size, forget, hidden, older, sweep_hidden, sweep_notes
 from qcase.store.store import Store
 
-NOTES_KEPT = 180 * 86400.0  # seconds after which an unused note that can be made again is removed
-LOCKS_KEPT = 86400.0
 WRITING = 3600.0  # a file is renamed from its hidden name within a moment
 
 GUEST = "guest"
@@ -32,6 +31,7 @@ INITRAMFS = "initramfs"
 PACKAGE = "package"
 CRATE = "crate"
 COMMIT = "commit"
+RECORD = "image record"
 
 Proof = Callable[[Path], str]  # from a downloaded file to the digest that its content has
 
@@ -90,7 +90,8 @@ class Shelf(Protocol):
 def shelves(store: Store, proofs: Mapping[str, Proof] | None = None) -> dict[str, Shelf]:
     """Return the shelves of a store, by what their items are. `proofs`: see `Downloads`."""
     entries, guests, downloads = Entries(store), Guests(store), Downloads(store, proofs or {})
-    return {**dict.fromkeys(Kind, entries), GUEST: guests, INITRAMFS: guests, **dict.fromkeys(_POOLED, downloads)}
+    pooled = dict.fromkeys(_POOLED, downloads)
+    return {**dict.fromkeys(Kind, entries), GUEST: guests, INITRAMFS: guests, **pooled, RECORD: ImageRecords(store)}
 
 
 class Entries:
@@ -217,53 +218,6 @@ class Downloads:
         )
 
 
-# --- leftovers ----------------------------------------------------------------------------------------------------------
-
-
-def disk_size(path: Path) -> int:
-    """Return the disk usage of a file or folder in bytes: a file with two names counts once, a link as itself.
-
-    Files that disappear meanwhile, or cannot be read, do not count. By descriptors: builds write to folders of the store.
-    """
-    total = 0
-    seen: set[tuple[int, int]] = set()
-    with contextlib.suppress(OSError):
-        root = path.lstat()
-        total = root.st_blocks * 512
-        pending = [Tree(path)] if stat.S_ISDIR(root.st_mode) else []
-        while pending:
-            with contextlib.suppress(OSError, PlantedError):
-                for name, about in (place := pending.pop()).each():
-                    if about.st_nlink > 1 and not stat.S_ISDIR(about.st_mode):
-                        if (about.st_dev, about.st_ino) in seen:
-                            continue
-                        seen.add((about.st_dev, about.st_ino))
-                    total += about.st_blocks * 512
-                    if stat.S_ISDIR(about.st_mode):
-                        pending.append(place / name)
-    return total
-
-
-def hidden(folder: Path) -> list[Path]:
-    if folder.is_symlink():
-        return []
-    try:
-        with os.scandir(folder) as found:
-            return sorted(folder / item.name for item in found if item.name.startswith("."))
-    except OSError:
-        return []
-
-
-def sweep_hidden(folder: Path, now: float, patience: float) -> int:
-    """Remove half-written files that have a hidden name. No lock is held for them; writing takes seconds, not hours."""
-    return sum(forget(path) for path in hidden(folder) if older(path, now, patience))
-
-
-def sweep_notes(folder: Path, now: float) -> int:
-    """Remove notes that have been unused for long."""
-    return 0 if folder.is_symlink() else sum(forget(path) for path in listed(folder) if older(path, now, NOTES_KEPT))
-
-
 def _with_lock(path: Path, left: Path) -> bool:
     from filelock import FileLock
 
@@ -278,15 +232,65 @@ def _with_lock(path: Path, left: Path) -> bool:
     return False
 
 
-def older(path: Path, now: float, seconds: float) -> bool:
-    with contextlib.suppress(OSError):
-        return path.lstat().st_mtime < now - seconds
-    return False
+class ImageRecords:
+    """Records of toolchain images, see `qcase.toolchains.records`. None is an item: the images belong to the engine.
 
+    What no record points to is a leftover.
+    """
 
-def forget(path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        path.lstat()
-        remove_tree(path)
+    def __init__(self, store: Store) -> None:
+        self._folder = store.root / "images"
+
+    def items(self) -> Iterator[Item]:
+        return iter(())
+
+    def take(self, item: Item, *, dry_run: bool) -> bool:  # noqa: ARG002
+        raise AssertionError(f"{item.name} is on no shelf of records")
+
+    def verify(self, item: Item) -> str:
+        raise AssertionError(f"{item.name} is on no shelf of records")
+
+    def repair(self, item: Item) -> bool:
+        raise AssertionError(f"{item.name} is on no shelf of records")
+
+    def sweep(self, now: float, patience: float = WRITING) -> int:  # noqa: ARG002 - a record is written without a lock
+        """Remove leftovers, and package lists that no record of an image points to."""
+        swept = self.sweep_unfinished(now)
+        records = [] if self._folder.is_symlink() else [path for path in listed(self._folder) if path.suffix == ".json"]
+        content = [path for path in records if re.fullmatch("[0-9a-f]{64}", path.stem)]
+        if content:
+            known = set()
+            for path in set(records) - set(content):
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    known.add(json.loads(path.read_bytes())["image"].removeprefix("sha256:"))
+            swept += sum(forget(path) for path in content if path.stem not in known and older(path, now, LOCKS_KEPT))
+        return swept
+
+    def sweep_unfinished(self, now: float) -> int:
+        """Remove scratch folders and unfinished records."""
+        # A record may be written by a process that holds no lock; it takes a moment, not a day.
+        lefts = [path for path in hidden(self._folder) if path.is_dir() or older(path, now, LOCKS_KEPT)]
+        with ExitStack() as stack:
+            return sum(forget(left) for left in lefts) if lefts and self._alone(stack) else 0
+
+    def clear(self) -> int:
+        """Remove all records and logs, unless an image is being built. Returns their number."""
+        with ExitStack() as stack:
+            gone = listed(self._folder) if self._alone(stack) else []
+            return sum(forget(path) for path in gone if path.suffix in (".json", ".log"))
+
+    def _alone(self, stack: ExitStack) -> bool:
+        """Hold the locks of all toolchain images, so that none is built meanwhile.
+
+        False if one is being built, or the folder is a link.
+        """
+        from filelock import FileLock
+
+        if self._folder.is_symlink():
+            return False
+        for path in sorted({*self._folder.glob("*.lock"), self._folder / "base.lock"} if self._folder.is_dir() else ()):
+            lock = FileLock(path)
+            if not locks.try_lock(lock):
+                return False
+            stack.callback(lock.release)
         return True
-    return False
