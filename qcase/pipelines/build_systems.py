@@ -21,6 +21,7 @@ from enum import StrEnum
 
 from qcase.arch import Arch
 from qcase.host.trees import Tree
+from qcase.pipelines import extra_files
 from qcase.pipelines.pipeline import BUILD, OVERLAY, STAGING
 from qcase.suite.discover import MAKEFILES
 
@@ -261,7 +262,7 @@ def program(system: System, tools: Tools) -> str:
     root.
     """
     text = _PROGRAMS[system].replace("@VARIABLES@", _make_variables(tools)).replace("@BINARIES@", _binaries(tools))
-    return _BEGIN + text + _BESIDES.replace("@BUILT@", _BUILT.get(system, "")) + _END
+    return _BEGIN + text + extra_files.PROGRAM.replace("@BUILT@", _BUILT.get(system, "")) + _END
 
 
 # An image of others may have no Ninja.
@@ -358,85 +359,6 @@ _PROGRAMS = {
 }
 _BUILT = {System.CMAKE: f"{BUILD}/cmake", System.MESON: f"{BUILD}/meson"}  # others build beside the sources
 
-# Libtool leaves a script in place of each program that needs a shared library of the project:
-#
-#     tests/prog        "# tests/prog - temporary wrapper script for tests/.libs/prog", paths of the folder where it was linked
-#     tests/.libs/prog  the program, as it is to be installed
-#     src/libx.la       dlname='libx.so.1', dependency_libs=… and libdir=…; the library itself is src/.libs/libx.so.1
-#
-# `unwrap FILE TARGET` puts the program and those of its libraries that the project did not install in the place of such a script.
-_WRAPPER = "s/^# .* - temporary wrapper script for //p"
-_UNWRAP = f"""\
-wrapped_by() {{ sed -n -e '1{{/^#!/!q;}}' -e '5q' -e '{_WRAPPER}' "$1"; }}
-add_library() {{
-    [ -f "$1" ] || return 0
-    dlname= libdir= dependency_libs=
-    eval "$(grep -E "^(dlname|libdir|dependency_libs)='[^']*'$" "$1")"
-    if [ -n "$dlname" ] && [ -n "$libdir" ] && [ ! -e "{OVERLAY}$libdir/$dlname" ]; then
-        mkdir -p "{OVERLAY}$libdir"
-        cp "${{1%/*}}/.libs/$dlname" "{OVERLAY}$libdir/"
-        for other in $dependency_libs; do case $other in *.la) (add_library "$other") ;; esac; done
-    fi
-}}
-unwrap() {{
-    real=$(wrapped_by "$1")
-    [ -n "$real" ] || return 0
-    program=${{1%/*}}/.libs/${{1##*/}}
-    linked_in=${{program%"$real"}}
-    rm "$2"
-    cp "$program" "$2"
-    (
-        IFS=' '
-        notinst_deplibs=
-        eval "$(grep -E "^ *notinst_deplibs='[^']*'$" "$1")"
-        for library in $notinst_deplibs; do
-            case $library in /*) add_library "$library" ;; *) add_library "$linked_in$library" ;; esac
-        done
-    )
-}}
-wrappers() {{ grep -rlsE '^# .* - temporary wrapper script for ' "$1" || :; }}
-"""
-
-# Files of `[qcase] install`, in the build folder or else in the sources: a folder by its name, files also by a pattern.
-BESIDES = "[qcase] install"
-WRAPPED = "libtool"
-_BESIDES = f"""\
-{_UNWRAP}
-printf '%s' "$QCASE_INSTALL" | while IFS='	' read -r folder pattern; do
-    stage '{BESIDES}'
-    taken=
-    IFS=
-    for place in @BUILT@ "$PWD"; do
-        for file in $place/$pattern; do
-            case $pattern in *[*?[]*) [ -f "$file" ] || continue ;; *) [ -e "$file" ] || continue ;; esac
-            taken=$place
-            target={OVERLAY}/$folder/${{file##*/}}
-            built=$file
-            [ -d "$file" ] || [ -z "$(wrapped_by "$file")" ] || built=${{file%/*}}/.libs/${{file##*/}}
-            if [ -e "$target" ] && ! cmp -s "$built" "$target"; then
-                printf 'there are two that would be /%s\\n' "$folder/${{file##*/}}"
-                exit 1
-            fi
-            mkdir -p "{OVERLAY}/$folder"
-            cp -R "$file" "{OVERLAY}/$folder/"
-            wrappers "$file" | while read -r wrapper; do unwrap "$wrapper" "$target${{wrapper#"$file"}}"; done
-        done
-        [ -z "$taken" ] || break
-    done
-    if [ -z "$taken" ]; then
-        printf 'nothing that was built fits %s\\n' "$pattern"
-        exit 1
-    fi
-done
-wrappers {OVERLAY} | while read -r file; do
-    if [ -n "$(wrapped_by "$file")" ]; then
-        stage '{WRAPPED}'
-        printf '/%s is a script that stands in for the program, and works in the build folder alone\\n' "${{file#{OVERLAY}/}}"
-        exit 1
-    fi
-done
-"""
-
 
 def prepare(system: System, tools: Tools, out: Tree) -> None:
     """Write the files that a step's program reads into `out`, which the step sees as `/qcase/build`."""
@@ -458,12 +380,18 @@ def files(system: System, tools: Tools) -> Mapping[str, str]:
     return {}
 
 
+# Autoconf before 2.70 runs a program for these, and takes "no" where that is for another machine: then a project needs a function
+# `rpl_malloc` of its own. musl's malloc(0) and realloc(0, 0) give memory.
+_KNOWN_ANSWERS = {f"ac_cv_func_{name}_0_nonnull": "yes" for name in ("malloc", "realloc", "calloc")}
+
+
 def environment(system: System, tools: Tools, options: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """Return the extra environment variables of a build system's step. `options`: the user's options, by key."""
     found = {"QCASE_INSTALL": "".join(f"{line}\n" for line in options.get(INSTALL, ()))}
     if system in (System.MAKE, System.KSELFTEST, System.CONFIGURE):
         found |= make_environment()
     if system is System.CONFIGURE:
+        found |= _KNOWN_ANSWERS
         found |= {"QCASE_HOST": f"{tools.arch}-linux-musl", "QCASE_MAKE": shlex.join(options.get(System.MAKE.value, ()))}
     return found
 

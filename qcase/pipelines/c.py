@@ -23,7 +23,7 @@ from qcase.errors import BuildError
 from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import build_systems, cmake_installs, elf_libraries, prebuild
+from qcase.pipelines import build_systems, cmake_installs, elf_libraries, extra_files, prebuild
 from qcase.pipelines.build_systems import System, Tools
 from qcase.pipelines.pipeline import (
     BUILD,
@@ -85,7 +85,7 @@ def _build(source: Tree, folder: str, overlay: Tree, context: BuildContext) -> N
         stage = stage_of(out / build_systems.STAGE)
         what, hint = verdict_of(replace(step, name=stage), result)
         said = _said_in(stage, result.output)
-        if stage in (build_systems.BESIDES, build_systems.WRAPPED) and result.exit_status == 1:
+        if stage in (extra_files.BESIDES, extra_files.WRAPPED) and result.exit_status == 1:
             what = f"{stage}: {said.strip().rpartition(chr(10))[2]}"
         raise BuildError(what, where=context.case, hint=hint or build_systems.hint(system, result.output), log=said)
     if not overlay.names():
@@ -164,7 +164,7 @@ def programs(folder: Path) -> set[str]:
 
 SPEC = PipelineSpec(
     name=Pipeline.C,
-    recipe=1,
+    recipe=2,
     image=IMAGE,
     reads_staging=True,
     prebuild="c",

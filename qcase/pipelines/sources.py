@@ -32,6 +32,8 @@ from qcase.suite.ignored import Ignored
 _LINKS = 40  # that Linux follows on the way to a file
 _RUST = "rust"
 _TIME = 315_619_200  # seconds since 1970, of every file; as SOURCE_DATE_EPOCH in a step
+_COMPILED_TIME = _TIME - 86_400
+_COMPILED = (b"\x7fELF", b"!<arch>\n", b"!<thin>\n")  # objects, programs, libraries; archives of objects
 _CONFIGURATIONS = ("/qemu-*.toml", "/build-*.toml")
 
 
@@ -156,7 +158,8 @@ def copy(sources: Iterable[Source], target: Path) -> None:
     """Copy sources into the new folder `target`. Of the modes only the executable bit of files is kept, as in the key.
 
     All files get the same time: a makefile would rebuild a file that seems older than its source, such as a parser or `configure`
-    of a release, with a tool that the image lacks.
+    of a release, with a tool that the image lacks. Compiled files get an earlier one: those that another build left beside the
+    sources, and git does not ignore, would hide every later edit.
     """
     _make_folder(target)
     for source in sources:
@@ -182,10 +185,12 @@ def _copy_file(origin: Path, target: Path, mode: int) -> None:
     try:
         with target.open("xb") as file:
             copy_data(fd, file.fileno())
+        begin = os.pread(fd, max(map(len, _COMPILED)), 0)
     finally:
         os.close(fd)
     target.chmod(mode)
-    os.utime(target, (_TIME, _TIME))
+    time = _COMPILED_TIME if begin.startswith(_COMPILED) else _TIME
+    os.utime(target, (time, time))
 
 
 def _make_folder(path: Path) -> None:

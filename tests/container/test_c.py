@@ -357,6 +357,7 @@ for option; do
 done
 echo "checking for C compiler... $CC"
 case $CC in *$host*) ;; *) exit 1 ;; esac
+[ "$ac_cv_func_malloc_0_nonnull" = yes ] || exit 1 # else it would ask for a malloc of its own
 sed -e "s|@CC@|$CC|" -e "s|@CFLAGS@|$CFLAGS|" -e "s|@ANSWER@|${answer:-0}|" Makefile.in >Makefile
 """
 MAKEFILE_IN = """\

@@ -118,6 +118,15 @@ def test_all_files_of_a_copy_are_equally_old(root: Path, tmp_path: Path) -> None
     assert times == {container.SOURCE_DATE_EPOCH}
 
 
+@pytest.mark.parametrize("begin", [b"\x7fELF\2\1", b"!<arch>\nx", b"!<thin>\n"])
+def test_what_was_compiled_elsewhere_is_older_than_its_source(begin: bytes, root: Path, tmp_path: Path) -> None:
+    """An object that another build left there, and git does not ignore, would hide what was edited since."""
+    (root / "suite/x/c/main.obj").write_bytes(begin)
+    sources.copy(sources.find(root / "suite/x", "c", root, (), Ignored()), tmp_path / "copy")
+    assert (tmp_path / "copy/c/main.obj").stat().st_mtime < (tmp_path / "copy/c/main.c").stat().st_mtime
+    assert (tmp_path / "copy/c/main.obj").read_bytes() == begin
+
+
 def test_a_tag_that_is_none(root: Path) -> None:
     write(root, "suite/x/c/data/CACHEDIR.TAG", "suite/x/c/data/x")
     assert "c/data/x" in found(root)
