@@ -89,6 +89,7 @@ class InnerTests:
         self._told = 0  # number of tests that `finished` has returned
         self._behind = False  # rows have changed and were not read again
         self._again_at = 0.0
+        self._rest = ""  # the row that the prompt ended behind a kernel's line
         self._looked = float("-inf")  # time of the last call of `ruling`
         if self.wanted:
             compiled = {key: compile_pattern(pattern) for key, pattern in rules.markers}
@@ -119,7 +120,8 @@ class InnerTests:
             for row, at in rows.settled():
                 _read(self._settled, row, at, kernels=kernels)
             new, changed = rows.take(now)
-            self._behind = self._behind or changed
+            self._behind = self._behind or changed or bool(new and self._rest)
+            self._rest = "" if new else self._rest
             if not self._behind:
                 for row, at in new:
                     _read(self._reader, row, at, kernels=kernels)
@@ -133,6 +135,8 @@ class InnerTests:
             count += len(rows.kept)
             for _, row, at in rows.kept:
                 _read(self._reader, row, at, kernels=kernels)
+        if self._rest:
+            _read(self._reader, self._rest, now, kernels=False)
         self._behind = False
         self._again_at = now + count * _AGAIN / 500_000  # about 500,000 rows a second
 
@@ -193,8 +197,10 @@ class InnerTests:
             return self._judged(lacks) if reader.finished and now >= last_data + COMPLETE else None
         if settles and reader.finished:  # a daemon may have written behind the prompt
             return self._judged(lacks)
-        wait = COMPLETE if reader.finished else AT_PROMPT
-        return self._judged(lacks) if typed and now >= last_data + wait and self._back_at_prompt() else None
+        if not typed or now < last_data + COMPLETE or not self._back_at_prompt():
+            return None
+        self._end_torn_row(now)
+        return self._judged(lacks) if self._reader.finished or now >= last_data + AT_PROMPT else None
 
     def is_own(self, ruling: Ruling | None) -> bool:
         """Tell whether a ruling is the last one by the results."""
@@ -227,6 +233,14 @@ class InnerTests:
         names = [one.name for one in self._reader.listed() if one.status in BAD]
         more = f" and {failed - _NAMED} more" if failed > _NAMED else ""
         return f"{failed} of {sum(counts.values())} tests failed: {', '.join(names[:_NAMED])}{more}"
+
+    def _end_torn_row(self, now: float) -> None:
+        """Read the row that a kernel's line tore and that has no other end than the prompt."""
+        torn = self._transcript.readings.shown_joined.carry
+        rest = "" if torn.startswith(self._prompt) or any(mark in torn for mark in _NO_TEXT) else torn.decode(errors="replace")
+        if rest != self._rest:
+            self._rest = rest
+            self._read_again(now)
 
     def _back_at_prompt(self) -> bool:
         """Tell whether the shell waits for input: its prompt stands alone on a row that began behind the command's own row."""

@@ -50,6 +50,7 @@ class _Level:
     name: str = ""
     mark: float | None = None  # time of its last result, or of its beginning
     version: bool = False
+    headed: bool = False  # a line of its own named it
     plan: int | None = None
     plan_last: bool = False  # the plan came behind the results
     why_none: str = ""  # the reason that stands beside a plan of 0
@@ -261,9 +262,9 @@ class TapReader(Reader):
         if indent > top.indent and not self._heading:
             level = self._level(indent, at, opens=True)
             if level is not None:
-                level.name = name
-        elif indent == top.indent and len(self._levels) > 1 and not (top.name or top.plan is not None or top.count):
-            top.name = name
+                level.name, level.headed = name, True
+        elif indent == top.indent and len(self._levels) > 1 and not (top.headed or top.plan is not None or top.count):
+            top.name, top.headed = name, True
         else:
             self._heading = name
 
@@ -325,6 +326,7 @@ class TapReader(Reader):
             self._fault(f"result {value} came where {due} was due", line)
         if level.plan_last:
             self._fault(f"result {value} came behind the plan", line)
+        self._heading = ""
         level.last = max(level.last, value)
         level.count += 1
         name, status, reason = _judged(text, good=good, kernels=self._kernels)

@@ -126,6 +126,7 @@ class Reading:
         self.dialect = dialect
         self.meaning = meaning
         self.announced = False  # a Subtest line named the next nested document
+        self.open: list[int] = []  # indentations of the documents around this place
 
     def fault(self, what: str) -> None:
         self.meaning.faults.append(what)
@@ -154,6 +155,7 @@ class Reading:
         last = count = 0
         first = True
         self.announced = self.announced and outermost
+        self.open = [at for at in self.open if at < indent] + [indent]
         while self.at < len(self.items):
             item = self.items[self.at]
             if item.kind == "bail":
@@ -169,6 +171,10 @@ class Reading:
                 if not item.good and item.indent == 0:
                     self.fault("not ok without a number")
                 self.at += 1
+                continue
+            self.open = [at for at in self.open if at <= indent]
+            if item.kind == "result" and self.dialect == "kselftest" and item.indent not in self.open:
+                self.at += 1  # a comment that looks like a result
                 continue
             if item.kind == "subtest" and (item.indent <= indent or self.announced):
                 # It names this document if nothing but its version came, or the next one.
@@ -199,7 +205,7 @@ class Reading:
                 else:
                     plan, late = item.number, count > 0
             elif item.kind == "result":
-                first = False
+                first = self.announced = False
                 number = last + 1 if item.number is None else item.number
                 if number != last + 1:
                     self.fault("numbers")
@@ -214,6 +220,8 @@ class Reading:
                 tests.append((status, name))
                 own.append(status)
                 nested = []
+        if not outermost and self.at >= len(self.items):
+            self.fault("nested tests that did not end")
         if nested:
             self.fault("nested tests without their own result")
         if plan is None:

@@ -106,6 +106,15 @@ def test_a_last_result_without_a_line_end_counts() -> None:
     assert ran(TWO.removesuffix("\r\n")).verdict() is Verdict.PASS
 
 
+def test_a_result_that_only_the_prompt_ends_behind_a_kernels_line_counts() -> None:
+    torn = "not ok 3[    2.123456] eth0: link is up\r\n"
+    guest = ran(TWO + torn)
+    assert guest.verdict() is Verdict.FAIL
+    assert inner(guest) == ["pass a", "pass b", "fail 3"]
+    torn = TWO.replace("ok 2 b\r\n", "ok 2 b[    2.123456] eth0: link is up\r\n")
+    assert ran(torn).verdict() is Verdict.PASS
+
+
 def test_the_echo_of_the_command_is_no_result() -> None:
     command = r"printf 'KTAP version 1\n1..1\nok 1 a\n' > /dev/null"
     guest = ran("", rules(command=command))
