@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from qcase.console.search import Gate, Lines, TornLines, find_unfinished, unfinished_start
@@ -72,6 +73,18 @@ class AllReadings:
             if found := lines.find(pattern, boot=True):
                 return lines.source(found[0]), lines.source(found[1])
         return self.find_unfinished(pattern, 0, sure_to, whole=False)
+
+    def find_any_panic(self, patterns: Iterable[Pattern], sure_to: int) -> tuple[int, int] | None:
+        """Return the first match of the first of some patterns; see `find_panic`."""
+        return next((found for pattern in patterns if (found := self.find_panic(pattern, sure_to))), None)
+
+    def find_open_panic(self, patterns: Iterable[Pattern], sure_to: int) -> tuple[int, int] | None:
+        """Return a panic on the written text's unfinished line: a kernel that panicked may not come to its end."""
+        text = self._text
+        start = max(text.line_start, text.end - EXCERPT * 16)
+        line = text.view_slice(start, sure_to)
+        found = next((found for pattern in patterns if (found := pattern.search(line))), None)
+        return None if found is None else (start + found[0], start + found[1])
 
     def torn_line(self, sure_to: int) -> bytes:
         """Return the written text's unfinished line with the part before it that a kernel's line or echo tore off; else empty."""

@@ -11,6 +11,8 @@ from qcase.console.alignment import SURE, Came
 from qcase.console.joined import KERNEL_LINE
 
 CHUNK: Final = 16  # bytes typed at once: the FIFO of a 16550
+LATEST: Final = 1 << 18  # bytes of output after which no echo is missed any more
+ERASE: Final = b"\x7f"  # what a terminal and every line editor take for it
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f]")
 CARET: Final = re.compile(rb"[\x00-\x08\x0b-\x1f]")
 SURELY_ECHO: Final = -1e12
@@ -18,6 +20,7 @@ SURELY_ECHO: Final = -1e12
 # Where a terminal breaks a line: readline writes a space and CR, busybox CR LF. A shell may go on behind `> `.
 _BREAK: Final = rb" ?\n"
 BETWEEN: Final = re.compile(rb"(?:" + _BREAK + rb"|" + KERNEL_LINE.pattern + rb"\n)")
+AFTER: Final = re.compile(rb" ?\n| ?" + KERNEL_LINE.pattern)  # what stands behind an echo
 _BLANKS: Final = re.compile(rb"[\t ]*")  # a tab, together with the blanks around it
 
 
@@ -44,9 +47,20 @@ class TypedLine:
         return [char for chunk in self.chunks[self.missing[0] :] for char in chunk] if self.missing else []
 
 
-def folded(text: bytes) -> bytes:
-    """A text without blanks, controls and capitals."""
-    return bytes(char for char in text.lower() if char > 0x20)
+@dataclass
+class Trace:
+    """A place at which an echo may stand, and how far it has been followed. Behind a whole line a line end must stand."""
+
+    line: TypedLine
+    chars: list[re.Pattern[bytes]]
+    repaint: bool  # uses up one of the line's
+    late: bool  # it is of interest only as long as the line's echo is missing
+    prompted: bool  # it stands behind a prompt
+    at: int = 0
+    matched: int = 0
+    begun: bool = False  # some text has matched
+    breaks: int = 0  # line ends behind what matched last
+    hidden: list[tuple[int, int]] = field(default_factory=list)
 
 
 def shown_control(char: int) -> bytes:

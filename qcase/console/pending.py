@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from qcase.console.all_readings import AllReadings
+from qcase.console.all_readings import AllReadings, excerpt_of
 from qcase.console.rules import Ruling
 from qcase.console.search import Lines, TornLines, find_between
-from qcase.console.text import Pattern
+from qcase.console.text import Pattern, Text
 from qcase.console.transcript import Transcript
-from qcase.model import Verdict
+from qcase.model import Phase, Verdict
 
+DRAIN: Final = 0.5  # seconds of output read after the match that decides (axbuild)
+PANIC_DRAIN: Final = 1.5  # maximum seconds of output read after a panic, as long as more of it comes
 _WEIGHT: Final = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.PANIC: 2}
 
 
@@ -58,6 +60,12 @@ class Pending:
         if self.ruling is None:
             self.matched_at = now
         self.ruling = ruling
+
+    def drained_at(self, last_data: float, *, suspicious: bool) -> float:
+        """Time at which enough output was read behind the deciding match. A panic's lines are read as long as they come."""
+        if self.ruling is not None and self.ruling.verdict is Verdict.PANIC:
+            return min(max(last_data, self.since) + DRAIN, self.since + PANIC_DRAIN)
+        return self.since + (PANIC_DRAIN if suspicious else DRAIN)
 
     def note_panic(self, found: tuple[int, int]) -> None:
         """Record the place of a panic in the written text."""
@@ -120,3 +128,10 @@ class Pending:
 
 def _begins_at(start: int, found: tuple[int, int] | None) -> bool:
     return found is not None and found[0] == start
+
+
+def ruling_on(verdict: Verdict, phase: Phase, pattern: Pattern, text: Text, found: tuple[int, int], written: Text) -> Ruling:
+    """Return the ruling by a match in a text. Its excerpt is from there, or from the unfinished line of the written text."""
+    excerpt = excerpt_of(text, *found) or excerpt_of(written, written.line_start, written.end)
+    reason = "" if verdict is Verdict.PASS else f"matched the fail pattern {pattern.source!r}"
+    return Ruling(verdict, reason, phase, pattern.source, excerpt)

@@ -6,9 +6,10 @@ import pytest
 
 from qcase.console.echo_text import CHUNK
 from qcase.console.group import Group
-from qcase.console.judge import DRAIN, EXCERPT, PROMPT_DELAY, QUIET, RESET_BURST, RESET_SILENCE, RESETS, Judge
+from qcase.console.judge import DRAIN, EXCERPT, PROMPT_DELAY, QUIET, Judge
 from qcase.console.rules import Limits, Rules
 from qcase.console.text import WINDOW
+from qcase.console.times import RESET_BURST, RESET_SILENCE, RESETS
 from qcase.console.transcript import Transcript
 from qcase.model import Phase, SubtestStatus, Verdict
 
@@ -389,7 +390,7 @@ def test_memory_stays_bounded_in_a_flood() -> None:
 def test_a_flood_that_looks_like_echo_is_watched_at_few_places(line: str) -> None:
     guest = booted(shell(), echo=False).prints(*[line * (8192 // len(line))] * 100, after=0.001)
     assert guest.judge._keyboard is not None
-    assert len(guest.judge._keyboard._traces) <= 64
+    assert len(guest.judge._keyboard.hidden.traces) <= 64
     assert guest.prints("\nPASS\n").waits(1).verdict() is Verdict.PASS
 
 

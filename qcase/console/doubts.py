@@ -1,0 +1,69 @@
+"""Asks of a pending ruling, before it counts, whether what it rests on may be echo as well as output."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qcase.console.keyboard import Keyboard
+from qcase.console.pending import Evidence, Pending
+from qcase.console.text import Pattern, Text
+from qcase.model import Verdict
+
+_PANIC_WORDS: Final = 12  # bytes of a panic that tell whether its words were typed
+
+
+class Doubts:
+    """What a ruling was dropped for. `pattern`: the fail pattern, or "a panic", that matches possible echo; empty if none does.
+
+    `said_on_row`: what a fail pattern matched on a row that had not ended.
+    """
+
+    def __init__(self, pending: Pending, text: Text) -> None:
+        self.pattern = ""
+        self.said_on_row = b""
+        self._pending = pending
+        self._text = text
+
+    def drop_pass(self, keyboard: Keyboard, patterns: list[Pattern]) -> bool:
+        """Drop a success while a fail pattern or a panic matches what may be output as well as echo. Tell whether it was."""
+        self.pattern = ""
+        if self._pending.ruling is None or self._pending.ruling.verdict is not Verdict.PASS:
+            return False
+        for line, doubtful in keyboard.echo.doubtful_lines():
+            for pattern in patterns:
+                if (found := pattern.search(line)) and any(doubtful[found[0] : found[1]]):
+                    self.pattern = pattern.source
+                    self._pending.want_again()
+                    self._pending.drop()
+                    return True
+        return False
+
+    def drop_fail(self, keyboard: Keyboard, now: float, *, over: bool) -> bool:
+        """Drop a failure or a panic by a text that was typed and that may be its echo, or by the border of what may be one."""
+        if self._pending.ruling is None or self._pending.ruling.verdict is Verdict.PASS:
+            return False
+        if self._pending.ruling.verdict is Verdict.PANIC and self._pending.panic_at is not None:
+            said = self._text.slice(self._pending.panic_at, min(self._pending.panic_to, self._pending.panic_at + _PANIC_WORDS))
+            doubt = keyboard.echo.may_be_echo(said, now, over=over)
+        elif self._pending.evidence:
+            doubt = any(_may_be_echo(keyboard, evidence, now, over=over) for evidence in self._pending.evidence)
+        else:
+            doubt = keyboard.echo.may_be_echo(self.said_on_row, now, over=over)
+        if doubt:
+            self.pattern = self._pending.ruling.pattern or "a panic"
+            self._pending.drop()
+        return doubt
+
+
+def _may_be_echo(keyboard: Keyboard, evidence: Evidence, now: float, *, over: bool) -> bool:
+    text = evidence.lines.text
+    start = max(text.start_of_line(evidence.start), text.base)
+    line = text.view_slice(start, text.end)
+    found = evidence.pattern.search(line, evidence.start - start)
+    if found is None:
+        return False
+    if keyboard.echo.may_be_echo(line[found[0] : found[1]], now, over=over):
+        return True
+    if line[found[0] - 1 : found[0]] != b"\0" and line[found[1] : found[1] + 1] != b"\0":
+        return False
+    return evidence.pattern.search(line.replace(b"\0", b"_"), evidence.start - start) is None

@@ -1,0 +1,223 @@
+"""Lays all that came since the first key beside what was typed, before anything that was found counts.
+
+What may be echo by that (`alignment`) is evidence of nothing, and what is surely output is seen, whatever was made of it while
+it came.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qcase.console.alignment import SURE, Came, Typed, compare
+from qcase.console.echo_text import CARET, ERASE, LATEST, SURELY_ECHO, common_start, shown_control, stretches
+from qcase.console.hidden import Hidden
+from qcase.console.joined import KERNEL_LINE
+from qcase.console.text import Text
+from qcase.console.typed_command import PROMPT_END, TypedCommand
+
+_COMES: Final = 15.0  # seconds behind the last key in which the rest of an echo that has begun may come
+_BEGUN: Final = 2  # typed characters that show that an echo has begun
+_PANIC_END: Final = b"---[ end "
+_CELLS: Final = 1 << 15  # pairs of a typed character and one that came, in one review
+_CELLS_ALL: Final = 1 << 22  # in all of them
+_CAME_LEAST: Final = 256  # characters that came, at least, in one review
+
+
+class Review:
+    """The account of all that came, and what it leaves in doubt."""
+
+    def __init__(self, command: TypedCommand, hidden: Hidden, text: Text) -> None:
+        self._command = command
+        self._hidden = hidden
+        self._text = text
+        self._reviewed = -1, -1  # the end of the text at the last review, and the keys that were typed by then
+        self._reviewed_to = -1, -1
+        self._cells = 0
+        self._either: list[tuple[int, int]] = []  # what may be echo, and output as well
+        self._repeated: list[tuple[int, int]] = []  # rows that are the whole typed line once more
+
+    def review(self, *, over: bool = False) -> bool:
+        """Look at all that came since the first key once more.
+
+        What may be echo is hidden, what surely is output is shown. Returns whether that changed anything. `over`: no more comes.
+        """
+        text = self._text
+        log = self._command.log
+        if not log or self._cells > _CELLS_ALL or (self._reviewed == (text.end, len(log)) and not over):
+            return False
+        back = self._command.plainly_back()
+        self._reviewed = text.end, len(self._command.log)
+        repeated = self._hide_repeats(back)
+        typed = self._all_typed()
+        end = min(text.end, back, self._command.log[-1][1] + LATEST)
+        if self._reviewed_to == (end, len(self._command.log)) and not over:
+            return repeated
+        self._reviewed_to = end, len(self._command.log)
+        if not typed.text or end <= self._command.began:
+            return repeated
+        came = self._all_came(end, max(_CELLS // len(typed.text), _CAME_LEAST))
+        if not came.text:
+            return repeated
+        self._cells += len(typed.text) * len(came.text)
+        prices, damaged, complete = compare(typed, came, over=over)
+        if not damaged:
+            self._settle_by_count(prices, came)
+        if back > text.end:
+            self._doubt_tails(prices, came)
+        capitals = came.text.upper().startswith(typed.text.upper())  # nothing is lost, and nothing stands in between
+        sure = (complete or end == back) and (not damaged or capitals)
+        self._either, _ = stretches([SURELY_ECHO if sure and price <= -SURE else price for price in prices], came)
+        return self._take(prices, came) or repeated
+
+    def _take(self, prices: list[float], came: Came) -> bool:
+        """Hide what may be echo by these prices, and show what surely is output. Return whether that changed anything."""
+        text = self._text
+        doubts, outputs = stretches(prices, came)
+        changed = False
+        if doubts != self._hidden.doubts:
+            before, self._hidden.doubts = self._hidden.doubts, doubts
+            for stretch in before:
+                if stretch not in doubts and stretch[0] >= came.at[0]:
+                    changed |= self._hidden.restore_line(*stretch)
+        for stretch in doubts:
+            if text.slice(stretch[0] - len(_PANIC_END), stretch[0]) == _PANIC_END:
+                continue  # what nobody types
+            view = text.view_slice(*stretch)
+            if view.strip(b"\0 \n"):
+                text.blank(*stretch)
+                changed = True
+        self._hidden.outputs = outputs
+        for stretch in outputs:
+            changed |= self._hidden.show_output(*stretch)
+        return changed
+
+    def _settle_by_count(self, prices: list[float], came: Came) -> None:
+        """Take the last of several equal texts for output if they are more than the echo can have written."""
+        at = 0
+        for row in came.text.split(b"\n"):
+            end = at + len(row)
+            doubtful = [n for n in range(at, end) if prices[n] < SURE and came.text[n] != 0x20]
+            if doubtful:
+                said = came.text[doubtful[0] : doubtful[-1] + 1]
+                if len(said) > 1 and said not in came.text[end:] and self._command.said_more(said, came.text):
+                    prices[doubtful[0] : doubtful[-1] + 1] = [SURE] * len(said)
+            at = end + 1
+
+    def _hide_repeats(self, back: int) -> bool:
+        """Hide each row behind an echo's end that is the whole line of several words: a guest may echo it twice."""
+        text, line = self._text, self._command.lines[0].text.strip()
+        if b" " not in line:
+            return False
+        start = self._repeated[-1][1] if self._repeated else back
+        changed = False
+        while 0 <= (at := text.find(line, start)) < back + LATEST:
+            start = at + len(line)
+            end = text.find(b"\n", start)
+            if end >= 0 and self._command.unprompted(text.slice(text.start_of_line(at), end)) == line:
+                self._repeated.append((at, start))
+                self._hidden.hide_surely(at, start)
+                changed = True
+        return changed
+
+    def _doubt_tails(self, prices: list[float], came: Came) -> None:
+        """Doubt a row's end that is the end of a typed line: of some words behind a program's text, or torn off its start."""
+        at = 0
+        for row in came.text.split(b"\n"):
+            shown = row.rstrip(b" ")
+            for line in self._command.lines:
+                typed = line.text.rstrip(b" ")
+                size = common_start(shown[::-1], typed[::-1])
+                start = at + len(shown) - size
+                words = shown[len(shown) - size :].rpartition(b" ")[0].strip()
+                within = len(words) >= _BEGUN and size < len(shown) and start not in came.prompts
+                head = typed[: len(typed) - size].rstrip(b" ")
+                torn = size > 1 and size == len(shown) and head and head + b"\n" in came.text[:at].replace(b" \n", b"\n")
+                if within or torn:
+                    prices[start : start + size] = [min(price, 0.0) for price in prices[start : start + size]]
+            at += len(row) + 1
+
+    def may_be_echo(self, said: bytes, now: float, *, over: bool) -> bool:
+        """Tell whether a text was typed, and each place where it came may be the echo of that, for all that anyone can tell."""
+        said = said.strip()
+        if (
+            not self._command.log
+            or not said
+            or all(said not in line.text for line in self._command.lines)
+            or self._command.plainly_back() <= self._text.end
+        ):
+            return False
+        came = self._text.slice(max(self._command.began, self._text.base), min(self._text.end, self._command.log[-1][1] + LATEST))
+        came = KERNEL_LINE.sub(b"", came) if self._command.kernels else came
+        if self._command.lines[0].text[:_BEGUN] not in came or self._command.said_more(said, came):
+            return False
+        return (not over and now < self._command.typed_at + _COMES) or self._goes_on(said, came)
+
+    def _goes_on(self, said: bytes, came: bytes) -> bool:
+        """Tell whether what was typed behind a text came behind it, too: an echo that loses nothing does."""
+        at = came.find(said)
+        while at >= 0:
+            for line in self._command.lines:
+                rest = iter(came[at + len(said) :])
+                if said in line.text and all(char in rest for char in line.text.rpartition(said)[2] if 0x20 < char < 0x7F):
+                    return True
+            at = came.find(said, at + 1)
+        return False
+
+    def doubtful_lines(self) -> list[tuple[bytes, bytes]]:
+        """The lines that hold what may be echo as well as output: with that shown, and with a 1 for each of its characters."""
+        text = self._text
+        found: dict[int, tuple[bytearray, bytearray]] = {}
+        for low, high in (*self._either, *self._repeated):
+            if low < text.base or not text.slice(low, high).strip():
+                continue
+            start = text.start_of_line(low)
+            end = text.find(b"\n", start)
+            end = text.end if end < 0 else end
+            line, doubtful = found.setdefault(start, (bytearray(text.view_slice(start, end)), bytearray(end - start)))
+            high = min(high, end)
+            line[low - start : high - start] = text.slice(low, high)
+            doubtful[low - start : high - start] = b"\1" * (high - low)
+        return [(bytes(line), bytes(doubtful)) for line, doubtful in found.values()]
+
+    def _all_typed(self) -> Typed:
+        """Return what was typed, as most guests show it."""
+        out = bytearray()
+        since: list[int] = []
+        parts: list[int] = []
+        for keys, at in self._command.log:
+            shown = CARET.sub(lambda found: b"^" + bytes([found[0][0] ^ 0x40]), keys.strip(ERASE))
+            if shown:
+                parts.append(len(out))
+                out += shown
+                since += [at] * len(shown)
+        lines = [0] + [n + 1 for n, char in enumerate(out[:-1]) if char == 10]
+        return Typed(bytes(out), since, parts, lines)
+
+    def _all_came(self, end: int, most: int) -> Came:
+        """Return what came since the first key, the last `most` characters of it, without the kernel's lines."""
+        text = self._text
+        start = max(self._command.began, text.base, end - 4 * most)
+        raw = text.slice(start, end)
+        came = bytearray()
+        at: list[int] = []
+        low = 0
+        for kernels in self._command.others.finditer(raw):
+            came += raw[low : kernels.start()]
+            at += range(start + low, start + kernels.start())
+            low = kernels.end()
+        came += raw[low:]
+        at += range(start + low, start + len(raw))
+        if CARET.search(came):
+            pairs = [(char, place) for raw, place in zip(came, at, strict=True) for char in shown_control(raw)]
+            came, at = bytearray(char for char, _ in pairs), [place for _, place in pairs]
+        whole = start == self._command.began and len(came) <= most
+        came, at = came[-most:], at[-most:]
+        starts = {0} | {n + 1 for n, char in enumerate(came) if char == 10}
+        prompts = set()
+        for prompt in (self._command.prompt, b">"):
+            found = came.find(prompt) if prompt else -1
+            while found >= 0:
+                if rest := PROMPT_END.match(came, found + len(prompt)):
+                    prompts.add(rest.end())
+                found = came.find(prompt, found + 1)
+        return Came(bytes(came), at, starts, prompts, whole)
