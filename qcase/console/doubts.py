@@ -1,4 +1,4 @@
-"""Asks of a pending ruling, before it counts, whether what it rests on may be echo as well as output."""
+"""Drops a pending ruling that rests on what may be echo as well as output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PANIC_WORDS: Final = 12  # bytes of a panic that tell whether its words were ty
 
 
 class Doubts:
-    """What a ruling was dropped for. `pattern`: the fail pattern, or "a panic", that matches possible echo; empty if none does.
+    """The reason for which a ruling was dropped. `pattern`: the fail pattern, or "a panic", that matches possible echo; or empty.
 
     `said_on_row`: what a fail pattern matched on a row that had not ended.
     """

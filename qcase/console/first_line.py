@@ -18,7 +18,7 @@ _RUN: Final = 4  # typed characters in a row that are no chance
 
 
 class FirstLine:
-    """What came since the first key, as far as the line on which the first line's echo stands."""
+    """The text since the first key, as far as the line on which the first line's echo stands."""
 
     def __init__(self, command: TypedCommand, hidden: Hidden, text: Text) -> None:
         self._command = command

@@ -31,7 +31,8 @@ PANIC_PATTERNS: Final = (
 _LINUX: Final = b"Kernel panic - not syncing"
 _LINUX_END: Final = b"---[ end Kernel panic"
 # A panic of a program: Rust's std begins it with the thread's name. It is not the kernel's.
-_PROGRAM_PANIC: Final = re.compile(rb"thread '[^\n]*'(?: \(\d+\))? \Z")
+# Its first letters may be hidden, as those that were typed as well.
+_PROGRAM_PANIC: Final = re.compile(rb"[t\0][h\0][r\0][e\0][a\0][d\0][ \0]['\0][^\n]*'(?: \(\d+\))? \Z")
 # Line with which kernels of the rCore family end normally.
 _ORDERLY_END: Final = b"All applications completed!"
 # Beginnings of the reports that lead to a Linux panic.

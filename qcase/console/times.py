@@ -11,7 +11,7 @@ from qcase.model import LimitUse
 
 @dataclass
 class Times:
-    """When what happened, in seconds of the caller's clock. `command_at`: the first line end was typed."""
+    """Times of what happened, in seconds of the caller's clock. `command_at`: the first line end was typed."""
 
     started: float
     last_data: float
@@ -112,6 +112,6 @@ class Resets:
 
     @property
     def too_many(self) -> int:
-        """How many they are, if they are too many; else 0."""
+        """The number of resets if they are too many; else 0."""
         times = max(self._count, self._banners - 1)
         return times if times > RESETS else 0

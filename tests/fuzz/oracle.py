@@ -46,6 +46,7 @@ is neither demanded nor forbidden:
 * FAIL by a program's text that looks like a kernel's line, `[2.0]`, and by a text behind blanks that an echo may have ended with.
 * A text that was overwritten, or that overwrites, where only a reading without an echo's line end has it: its columns are not
   the terminal's.
+* FAIL by a text that is written over a row of a screen that was addressed: what stood there depends on the screen's size.
 * FAIL by a text on the alternate screen, or behind a switch of the screen, whatever the column it begins in.
 """
 
@@ -200,7 +201,7 @@ class Opinion:
             yield re.sub(LIKE_KERNELS + line_end, "", reading.came), 0
         if self._alternate:
             yield from self._parts_by_screen
-            yield from ((state.lstrip(), 0) for state in reading.aside)
+        yield from ((state.lstrip(), 0) for state in reading.aside)
         yield "\n".join(reading.rows), 0
         yield "\n".join(row.rstrip() for row in reading.rows), 0
         yield "\n".join(row.rstrip() for row in reading.rows if row.strip()), 0

@@ -230,7 +230,7 @@ class Reading:
     addressed: bool  # the cursor was sent to a place on the screen
     joins: bool  # a line end of an echo is left out: columns behind it are not those of the terminal
     ever: list[str] = field(default_factory=list)  # rows at the moments at which they ended
-    aside: list[str] = field(default_factory=list)  # states of rows of the alternate screen
+    aside: list[str] = field(default_factory=list)  # what stood on the alternate screen, or was written on one that was addressed
 
 
 class Screen:
@@ -390,6 +390,8 @@ class _Play:
             self.vt.feed_str(raw)
         row.ended = False
         row.extent = max(row.extent, self.vt.cursor.col)
+        if self.addressed:
+            self.beside.append(self.left_of(at, self.vt.cursor.col))
 
     def keep(self, at: int) -> None:
         if (text := self.text(at)).strip():

@@ -7,6 +7,7 @@ import pytest
 from qcase.console.echo_text import CHUNK
 from qcase.console.group import Group
 from qcase.console.judge import DRAIN, EXCERPT, PROMPT_DELAY, QUIET, Judge
+from qcase.console.panics import PANIC_PATTERNS, PanicPattern
 from qcase.console.rules import Limits, Rules
 from qcase.console.text import WINDOW
 from qcase.console.times import RESET_BURST, RESET_SILENCE, RESETS
@@ -899,6 +900,21 @@ def test_a_service_that_prints_the_typed_line_in_the_middle_of_its_echo_decides_
     guest.prints("raw #", "\r\nraw #PASS ; sleep 2000 ; off\r\n", "PASS ; slee").waits(0.01).prints("p 2000 ; off").waits(0.01)
     assert guest.typed.endswith(b"\n")
     assert guest.prints("\r\n").waits(9).verdict() is None
+
+
+@pytest.mark.parametrize(
+    ("before", "kernels"),
+    [
+        ("thread 'main' ", False),
+        ("w\0\0read 'main' ", False),
+        ("\0\0\0\0\0\0\0\0main' (7) ", False),
+        ("\0" * 16, True),
+        ("x ", True),
+    ],
+)
+def test_a_thread_s_panic_is_one_though_its_first_letters_are_hidden_as_echo(before: str, kernels: bool) -> None:
+    pattern = PanicPattern(PANIC_PATTERNS[1])
+    assert (pattern.search(f"{before}panicked at src/main.rs:2:5:".encode()) is not None) is kernels
 
 
 def test_a_panic_on_a_line_that_never_ends_wins_over_a_success_before_it() -> None:
