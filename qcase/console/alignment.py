@@ -78,7 +78,7 @@ _DOUBLED: Final = _Style(20.0)
 
 
 def compare(typed: Typed, came: Came, *, over: bool = False) -> tuple[list[float], bool, bool]:
-    """For each character that came: how much more it costs to take it for echo than for output. `over`: nothing more comes.
+    """Return for each character that came how much more it costs to take it for echo than for output. `over`: nothing more comes.
 
     And whether the cheapest account is one of an echo that is not what was typed: with losses, in capitals, or twice; and whether
     all that was typed has come back by it.
@@ -157,7 +157,7 @@ class _Table:
         self.complete = self.cheapest == min(echo[-1], out[-1]) + self._ends[-1]
 
     def _prices(self, number: int) -> tuple[float, float, float, float]:
-        """Of a character: as output, to begin output with it, to begin echo with it, to begin a part anew with it."""
+        """Return the costs of a character: as output, to begin output with it, to begin echo with it, to begin a part anew with it."""
         text = self._came.text
         char = text[number]
         ends = char == 10 or (char == 32 and text[number + 1 : number + 2] == b"\n")
@@ -205,7 +205,7 @@ class _Table:
         return [start for start in starts if self._typed.text[start] == char and self._typed.since[start] <= at]
 
     def costs(self) -> tuple[list[float], list[float]]:
-        """For each character: what the cheapest account costs in which it is echo, and in which it is output."""
+        """Return for each character what the cheapest account costs in which it is echo, and in which it is output."""
         echo = list(self._ends)  # what the rest costs from each state on
         out = list(echo)
         as_echo, as_output = [], []

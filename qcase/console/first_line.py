@@ -133,7 +133,7 @@ class FirstLine:
             self._hidden.note_restored(low)
 
     def _show_rest(self) -> None:
-        """Each chunk came back where it belongs: what only could be echo is output, but for what is painted behind a prompt."""
+        """Show what only could be echo, but for what is painted behind a prompt: each chunk came back where it belongs."""
         for low, high in self._hidden.whole.items():
             prompted = self._command.prompt and self._command.prompt in self._text.slice(self._text.start_of_line(low), low)
             if not prompted and all(high <= a or b <= low for a, b in self._command.sure):

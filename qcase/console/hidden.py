@@ -71,7 +71,7 @@ class Hidden:
         return changed
 
     def show(self, undone: Iterable[Trace]) -> None:
-        """These were no echo: patterns may see them after all, but for what is echo for another reason."""
+        """Show what these traces hid, which were no echo, but for what is echo for another reason."""
         shown: list[tuple[int, int]] = []
         for low, high in (span for trace in undone for span in trace.hidden):
             # What came while keys were pressed stays hidden whatever it is.

@@ -166,7 +166,7 @@ class Keyboard:
         return self._text.end - longest
 
     def _wait_for_calm(self, line: TypedLine, now: float) -> bool:
-        """Before the first line end: what came back is not what was typed, so wait until no more of it comes."""
+        """Wait before the first line end until no more comes, if what came back is not what was typed."""
         if self._command.line_end_typed or not line.missing or self._text.end == self._command.began:
             return False
         if self._calm_by is None:
