@@ -157,7 +157,7 @@ class _Table:
         self.complete = self.cheapest == min(echo[-1], out[-1]) + self._ends[-1]
 
     def _prices(self, number: int) -> tuple[float, float, float, float]:
-        """Return the costs of a character: as output, to begin output with it, to begin echo with it, to begin a part anew with it."""
+        """Return the costs of a character: as output, to begin output with it, to begin echo, to begin a part anew."""
         text = self._came.text
         char = text[number]
         ends = char == 10 or (char == 32 and text[number + 1 : number + 2] == b"\n")
