@@ -8,6 +8,7 @@ import re
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qcase.console.echo_text import CHUNK
 from qcase.console.judge import DRAIN, QUIET, Judge
 from qcase.console.rules import Rules
 from qcase.console.text import WINDOW, Pattern
@@ -168,7 +169,8 @@ def test_an_echo_in_no_disguise_passes(
     assert guest.verdict() is None
     ruled = guest.prints("PASS\r\n").waits(1).verdict()
     # Output that looks like a part of what was typed may be a disguised echo of that, and decides nothing.
-    disguised = bool(interrupted) or late > 0 or painted_again
+    ahead = len(typed.encode()) > CHUNK  # it comes back before all of it was typed, which no terminal does
+    disguised = bool(interrupted) or late > 0 or painted_again or ahead
     assert ruled is Verdict.PASS or (ruled is None and "PASS" in typed and disguised)
 
 
