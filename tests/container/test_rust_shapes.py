@@ -1,4 +1,4 @@
-"""Shapes of ordinary Rust projects: each builds as its authors meant, for two architectures, and each error says what to do."""
+"""Shapes of ordinary Rust projects: each builds as its authors meant, for each guest, and each error says what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = {
     "both": ("[build]\nrustflags = ['--cfg=fast']\n[target.'cfg(unix)']\nrustflags = ['--cfg=far']\n", "false true false"),
     "another": ("[build]\nrustflags = ['--cfg=fast']\n[target.'cfg(windows)']\nrustflags = ['--cfg=far']\n", "true false false"),
     "triple": (
-        "".join(f"[target.{arch}-unknown-linux-musl]\nrustflags = ['--cfg=near']\n" for arch in ("x86_64", "aarch64")),
+        "".join(f"[target.{arch}-unknown-linux-musl]\nrustflags = ['--cfg=near']\n" for arch in ("x86_64", "aarch64", "riscv64gc")),
         "false false true",
     ),
 }
