@@ -14,6 +14,7 @@ from tests.container.test_rust import PACKAGE, run_program
 
 GUESTS = pytest.mark.parametrize("arch", [Arch.X86_64, Arch.AARCH64, Arch.RISCV64])  # those that qcase has
 
+TRIPLES = ("x86_64", "aarch64", "riscv64gc")
 PRINTS_CFG = 'fn main() { println!("{} {} {}", cfg!(fast), cfg!(far), cfg!(near)); }\n'
 
 FLAGS = {
@@ -24,7 +25,7 @@ FLAGS = {
     "both": ("[build]\nrustflags = ['--cfg=fast']\n[target.'cfg(unix)']\nrustflags = ['--cfg=far']\n", "false true false"),
     "another": ("[build]\nrustflags = ['--cfg=fast']\n[target.'cfg(windows)']\nrustflags = ['--cfg=far']\n", "true false false"),
     "triple": (
-        "".join(f"[target.{arch}-unknown-linux-musl]\nrustflags = ['--cfg=near']\n" for arch in ("x86_64", "aarch64", "riscv64gc")),
+        "".join(f"[target.{arch}-unknown-linux-musl]\nrustflags = ['--cfg=near']\n" for arch in TRIPLES),
         "false false true",
     ),
 }
