@@ -12,7 +12,8 @@ Messages to the guardian, each ended by a NUL, the one byte that no path can hol
     terminal-restored it has them again
 
 Then it kills each process whose environment says `QCASE_RUN_ID=RUN_ID`, until there is none, and removes containers and folders.
-A folder's mark is the file `.qcase-run` in it, which holds RUN_ID. A folder without it is only removed if it is empty.
+A folder's mark is the file `.qcase-run` in it, which holds RUN_ID. A folder without it is only removed if it is empty. Whoever
+removes a folder therefore removes its mark last (`remove_tree` does): qcase may be killed while it removes it.
 """
 
 from __future__ import annotations
@@ -194,10 +195,10 @@ def open_folder(above: int, name: bytes) -> int:
 
 
 def _empty(top: int) -> None:
-    """Remove everything in a folder. Nested folders are moved up into it first, so that none is deep."""
+    """Remove everything in a folder, its mark last. Nested folders are moved up into it first, so that none is deep."""
     failed: OSError | None = None
     while True:
-        names = _some_names(top)
+        names = _some_names(top, but=MARK)
         removed = 0
         for name, is_folder in names:
             try:
@@ -212,6 +213,7 @@ def _empty(top: int) -> None:
             except OSError as error:
                 failed = error
         if not names:
+            remove_at(top, os.fsencode(MARK))
             return
         if not removed:
             assert failed is not None
@@ -237,12 +239,14 @@ def _flatten(top: int, name: bytes) -> None:
         os.close(fd)
 
 
-def _some_names(fd: int) -> list[tuple[bytes, bool]]:
-    """Read the first names in a folder, each with a flag: it is a folder."""
+def _some_names(fd: int, but: str = "") -> list[tuple[bytes, bool]]:
+    """Read the first names in a folder other than `but`, each with a flag: it is a folder."""
     found: list[tuple[bytes, bool]] = []
     os.lseek(fd, 0, os.SEEK_SET)
     with os.scandir(fd) as items:
         for item in items:
+            if item.name == but:
+                continue
             found.append((os.fsencode(item.name), item.is_dir(follow_symlinks=False)))
             if len(found) == _BATCH:
                 break

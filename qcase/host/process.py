@@ -297,16 +297,31 @@ def tell_guardian(word: str, rest: str = "") -> None:
             return
 
 
-def guard_folder(folder: Path, *, there: bool = False) -> None:
-    """Make a folder with this run's mark, which the guardian removes if qcase dies. `there`: the folder exists already."""
+def guard_folder(folder: Path) -> None:
+    """Make a folder with this run's mark, which the guardian removes if qcase dies. The guardian knows it before it is there."""
     tell_guardian("dir", str(folder))
-    if not there:
-        folder.mkdir(mode=0o700)
+    folder.mkdir(mode=0o700)
     fd = os.open(folder / crash_cleanup.MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, run_id().encode())
     finally:
         os.close(fd)
+
+
+@contextmanager
+def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """Make a private folder of a name that nobody can guess, and remove it at the end, also if qcase is killed.
+
+    `parent`: the folder that contains it, else the system's for temporary files. Raises `OSError` if it cannot be made.
+    """
+    folder = (parent or Path(tempfile.gettempdir())).absolute() / f"{prefix}{uuid.uuid4().hex[:12]}"
+    try:
+        guard_folder(folder)
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            crash_cleanup.remove_tree(folder)
+            release_folder(folder)
 
 
 def release_folder(folder: Path) -> None:

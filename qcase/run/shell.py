@@ -6,13 +6,11 @@ afterwards, whatever happens: at the end, at an exception, at TERM and HUP, and 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import selectors
 import shlex
 import sys
-import tempfile
 import termios
 import tty
 from collections.abc import Iterator, Sequence
@@ -23,7 +21,6 @@ from pathlib import Path
 from qcase.arch import Arch
 from qcase.errors import InfraError, UsageError
 from qcase.host import process
-from qcase.host.crash_cleanup import remove_tree
 from qcase.host.trees import Tree
 from qcase.prepare.prepare_case import prepare_case_assets
 from qcase.prepare.run_folders import case_asset_layout
@@ -54,7 +51,7 @@ def shell(case: Case | BrokenCase, session: Session, options: ShellOptions) -> i
         argv = arguments.arguments(spec)
         extra: list[str] = []
         if options.gdb:
-            folder = stack.enter_context(_private_folder())
+            folder = stack.enter_context(process.temporary_folder("qcase-"))  # a socket's path must be short
             socket = folder / "gdb"
             extra = ["-S", "-chardev", f"socket,id=qcase-gdb,path={socket},server=on,wait=off", "-gdb", "chardev:qcase-gdb"]
             _say(f"waiting for a debugger: {shlex.join(attach_line(case.arch, prepared.kernel.path, socket))}")
@@ -143,19 +140,6 @@ def pack_attributes(attributes: Sequence[object]) -> str:
     assert isinstance(characters, list)
     codes = [c if isinstance(c, int) else c[0] for c in characters]
     return ",".join(str(number) for number in [*numbers, *codes])
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder of which nobody else can read or guess the name; a socket's path must be short."""
-    folder = Path(tempfile.mkdtemp(prefix="qcase-"))
-    try:
-        process.guard_folder(folder, there=True)
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            remove_tree(folder)
-        process.release_folder(folder)
 
 
 def _keep(runs_dir: Path, logs: boot_plan.Logs, argv: Sequence[str]) -> Path:

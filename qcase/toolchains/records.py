@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from qcase.config.image_lock import LOCK_FORMAT, Lock, Pin
 from qcase.errors import InfraError
 from qcase.events import Emit
 from qcase.host import locks, process
-from qcase.host.crash_cleanup import remove_tree
 from qcase.host.files import write_aside
 from qcase.toolchains.build_log import SAID, say
 from qcase.toolchains.recipes import base_definition, folder_of, recipe_digest, recipes_dir
@@ -117,14 +114,8 @@ def scratch_folder(cache: Path) -> Iterator[Path]:
     """Make a private scratch folder in the cache, on a disk and not in memory. The guardian removes it if qcase is killed."""
     parent = cache / "images"
     parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".scratch-", dir=parent))
-    process.guard_folder(folder, there=True)
-    try:
+    with process.temporary_folder(".scratch-", parent) as folder:
         yield folder
-    finally:
-        with contextlib.suppress(OSError):
-            remove_tree(folder)
-        process.release_folder(folder)
 
 
 def short_digest(image_id: str) -> str:

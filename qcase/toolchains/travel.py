@@ -23,7 +23,6 @@ from qcase.containers.engine import Engine
 from qcase.errors import InfraError, UsageError
 from qcase.events import Emit, Warned
 from qcase.host import crash_cleanup, process
-from qcase.host.crash_cleanup import remove_tree
 from qcase.toolchains import image_contents, images, oci, oci_layout, oci_seal, records, registry_client
 from qcase.toolchains import recipes as recipes_module
 from qcase.toolchains.build_log import Heartbeat
@@ -58,7 +57,8 @@ def save(
         raise UsageError("is there already", where=str(path), hint="take it away, or choose another name")
     if not path.absolute().parent.is_dir():
         raise UsageError("there is no folder to write it to", where=str(path.absolute().parent))
-    with _writing(path), _beside(path) as staged, records.scratch_folder(cache) as scratch:
+    beside = process.temporary_folder(f".{path.name}.", path.absolute().parent)
+    with _writing(path), beside as staged, records.scratch_folder(cache) as scratch:
         whole = path.suffix == ".tar"
         folder = scratch / "layout" if whole else staged / "layout"
         packed = seal(names, engine, cache, folder, emit, recipes, lock)
@@ -295,15 +295,3 @@ def _writing(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InfraError(f"cannot be written: {error.strerror or error}", where=error.filename or str(where)) from None
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder on the disk of `path`."""
-    folder = path.absolute().parent / f".{path.name}.{uuid.uuid4().hex[:12]}"
-    process.guard_folder(folder)
-    try:
-        yield folder
-    finally:
-        remove_tree(folder)
-        process.release_folder(folder)

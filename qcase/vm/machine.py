@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -262,13 +261,8 @@ def start(
 def _own_folder() -> Iterator[Path]:
     """Make a folder for the files that one QEMU writes, and remove it at the end, also if qcase is killed."""
     parent = process.environment().get("TMPDIR") or _TEMPORARY
-    folder = Path(tempfile.mkdtemp(prefix="qcase-machine-", dir=parent if Path(parent).is_dir() else None))
-    try:
-        process.guard_folder(folder, there=True)
+    with process.temporary_folder("qcase-machine-", Path(parent) if Path(parent).is_dir() else None) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        process.release_folder(folder)
 
 
 class ConsoleLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -140,6 +141,45 @@ def test_the_guardian_removes_a_folder_with_the_mark_of_its_run_alone(tmp_path: 
     guarded(folder)
     assert not folder.exists()
     folder.mkdir()  # killed before it could be marked
+    guarded(folder)
+    assert not folder.exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("steps", range(1, 30))
+def test_the_guardian_removes_what_a_removal_that_was_killed_left(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each step of the removal, among them the one of the mark."""
+    folder = tmp_path / "1-0"
+    folder.mkdir()
+    (folder / MARK).write_text("1-abc")
+    for name in "ab":
+        (folder / name / "deeper").mkdir(parents=True)
+        for file in ("c", "d", "deeper/e"):
+            (folder / name / file).write_text("x")
+    done = 0
+
+    def counted(function: Callable[..., object]) -> Callable[..., object]:
+        def step(*args: object, **kwargs: object) -> object:
+            nonlocal done
+            if done == steps:
+                raise Killed
+            done += 1
+            return function(*args, **kwargs)
+
+        return step
+
+    with monkeypatch.context() as patched:
+        for name in ("unlink", "rmdir", "rename"):
+            patched.setattr(os, name, counted(getattr(os, name)))
+        with contextlib.suppress(Killed):
+            remove_tree(folder)
+    if steps < 13:  # 7 files, 5 folders, and 2 that are moved
+        assert folder.exists()
     guarded(folder)
     assert not folder.exists()
 
