@@ -79,7 +79,7 @@ class Hidden:
         shown = [(low, high) for low, high in shown if low < high]
         if not shown:
             return
-        self.restored = min(low for low, _ in shown)
+        self.note_restored(min(low for low, _ in shown))
         for low, high in shown:
             self.show_again(low, high)
 
