@@ -109,9 +109,14 @@ class Transcript:
         at = 0
         if self._returned and text and not self._odd:
             at = self._after_return(text)
+        again = tame and not even and self._odd  # the row that was begun goes on; behind it there may be colours alone
         while at < len(text):
             if self._odd:
                 at = self._hard(text, at, lines)
+                if again and not self._odd:
+                    again = False
+                    rest, even = self._without_colours(text[at : len(text) - bool(self._held)])
+                    text, at = (rest, 0) if even else (text, at)
             elif even:
                 at = self._even(text, at, lines)
             else:
