@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 from pydantic import ConfigDict, Field, Strict
 
@@ -117,7 +117,8 @@ class CaseConfig:
 
     `smp` and `memory`: the number of processors and the bytes in `args`. `retries`: the number of further attempts for a case
     that does not pass. `cargo_options`: for the build in Rust; `cmake`, `meson`, `configure`, `make`: for builds in C. `install`:
-    additional files of those builds to install, each as `<folder>\\t<pattern>`.
+    additional files of those builds to install, each as `<folder>\\t<pattern>`. `preserve_commands`: a subcase that runs alone
+    runs with all commands of its group.
     """
 
     args: tuple[str, ...] = ()
@@ -149,6 +150,7 @@ class CaseConfig:
     configure: tuple[str, ...] = ()
     make: tuple[str, ...] = ()
     install: tuple[str, ...] = ()
+    preserve_commands: bool = False
     smp: int = 1
     to_bin: bool = False
     uefi: bool = False
@@ -217,6 +219,7 @@ class CaseFile(Model):
     shell_prefix: str = ""
     shell_init_cmd: str = ""
     test_commands: Strings = ()
+    grouped_command_selection: Literal["named", "preserve_all"] = "named"
     success_regex: Strings = ()
     fail_regex: Strings = ()
     timeout: Seconds = 0.0

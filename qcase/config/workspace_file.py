@@ -91,7 +91,10 @@ class GroupedRunner(Model):
 
 
 class ScriptEnv(Model):
-    """Table `[script_env]`: names of the variables for a case's scripts; `<prefix>_…` unless set by name."""
+    """Table `[script_env]`: names of the variables for a case's scripts; `<prefix>_…` unless set by name.
+
+    `grouped_c_subcases` is a variable of CMake: the subcases that the project of a group is to build, where it is not all.
+    """
 
     prefix: Prefix = "QCASE"
     staging_root: VariableName = Field(default_factory=lambda d: f"{d['prefix']}_STAGING_ROOT")
@@ -100,6 +103,7 @@ class ScriptEnv(Model):
     case_work_dir: VariableName = Field(default_factory=lambda d: f"{d['prefix']}_CASE_WORK_DIR")
     case_build_dir: VariableName = Field(default_factory=lambda d: f"{d['prefix']}_CASE_BUILD_DIR")
     case_overlay_dir: VariableName = Field(default_factory=lambda d: f"{d['prefix']}_CASE_OVERLAY_DIR")
+    grouped_c_subcases: VariableName = Field(default_factory=lambda d: f"{d['prefix']}_GROUPED_C_SUBCASES")
 
     @model_validator(mode="after")
     def _distinct(self) -> ScriptEnv:

@@ -25,7 +25,7 @@ from qcase.errors import UsageError
 from qcase.suite import history
 from qcase.suite.cases import BrokenCase, Case, Discovery, Workspace, pipeline_names
 from qcase.suite.catalogue import Catalogue
-from qcase.suite.select import select
+from qcase.suite.select import parents, select
 from qcase.text import printable
 
 if TYPE_CHECKING:
@@ -204,8 +204,8 @@ def _did_not_pass(known: Mapping[str, history.Remembered], case: str) -> bool:
     one = known.get(case)
     if one is None or one.passed:
         return False
-    group = known.get(case.rpartition("/")[0])
-    return group is None or group.at <= one.at
+    groups = (known.get(above) for above in parents(case))
+    return all(group is None or group.at <= one.at for group in groups)
 
 
 def _is_part_of(case: Case | BrokenCase, whole: Collection[str]) -> bool:

@@ -30,8 +30,7 @@ from qcase.suite import root_images
 from qcase.suite.cases import BrokenCase, Case, Workspace
 from qcase.suite.discover import others_within
 from qcase.suite.ignored import Ignored
-
-PROJECT_FILE = "CMakeLists.txt"  # in the folder of a grouped case: one project for all its subcases in C
+from qcase.suite.scan import PROJECT_FILE
 
 
 @dataclass(frozen=True)

@@ -414,7 +414,7 @@ class _Case:
         if self.case.pipeline is Pipeline.GROUPED:
             text = "\n".join(self._commands_on_any_architecture())
             for subcase in self.case.subcases:
-                names = programs(subcase.path / subcase.kind.value, subcase.kind)
+                names = programs(subcase.sources, subcase.kind)
                 if names and not any(_names(text, name) for name in names):
                     what = f"no command names a program of the subcase '{subcase.name}' ({', '.join(sorted(names)[:4])})"
                     yield _warning("unreachable", self.problem("test_commands", None, what))

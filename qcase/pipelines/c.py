@@ -145,7 +145,7 @@ def _settings(arch: Arch, config: WorkspaceConfig) -> Mapping[str, JSON]:
         "compiler": config.toolchain.c.compiler,
         "recipe": recipe(tools_of(arch, config)),
         "image": config.toolchain.c.image,
-        "script_env": config.script_env.model_dump(mode="json"),
+        "script_env": config.script_env.model_dump(mode="json", exclude={"grouped_c_subcases"}),
     }
 
 

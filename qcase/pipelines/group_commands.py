@@ -36,6 +36,7 @@ The whole script is one function: a shell reads its script bit by bit, and a com
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import stat
@@ -101,6 +102,34 @@ def commands_of(subcase: str, commands: Sequence[str], programs: Mapping[str, Co
             hint=f"programs that it installs: {installed}",
         )
     return tuple(chosen)
+
+
+def commands_for(subcase: str, commands: Sequence[str], programs: Collection[str]) -> tuple[str, ...]:
+    """Select the commands that run a program of `subcase`, which alone is installed. `programs`: its paths in the guest.
+
+    A command runs one if it names it, or if a pattern of the shell in it matches its path: `for test in /usr/bin/tests/*`.
+    Raises `UsageError` if no command does: the case would pass without a test.
+    """
+    names = {*programs, *(path.rpartition("/")[2] for path in programs)}
+    chosen = tuple(
+        command
+        for command in commands
+        if any(word in names or any(_fits(word, path) for path in programs) for word in _WORDS.findall(command))
+    )
+    if not chosen:
+        installed = ", ".join(sorted(programs)[:6]) or "none"
+        raise UsageError(
+            "no command of the group names a program of this subcase, or a pattern that matches one",
+            where=subcase,
+            hint=f'programs that it installs: {installed}; grouped_command_selection = "preserve_all" runs all commands',
+        )
+    return chosen
+
+
+def _fits(pattern: str, path: str) -> bool:
+    """Tell whether a shell's pattern matches a path. There `*` stands for no `/`."""
+    parts = (pattern.split("/"), path.split("/"))
+    return len(parts[0]) == len(parts[1]) and all(map(fnmatch.fnmatchcase, parts[1], parts[0]))
 
 
 def is_simple(command: str) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from qcase import canonical
 from qcase.prepare.case_work import named_for
 from qcase.prepare.image import image_key, stored_digests
-from qcase.prepare.overlays import has_overlays, overlay_plans
+from qcase.prepare.overlays import alone, has_overlays, overlay_plans
 from qcase.prepare.session import Session
 from qcase.store import keys
 from qcase.store.content import Kind
@@ -45,9 +45,12 @@ def wanted(case: Case, session: Session) -> list[Wanted]:
     if not has_overlays(case):
         return []
     session = session.for_case(case)
-    plans = overlay_plans(case, session)
     if case.only:  # the image's script names the programs of the subcase, which are known only after its build
-        plans = [plan for plan in plans if plan.name == case.display_name]
+        reduced = alone(case, session.workspace)
+        plans = [plan for plan in overlay_plans(reduced or case, session) if reduced or plan.name == case.display_name]
+        plans = [plan for plan in plans if plan.is_part]
+    else:
+        plans = overlay_plans(case, session)
     found = [Wanted(Kind.OVERLAY, plan.name, named_for(plan.name, session.arch), plan.key, plan.left_out()) for plan in plans]
     digests = stored_digests([plan.key for plan in plans], session.store)
     if digests is not None and not case.only:

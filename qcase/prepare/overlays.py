@@ -10,12 +10,13 @@ from pathlib import Path
 
 from qcase import canonical
 from qcase.config.case_file import CaseConfig
-from qcase.errors import BuildError, InfraError, QcaseError, StoppedError
+from qcase.errors import BuildError, InfraError, QcaseError, StoppedError, UsageError
 from qcase.guests import alpine
 from qcase.guests.packages import fetch_step
+from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.inputs import ingredients
-from qcase.inputs.ingredients import PROJECT_FILE, Place
+from qcase.inputs.ingredients import Place
 from qcase.model import Pipeline
 from qcase.pipelines import apk_requests, c, group_commands, group_installs, group_script, package_overlay, prebuild, sources
 from qcase.pipelines.pipeline import BuildContext, PipelineSpec
@@ -25,7 +26,8 @@ from qcase.prepare.prepared import BrokenBuild
 from qcase.prepare.services import RunServices
 from qcase.prepare.staging import StagingInputs
 from qcase.store import keys, listings
-from qcase.suite.cases import Case, Subcase
+from qcase.suite.cases import Case, Subcase, Workspace
+from qcase.suite.scan import PROJECT_FILE
 from qcase.toolchains import recipes
 
 
@@ -39,6 +41,8 @@ def overlay_plans(
     """
     optional: set[str] = set()
     if case.pipeline is Pipeline.GROUPED and not everything and case.config.build == "named":
+        apart = {place.subcase for place in ingredients.source_places(case)}  # the others are of one CMake project
+        case = replace(case, subcases=tuple(one for one in case.subcases if one.name in apart))
         named = set(_named_subcases(case))
         case = replace(case, subcases=tuple(one for one in case.subcases if one.name in named or _may_matter(one, case)))
         optional = {one.name for one in case.subcases} - named
@@ -70,6 +74,32 @@ def subcase_plans(case: Case, run: RunServices, broken: list[BrokenBuild] | None
         else:
             plans.append(replace(plan, subcase=place.subcase, is_part=True))
     return plans
+
+
+def alone(case: Case, workspace: Workspace) -> Case | None:
+    """Return a part of a group, reduced to its one subcase, if the CMake project of the group can build it alone.
+
+    The project is told by a variable which subcase is wanted. None if the subcase has a build of its own.
+    Raises `UsageError` if the project does not read the variable: the build would have all subcases in it.
+    """
+    (subcase,) = (one for one in case.subcases if one.name == case.only)
+    if subcase.kind is not Pipeline.C or not (case.path / PROJECT_FILE).is_file():
+        return None
+    variable = workspace.config.script_env.grouped_c_subcases
+    if not _reads(case.path, variable):
+        raise UsageError(
+            f"one subcase cannot be built alone: {PROJECT_FILE} of the group does not read {variable}",
+            where=case.display_name,
+            hint=f"let it add only the folders in {variable} where that is defined, or run the whole group",
+        )
+    config = replace(case.config, cmake=(f"-D{variable}={subcase.name}", *case.config.cmake), build="all")
+    return replace(case, only="", display_name=case.whole, subcases=(subcase,), config=config)
+
+
+def _reads(folder: Path, variable: str) -> bool:
+    """Tell whether a CMake project names a variable, in its own file or in one that it may include."""
+    files = [folder / PROJECT_FILE, *folder.glob("*.cmake"), *folder.glob("*/*.cmake")]
+    return any(variable in beneath.text(file) for file in files if file.is_file())
 
 
 def has_overlays(case: Case) -> bool:

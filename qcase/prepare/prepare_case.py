@@ -21,18 +21,18 @@ from pathlib import Path
 
 from qcase.errors import BuildError, InfraError, QcaseError, StoppedError, UsageError
 from qcase.host.trees import Tree
-from qcase.inputs.ingredients import PROJECT_FILE
 from qcase.model import Cache
 from qcase.pipelines import group_commands
 from qcase.prepare.base_guest import InputsMovedError
 from qcase.prepare.build import CaseBuilder
 from qcase.prepare.image import Overlay
 from qcase.prepare.once import T
-from qcase.prepare.overlays import has_overlays, overlay_plans, subcase_plans
+from qcase.prepare.overlays import alone, has_overlays, overlay_plans, subcase_plans
 from qcase.prepare.prepared import BrokenBuild, PreparedCase
 from qcase.prepare.run_folders import CaseLayout, case_asset_layout
 from qcase.prepare.session import Session
 from qcase.suite.cases import Case
+from qcase.suite.scan import PROJECT_FILE
 
 ATTEMPTS = 5  # attempts to prepare a case whose inputs change during the build
 
@@ -126,6 +126,8 @@ def _prepare_part(builder: CaseBuilder, case: Case, session: Session) -> Prepare
     The commands are known after the build of all subcases. Another subcase that does not build is a warning, as long as each
     chosen command is one program with its arguments: only a shell construct could run other programs, too.
     """
+    if (reduced := alone(case, session.workspace)) is not None:
+        return _prepare_alone(builder, reduced, session)
     programs: dict[str, list[str]] = {}
     broken: list[BrokenBuild] = []
     plans = subcase_plans(case, session, broken)
@@ -140,11 +142,24 @@ def _prepare_part(builder: CaseBuilder, case: Case, session: Session) -> Prepare
             if plan.subcase == case.only or isinstance(error, StoppedError):
                 raise
             builder.say_broken(plan.subcase or PROJECT_FILE, error)
-    commands = group_commands.commands_of(case.only, case.config.test_commands, programs)
+    commands = case.config.test_commands
+    if not case.config.preserve_commands:
+        commands = group_commands.commands_of(case.only, commands, programs)
     whole = replace(case, only="", display_name=case.whole, config=replace(case.config, test_commands=commands, build="all"))
     prepared = _prepare(builder, whole, session)
     counts = not all(group_commands.is_simple(command) for command in commands)
     return replace(prepared, commands=commands, broken=prepared.broken if counts else ())
+
+
+def _prepare_alone(builder: CaseBuilder, case: Case, session: Session) -> PreparedCase:
+    """Prepare the image of one subcase of a group's CMake project, see `overlays.alone`. No other subcase is built."""
+    (plan,) = subcase_plans(case, session)
+    programs = _programs(builder.overlay(plan).entry.content)
+    commands = case.config.test_commands
+    if not case.config.preserve_commands:
+        commands = group_commands.commands_for(case.subcases[0].name, commands, programs)
+    prepared = _prepare(builder, replace(case, config=replace(case.config, test_commands=commands)), session)
+    return replace(prepared, commands=commands)
 
 
 def _programs(overlay: Tree) -> list[str]:

@@ -84,11 +84,21 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Subcase:
-    """A part of a grouped case with sources of its own: `path` contains the folder that `kind` is named after."""
+    """A part of a grouped case with sources of its own: `path` contains the folder that `kind` is named after.
+
+    `flat`: `path` holds the sources themselves, as a part of the CMake project in the group's own folder. Its name is its path
+    below the group.
+    """
 
     name: str
     path: Path
     kind: Pipeline
+    flat: bool = False
+
+    @property
+    def sources(self) -> Path:
+        """The folder with the subcase's build file or scripts."""
+        return self.path if self.flat else self.path / self.kind.value
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from qcase.errors import ConfigError, Problem, QcaseError
 from qcase.model import Pipeline
 from qcase.suite import case_file_cache
 from qcase.suite.cases import ARCHES, BrokenCase, Case, Discovery, OtherCase, Subcase, Workspace, keep_one_folder, source_folders
-from qcase.suite.scan import Found, known_group, scan_group, sorted_entries
+from qcase.suite.scan import PROJECT_FILE, Found, flat_folders, known_group, scan_group, sorted_entries
 from qcase.text import printable
 
 # Build files of a folder c/. A folder without any of them is no program of the guest if a command builds the kernel: its sources
@@ -186,6 +186,7 @@ def _is_for_kernel(path: Path, folder: str, *, project: Path | None = None) -> b
 def _subcases(workspace: Workspace, found: Found) -> tuple[Subcase, ...]:
     subcases: list[Subcase] = []
     problems: list[Problem] = []
+    has_project = (found.path / PROJECT_FILE).is_file()
     for name in found.folders:
         path = found.path / name
         try:
@@ -201,10 +202,14 @@ def _subcases(workspace: Workspace, found: Found) -> tuple[Subcase, ...]:
         if len(kinds) > 1:
             what = f"subcase '{printable(name)}' has more than one pipeline: {', '.join(kinds)}"
             problems.append(Problem(what, workspace.relative(path), hint=keep_one_folder()))
-        elif kinds and not name.isprintable():
-            problems.append(Problem("the name of the subcase has characters that cannot be printed", workspace.relative(path)))
         elif kinds:
             subcases.append(Subcase(name, path, kinds[0]))
+        elif has_project:
+            subcases += (Subcase(relative, found.path / relative, Pipeline.C, flat=True) for relative in flat_folders(path, name))
+    for subcase in subcases:
+        if not subcase.name.isprintable():
+            what = "the name of the subcase has characters that cannot be printed"
+            problems.append(Problem(what, workspace.relative(subcase.path)))
     if problems:
         raise ConfigError(problems)
     return tuple(subcases)

@@ -14,6 +14,9 @@ from qcase.errors import ConfigError, Problem, QcaseError, UsageError
 from qcase.suite.cases import ARCHES, BrokenCase, Workspace, source_folders
 from qcase.text import printable
 
+PROJECT_FILE = "CMakeLists.txt"  # in the folder of a grouped case: one project for all its subcases in C
+_DEEPEST = 4  # folders between a group and a subcase of its project
+
 
 def names(workspace: Workspace, group: str | None = None) -> Iterator[tuple[str, str, Callable[[], list[str]]]]:
     """Yield name, display name and a function that lists the subcases, for every case of a group (None: the default one).
@@ -26,11 +29,41 @@ def names(workspace: Workspace, group: str | None = None) -> Iterator[tuple[str,
 
 def _children(found: Found) -> list[str]:
     """Return the folders of a case that would be its subcases if it is a grouped one."""
-    return [
-        name
-        for name in found.folders
-        if name not in source_folders() and any((found.path / name / kind).is_dir() for kind in source_folders())
-    ]
+    has_project = (found.path / PROJECT_FILE).is_file()
+    children: list[str] = []
+    for name in found.folders:
+        if name in source_folders():
+            continue
+        if any((found.path / name / kind).is_dir() for kind in source_folders()):
+            children.append(name)
+        elif has_project:
+            children += flat_folders(found.path / name, name)
+    return children
+
+
+def flat_folders(folder: Path, name: str) -> list[str]:
+    """Return the names of a CMake project's parts in `folder`, itself called `name`: the topmost folders with a build file.
+
+    A folder without one is a category of subcases, or none at all. Hidden folders and links are not searched.
+    """
+    found: list[str] = []
+    todo = [(os.fspath(folder), name)]
+    while todo:
+        here, relative = todo.pop()
+        try:
+            with os.scandir(here) as entries:
+                children = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        except OSError:
+            continue
+        if any(child.name == PROJECT_FILE and child.is_file() for child in children):
+            found.append(relative)
+        elif relative.count("/") < _DEEPEST:
+            todo += [
+                (child.path, f"{relative}/{child.name}")
+                for child in children
+                if not child.name.startswith(".") and child.is_dir(follow_symlinks=False)
+            ]
+    return found
 
 
 def groups(workspace: Workspace) -> list[str]:

@@ -62,7 +62,7 @@ class _Candidates:
         if _is_glob(wanted):
             return self._all
         # More candidates: for the name of a subcase the case above it, for any name the folders that could not be read.
-        above = self._by_name.get(wanted.rpartition("/")[0], ())
+        above = [case for path in parents(wanted) for case in self._by_name.get(path, ())]
         return [*self._by_path.get(wanted, ()), *above, *self._trees]
 
 
@@ -77,7 +77,9 @@ def _parts(wanted: str, case: Case | BrokenCase) -> Iterator[Case]:
 
 def _means_part(wanted: str, case: Case | OtherCase, subcase: Subcase) -> bool:
     names = (f"{case.name}/{subcase.name}", f"{case.display_name}/{subcase.name}")
-    return wanted in names or (_is_glob(wanted) and any(fnmatch.fnmatchcase(name, wanted) for name in names))
+    if any(name == wanted or name.startswith(f"{wanted}/") for name in names):
+        return True
+    return _is_glob(wanted) and any(fnmatch.fnmatchcase(name, wanted) for name in names)
 
 
 def _is_inside(wanted: str, case: Case | BrokenCase | OtherCase) -> bool:
@@ -154,6 +156,11 @@ def _with_parents(name: str) -> Iterator[str]:
     while name:
         yield name
         name = name.rpartition("/")[0]
+
+
+def parents(name: str) -> Iterator[str]:
+    """Yield the parents of a path: `a/b` and `a` for `a/b/c`."""
+    return _with_parents(name.rpartition("/")[0])
 
 
 def _no_match(discovery: Discovery, wanted: str) -> UsageError:

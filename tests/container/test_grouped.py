@@ -15,7 +15,7 @@ import pytest
 from qcase import events
 from qcase.arch import Arch
 from qcase.config import image_lock
-from qcase.errors import BuildError, QcaseError
+from qcase.errors import BuildError, QcaseError, UsageError
 from qcase.model import Cache
 from qcase.prepare import explain, prepare_case, run_folders
 from qcase.prepare.session import Session
@@ -48,6 +48,7 @@ class Prepared:
     compiled: int = 0
     unbuilt: list[str] = field(default_factory=list)
     untrusted: tuple[str, ...] = ()
+    commands: tuple[str, ...] | None = None
 
 
 class Group:
@@ -68,9 +69,10 @@ class Group:
         with Session(workspace, Arch.AARCH64, TARGET, Store(self.store), emit) as session:
             yield case, session
 
-    def prepare(self) -> Prepared:
+    def prepare(self, only: str = "") -> Prepared:
         heard: list[events.Event] = []
         with self.session(heard.append) as (case, session):
+            case = next((case.part(one) for one in case.subcases if one.name == only), case)
             layout = run_folders.case_asset_layout(self.workspace.root, TARGET, case.display_name)
             with prepare_case.prepare_case_assets(case, layout, session, self.workspace.root / "build.log") as prepared:
                 broken = {one.subcase: one.error for one in prepared.broken}
@@ -81,6 +83,7 @@ class Group:
                     sum(isinstance(event, events.PhaseStarted) and event.detail == "compiling" for event in heard),
                     [one.subcase for one in prepared.unbuilt],
                     prepared.untrusted,
+                    prepared.commands,
                 )
 
     def keys(self) -> dict[str, str]:
@@ -211,6 +214,43 @@ def test_one_cmake_project_for_a_whole_group(group: Group) -> None:
     assert group.prepare().cache is Cache.HIT
     (folder / "two/c/main.c").write_text("int main(void) { return not_declared_anywhere; }\n")
     assert set(group.prepare().broken) == {"normal/group: CMakeLists.txt"}
+
+
+def test_a_part_of_a_groups_project_is_built_alone(group: Group) -> None:
+    """Its CMake is told which one; another part that does not compile is no concern of it."""
+    files = {
+        "CMakeLists.txt": """\
+            cmake_minimum_required(VERSION 3.16)
+            project(group C)
+            set(CMAKE_EXE_LINKER_FLAGS "-static")
+            if(NOT DEFINED QCASE_GROUPED_C_SUBCASES)
+                set(QCASE_GROUPED_C_SUBCASES brk net/ping)
+            endif()
+            foreach(name IN LISTS QCASE_GROUPED_C_SUBCASES)
+                add_subdirectory(${name})
+            endforeach()
+            """,
+        "prebuild.sh": 'echo "#define TEXT \\"from the script\\"" >brk/text.h\n',
+        "brk/main.c": '#include <stdio.h>\n#include "text.h"\nint main(void) { puts(TEXT); return 0; }\n',
+        "net/ping/main.c": "int main(void) { return not_declared_anywhere; }\n",
+        "three/sh/three": "#!/bin/sh\necho three\n",
+    }
+    for name in ("brk", "net/ping"):
+        program = name.replace("/", "-")
+        installed = f"add_executable({program} main.c)\ninstall(TARGETS {program} DESTINATION usr/bin/tests)\n"
+        files[f"{name}/CMakeLists.txt"] = f"project({program} C)\n{installed}"
+    loop = "for test in /usr/bin/tests/*; do $test || exit 1; done"
+    folder = group.write(files, test_commands=[loop, "three"])
+    first = group.prepare("brk")
+    assert (first.compiled, first.broken, first.commands) == (1, {}, (loop,))
+    assert first.built == ["image of normal/group", "overlay of normal/group: CMakeLists.txt", *first.built[2:]]
+    assert group.prepare("brk").cache is Cache.HIT
+    with pytest.raises(BuildError):
+        group.prepare("net/ping")
+    assert set(group.prepare().broken) == {"normal/group: CMakeLists.txt"}
+    (folder / "CMakeLists.txt").write_text((folder / "CMakeLists.txt").read_text().replace("QCASE_GROUPED_C_SUBCASES", "PARTS"))
+    with pytest.raises(UsageError, match="does not read QCASE_GROUPED_C_SUBCASES"):
+        group.prepare("brk")
 
 
 def test_two_kinds_that_install_one_path_are_named(group: Group) -> None:

@@ -346,3 +346,27 @@ def test_revisions_by_other_names(repository: Suite, tmp_path_factory: pytest.Te
     repository.git("commit", "-qam", "two")
     for name in ("@{upstream}", "HEAD@{1}", "FETCH_HEAD", "fetched"):
         assert repository.chosen(changed=name) == ["b"], name
+
+
+LOOP = "for test in /usr/bin/tests/*; do $test || exit 1; done"
+
+
+@pytest.mark.parametrize(
+    ("programs", "commands", "wanted"),
+    [
+        (["/usr/bin/tests/brk"], [LOOP], [LOOP]),
+        (["/usr/bin/brk"], ["/usr/bin/brk -v", "futex", "brk"], ["/usr/bin/brk -v", "brk"]),
+        (["/usr/bin/brk"], [LOOP], None),
+        ([], [LOOP, "brk"], None),
+        (["/usr/bin/brk"], ["echo *"], None),
+    ],
+)
+def test_the_commands_for_a_subcase_that_alone_is_installed(
+    programs: list[str], commands: list[str], wanted: list[str] | None
+) -> None:
+    """A loop over the programs of a folder counts if it would come to one of this subcase, else there is no test in it."""
+    if wanted is None:
+        with pytest.raises(UsageError, match="no command of the group names a program of this subcase"):
+            group_commands.commands_for("brk", commands, programs)
+    else:
+        assert group_commands.commands_for("brk", commands, programs) == tuple(wanted)

@@ -176,6 +176,7 @@ def test_each_script_variable_can_be_set(workspace: Callable[[str], WorkspaceCon
         "case_work_dir": "STARRY_CASE_WORK_DIR",
         "case_build_dir": "STARRY_CASE_BUILD_DIR",
         "case_overlay_dir": "STARRY_CASE_OVERLAY_DIR",
+        "grouped_c_subcases": "STARRY_GROUPED_C_SUBCASES",
     }
 
 
@@ -520,7 +521,7 @@ def test_unknown_key_of_a_case_warns_with_the_nearest_one(case: Callable[..., Ca
     assert [str(w) for w in config.warnings] == [
         "suite/smoke/qemu-x86_64.toml:2: timout: unknown key (did you mean 'timeout'?)",
         "suite/smoke/qemu-x86_64.toml:3: board: unknown key (known here: args, uefi, to_bin, shell_prefix, shell_init_cmd, "
-        "test_commands, success_regex, fail_regex, timeout, qcase)",
+        "test_commands, grouped_command_selection, success_regex, fail_regex, timeout, qcase)",
     ]
     assert config.timeout is None
 

@@ -563,6 +563,53 @@ def test_subcases_are_children_with_sources_sorted(tree: Suite) -> None:
     )
 
 
+@pytest.fixture
+def flat(tree: Suite) -> Suite:
+    """A group whose CMake project has its parts in folders with a bare build file, two of them in a category."""
+    tree.file(f"normal/qemu/build-{TARGET}.toml")
+    tree.case("normal/qemu/system", text=GROUPED)
+    for path in ("", "brk/", "futex/", "net/ping/", "net/tcp/", "net/tcp/vendored/"):
+        tree.file(f"normal/qemu/system/{path}CMakeLists.txt")
+    for path in ("common/helper.h", "scripts/sh/run", "net/readme"):
+        tree.file(f"normal/qemu/system/{path}")
+    return tree
+
+
+def test_folders_with_a_bare_build_file_are_subcases_of_a_project(flat: Suite) -> None:
+    case = flat.only()
+    assert [(one.name, one.kind, one.flat) for one in case.subcases] == [
+        ("brk", Pipeline.C, True),
+        ("futex", Pipeline.C, True),
+        ("net/ping", Pipeline.C, True),
+        ("net/tcp", Pipeline.C, True),
+        ("scripts", Pipeline.SH, False),
+    ]
+    assert case.subcases[2].sources == case.path / "net/ping"
+    (case.path / "CMakeLists.txt").unlink()
+    assert [one.name for one in flat.only().subcases] == ["scripts"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("system/brk", ["qemu/system/brk"]),
+        ("qemu/system/brk", ["qemu/system/brk"]),
+        ("system/net", ["qemu/system/net/ping", "qemu/system/net/tcp"]),
+        ("system/net/tcp", ["qemu/system/net/tcp"]),
+        ("system/*/t*", ["qemu/system/net/tcp"]),
+        ("system", ["qemu/system"]),
+    ],
+)
+def test_parts_of_a_project_are_selected_by_name(flat: Suite, pattern: str, names: list[str]) -> None:
+    assert chosen(flat.discover(), pattern) == names
+
+
+def test_an_unknown_part_of_a_project_is_told_with_the_nearest(flat: Suite) -> None:
+    with pytest.raises(UsageError, match="unknown case 'system/net/tpc'") as e:
+        select(flat.discover(), ["system/net/tpc"])
+    assert e.value.hint == "did you mean 'system/net/tcp'?"
+
+
 @pytest.mark.parametrize("place", ["normal/g/a", "normal/g"])
 def test_sources_that_are_a_link_to_nothing_spoil_their_case(tree: Suite, place: str) -> None:
     """Such as fetched ones that nobody has fetched: the case without them would run, and what it says would be about nothing."""
