@@ -105,7 +105,7 @@ def _workspace(start: Path, subject: Subject) -> Iterator[tuple[Line, Subject]]:
     subject = replace(subject, workspace=opened)
     try:
         found = discover.discover(opened, subject.arch, subject.arch.default_target)
-        everything = catalogue.catalogue(opened, found.group)
+        everything = catalogue.catalogue(opened, found.groups)
     except QcaseError as error:
         yield bad_line("workspace", error), subject
         return
@@ -115,7 +115,7 @@ def _workspace(start: Path, subject: Subject) -> Iterator[tuple[Line, Subject]]:
     others = [arch for arch in Arch if arch is not subject.arch and any(arch in entry.cases for entry in entries)]
     subject = replace(subject, cases=cases, others=tuple(others))
     count = f"{len(cases)} case{'' if len(cases) == 1 else 's'}"
-    said = f"{opened.root}: {count} on {subject.arch} in the group {found.group}"
+    said = f"{opened.root}: {count} on {subject.arch} in {found.scope}"
     if broken:
         line = Line("workspace", State.WARNING, f"{said}, and {broken} that are broken", "`qcase lint` says what is wrong")
     elif not cases:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def offer_cases(context: typer.Context, incomplete: str) -> list[str]:
     from qcase.suite import completion
 
-    return completion.cases(incomplete, context.params.get("workspace"), context.params.get("group") or "")
+    return completion.cases(incomplete, context.params.get("workspace"), tuple(context.params.get("group") or ()))
 
 
 def _offer_groups(context: typer.Context, incomplete: str) -> list[str]:
@@ -65,6 +65,16 @@ TargetOption = Annotated[
 ]
 GroupOption = Annotated[
     str, typer.Option("--group", "-g", metavar="NAME", autocompletion=_offer_groups, help="A first-level folder of the suite.")
+]
+GroupsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--group",
+        "-g",
+        metavar="NAME",
+        autocompletion=_offer_groups,
+        help="A first-level folder of the suite, or a glob: '*'; may be repeated.",
+    ),
 ]
 WorkspaceOption = Annotated[
     Path | None,

@@ -21,7 +21,7 @@ from qcase.cli.options import (
     EventsOption,
     FailedOption,
     FailFastOption,
-    GroupOption,
+    GroupsOption,
     HtmlOption,
     JobsOption,
     JsonOption,
@@ -65,7 +65,7 @@ def run_command(
     case: CaseOption = None,
     arch: ArchesOption = None,
     target: TargetOption = "",
-    group: GroupOption = "",
+    group: GroupsOption = None,
     tag: TagOption = None,
     pipeline: PipelineOption = None,
     failed: FailedOption = False,
@@ -106,7 +106,7 @@ def run_command(
             plan=plan,
             arches=arches_named(arch) or [Arch.X86_64],
             target=target,
-            group=group,
+            groups=tuple(group or ()),
             workspace=workspace,
             cache_dir=cache_dir,
             readonly=cache_readonly,
@@ -189,7 +189,7 @@ class _RunOptions:
     plan: Plan
     arches: Sequence[Arch]
     target: str
-    group: str
+    groups: Sequence[str]
     workspace: Path | None
     cache_dir: str
     readonly: bool
@@ -204,7 +204,8 @@ class _RunOptions:
 
     def again(self, names: Sequence[str], arch: Arch) -> str:
         """The command that runs just these cases again."""
-        options = [("--arch", arch.value if arch is not Arch.X86_64 else ""), ("--target", self.target), ("--group", self.group)]
+        options = [("--arch", arch.value if arch is not Arch.X86_64 else ""), ("--target", self.target)]
+        options += [("--group", group) for group in self.groups]
         options += [("--workspace", str(self.workspace) if self.workspace else ""), ("--cache-dir", self.cache_dir)]
         options += [
             ("--timeout-scale", self.timeout_scale),
@@ -229,13 +230,14 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
     several = len(targets) > 1
     opened = cases.Workspace.open(options.workspace or Path.cwd()).trusted(options.trust, "--trust")
     opened = scaled(opened, options.timeout_scale)
-    discoveries = [discover.discover(opened, arch, target, options.group or None) for arch, target in targets.items()]
+    discoveries = [discover.discover(opened, arch, target, options.groups) for arch, target in targets.items()]
     chosen = case_filters.choose_all(opened, discoveries, wanted, options.filters)
     batches = [Chosen(arch, arch.value if several else "", one.cases) for arch, one in zip(targets, chosen, strict=True)]
     batches, plan = _share(batches, options.plan, options.times)
     listeners = options.files.listeners()
     waited_for = bool(listeners)
-    listeners.append(history.Memory(opened.root, targets, lambda message: print(f"warning: {message}", file=sys.stderr)))
+    names = history.other_names([case for batch in batches for case in batch.cases])
+    listeners.append(history.Memory(opened.root, targets, lambda message: print(f"warning: {message}", file=sys.stderr), names))
     emit = events.one_at_a_time(terminal_report(listeners, options.again, verbosity=options.verbosity, to_the_end=waited_for))
     for problem in dict.fromkeys(str(problem) for discovery in discoveries for problem in discovery.warnings):
         warn(emit, problem)

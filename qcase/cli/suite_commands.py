@@ -19,6 +19,7 @@ from qcase.cli.options import (
     ChangedOption,
     FailedOption,
     GroupOption,
+    GroupsOption,
     KernelOption,
     NewArchOption,
     PipelineOption,
@@ -62,7 +63,7 @@ def list_command(
             help="Only cases for this one; may be repeated.",
         ),
     ] = None,
-    group: GroupOption = "",
+    group: GroupsOption = None,
     tag: TagOption = None,
     pipeline: PipelineOption = None,
     failed: FailedOption = False,
@@ -80,7 +81,7 @@ def list_command(
 
         only = arches_named(arch)
         opened = cases_module.Workspace.open(workspace or Path.cwd())
-        listed = catalogue.catalogue(opened, group or None)
+        listed = catalogue.catalogue(opened, group)
         listed = listed.only(only) if only else listed
         if cases:
             listed = select.named(listed, cases)
@@ -100,7 +101,7 @@ def explain_command(
     case: Annotated[str, typer.Argument(metavar="CASE", autocompletion=offer_cases, help="A name or a glob.")],
     arch: ArchesOption = None,
     target: TargetOption = "",
-    group: GroupOption = "",
+    group: GroupsOption = None,
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
@@ -120,7 +121,7 @@ def explain_command(
         looked = store.Store(store_root_of(cache_dir), readonly=True)
         gathered: dict[str, object] = {}
         for known, triple in targets.items():
-            chosen = select.select(discover.discover(opened, known, triple, group or None), [case])
+            chosen = select.select(discover.discover(opened, known, triple, group), [case])
             variant = known.value if len(targets) > 1 else ""
             with Session(opened, known, triple, looked, lambda _: None, read_only_inspection=True) as session:
                 for one in chosen:
@@ -143,7 +144,7 @@ def argv_command(
     case: Annotated[str, typer.Argument(metavar="CASE", autocompletion=offer_cases, help="A name or a glob.")],
     arch: ArchOption = Arch.X86_64.value,
     target: TargetOption = "",
-    group: GroupOption = "",
+    group: GroupsOption = None,
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
     kernel: KernelOption = None,
@@ -175,7 +176,7 @@ def _cases_to_boot(
     case: str,
     arch: str,
     target: str,
-    group: str,
+    group: Sequence[str] | None,
     workspace: Path | None,
     cache_dir: str,
     kernel: Path | None,
@@ -194,7 +195,7 @@ def _cases_to_boot(
     opened = Workspace.open(workspace or Path.cwd())
     known = arch_named(arch)
     triple = target or known.default_target
-    chosen = select.select(discover.discover(opened, known, triple, group or None), [case])
+    chosen = select.select(discover.discover(opened, known, triple, group), [case])
     if one and len(chosen) > 1:
         names = ", ".join(found.display_name for found in chosen[:4])
         raise UsageError(f"{len(chosen)} cases fit: {names}", where=case, hint="name one")
@@ -209,7 +210,7 @@ def shell_command(
     case: Annotated[str, typer.Argument(metavar="CASE", autocompletion=offer_cases, help="A name, or a glob that fits one.")],
     arch: ArchOption = Arch.X86_64.value,
     target: TargetOption = "",
-    group: GroupOption = "",
+    group: GroupsOption = None,
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
     kernel: KernelOption = None,

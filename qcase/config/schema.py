@@ -38,7 +38,7 @@ MEANING: Mapping[str, str] = {
     "suite": "Which cases there are.",
     "suite.name": "the suite's name in reports; default: the folder's name",
     "suite.root": "the folder of the groups, relative to the workspace",
-    "suite.default_group": "what `qcase run` runs without --group",
+    "suite.default_group": "what `qcase run` runs without --group: a name, or a glob",
     "grouped": "The script that runs a grouped case's commands.",
     "grouped.prefix": "all that follows comes from it, unless set by name",
     "grouped.runner_name": "the script's file name, in /usr/bin",

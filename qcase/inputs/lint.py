@@ -18,6 +18,7 @@ Errors are faults at which `qcase run` would stop, and cases with a meaningless 
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,7 +142,7 @@ def _suite(workspace: Workspace, found: list[Finding]) -> None:
     listed = catalogue.catalogue(workspace)
     found += [_warning("unknown-arch", problem) for problem in listed.warnings]
     default = workspace.config.suite.default_group
-    if default not in listed.groups:
+    if not any(fnmatch.fnmatchcase(group, default) for group in listed.groups):
         hint = f"known groups: {', '.join(listed.groups)}"
         found.append(
             _error("suite", Problem(f"there is no group '{default}'", "qcase.toml", key="suite.default_group", hint=hint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from qcase.model import Pipeline
 from qcase.pipelines.registry import PIPELINES
 from qcase.suite import templates
 from qcase.suite.cases import Workspace, source_folders
+from qcase.suite.select import is_glob
 from qcase.suite.templates import File, Plan, Sources
 from qcase.text import printable
 
@@ -100,6 +102,11 @@ def new_case(workspace: Workspace, case: str, pipeline: Pipeline, arches: Sequen
     default = workspace.config.suite.default_group
     if group:
         parts = [group, *parts]
+    elif is_glob(default):
+        if len(parts) == 1:
+            raise UsageError(
+                f"in which group is {case!r} to be?", hint="name it with --group: the suite has no single default group"
+            )
     elif len(parts) == 1 or (parts[0] != default and not (suite / parts[0]).is_dir()):
         parts = [default, *parts]
     folder = suite.joinpath(*parts)
@@ -114,7 +121,7 @@ def new_case(workspace: Workspace, case: str, pipeline: Pipeline, arches: Sequen
         )
     prompts = {arch: f"root@{workspace.config.guest[arch].hostname}:" for arch in arches}
     name = "/".join(parts[1:])
-    command = f"qcase run {name}" if parts[0] == default else f"qcase run --group {parts[0]} {name}"
+    command = f"qcase run {name}" if fnmatch.fnmatchcase(parts[0], default) else f"qcase run --group {parts[0]} {name}"
     return NewCase(folder, command, plan_case(parts[-1], pipeline, prompts))
 
 

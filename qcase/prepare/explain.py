@@ -47,7 +47,7 @@ def wanted(case: Case, session: Session) -> list[Wanted]:
     session = session.for_case(case)
     if case.only:  # the image's script names the programs of the subcase, which are known only after its build
         reduced = alone(case, session.workspace)
-        plans = [plan for plan in overlay_plans(reduced or case, session) if reduced or plan.name == case.display_name]
+        plans = [plan for plan in overlay_plans(reduced or case, session) if reduced or plan.name == case.stored_as]
         plans = [plan for plan in plans if plan.is_part]
     else:
         plans = overlay_plans(case, session)

@@ -76,7 +76,7 @@ class ImageBuilder:
             self._inject(path, *self._merge(overlays))
             self.guest.check_digest(base)
 
-        return self.work.fetch(Kind.IMAGE, key, build, self.work.case.plain_name)
+        return self.work.fetch(Kind.IMAGE, key, build, self.work.case.stored_as)
 
     def _merge(self, overlays: Sequence[Overlay]) -> tuple[Tree, dict[str, int]]:
         """Merge all overlays into one folder; return it with the file modes for the guest, by path.

@@ -53,7 +53,7 @@ def overlay_plans(
     if case.pipeline is Pipeline.PLAIN:
         return plans
     if case.pipeline is not Pipeline.GROUPED:
-        return [*plans, *(pipeline_plan(case.plain_name, place, case.config, run) for place in ingredients.source_places(case))]
+        return [*plans, *(pipeline_plan(case.stored_as, place, case.config, run) for place in ingredients.source_places(case))]
     subcases = [replace(plan, optional=plan.subcase in optional) for plan in subcase_plans(case, run, broken)]
     if broken:
         broken[:] = [replace(one, optional=one.name in optional) for one in broken]
@@ -64,7 +64,7 @@ def subcase_plans(case: Case, run: RunServices, broken: list[BrokenBuild] | None
     """Return the build jobs of a group's subcases. A CMake project in the case's own folder replaces the subcases in C."""
     plans = []
     for place in ingredients.source_places(case):
-        name = f"{case.whole}: {PROJECT_FILE}" if place.project else f"{case.whole}/{place.subcase}"
+        name = f"{case.stored_whole}: {PROJECT_FILE}" if place.project else f"{case.stored_whole}/{place.subcase}"
         try:
             plan = pipeline_plan(name, place, case.config, run)
         except QcaseError as error:
@@ -93,7 +93,7 @@ def alone(case: Case, workspace: Workspace) -> Case | None:
             hint=f"let it add only the folders in {variable} where that is defined, or run the whole group",
         )
     config = replace(case.config, cmake=(f"-D{variable}={subcase.name}", *case.config.cmake), build="all")
-    return replace(case, only="", display_name=case.whole, subcases=(subcase,), config=config)
+    return replace(case.entire(), subcases=(subcase,), config=config)
 
 
 def _reads(folder: Path, variable: str) -> bool:
@@ -165,13 +165,13 @@ def _script_plan(case: Case, run: RunServices) -> OverlayPlan:
         context.services.say("writing the group's script")
         group_script.write_runner_script(overlay, case.config.test_commands, runner)
 
-    return OverlayPlan(f"{case.plain_name}: the group's script", key, build)
+    return OverlayPlan(f"{case.stored_as}: the group's script", key, build)
 
 
 def _packages_plan(case: Case, asked: tuple[str, ...], run: RunServices) -> OverlayPlan:
     """Return the build job of the overlay with the files of a case's packages."""
     root = StagingInputs.of(run.workspace, run.base_guest, run.toolchains)
-    come = run.supply.part(case.plain_name)
+    come = run.supply.part(case.stored_as)
     key = keys.overlay_key(
         pipeline="packages",
         recipe_version=package_overlay.OVERLAY_RECIPE,
@@ -190,9 +190,9 @@ def _packages_plan(case: Case, asked: tuple[str, ...], run: RunServices) -> Over
     def build(overlay: Tree, context: BuildContext) -> None:
         package_overlay.install_packages(overlay, context)
         run.base_guest.check_digest(root.base)
-        _check_supply(case.plain_name, come, run)
+        _check_supply(case.stored_as, come, run)
 
-    return OverlayPlan(f"{case.plain_name}: packages", key, build, asked, may_ask=True, root=root)
+    return OverlayPlan(f"{case.stored_as}: packages", key, build, asked, may_ask=True, root=root)
 
 
 def _check_supply(name: str, come: canonical.JSON, run: RunServices) -> None:

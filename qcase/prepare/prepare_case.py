@@ -145,7 +145,7 @@ def _prepare_part(builder: CaseBuilder, case: Case, session: Session) -> Prepare
     commands = case.config.test_commands
     if not case.config.preserve_commands:
         commands = group_commands.commands_of(case.only, commands, programs)
-    whole = replace(case, only="", display_name=case.whole, config=replace(case.config, test_commands=commands, build="all"))
+    whole = replace(case.entire(), config=replace(case.config, test_commands=commands, build="all"))
     prepared = _prepare(builder, whole, session)
     counts = not all(group_commands.is_simple(command) for command in commands)
     return replace(prepared, commands=commands, broken=prepared.broken if counts else ())

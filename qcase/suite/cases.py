@@ -82,6 +82,11 @@ class Workspace:
         return printable(str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path))
 
 
+def path_name(group: str, below: str) -> str:
+    """Return the path of a case below the suite's root: its display name in a run of several groups."""
+    return f"{group}/{below}" if below else group
+
+
 @dataclass(frozen=True)
 class Subcase:
     """A part of a grouped case with sources of its own: `path` contains the folder that `kind` is named after.
@@ -120,6 +125,8 @@ class Case:
     only: str = ""  # the name of the one subcase whose commands are run, where it was chosen as `<group>/<subcase>`
 
     is_group: bool = False  # a group or a build group as well: only below such a case there are others
+    below: str = ""  # its path below the group, with the variant and the subcase
+    in_group: str = ""  # its display name in a run of its group alone, if that is another one
     repetition: int = 0  # counts from 1 where a case runs several times in one run; then `#<n>` ends its display name
 
     @property
@@ -132,10 +139,41 @@ class Case:
         """The display name of the whole case of which this is a part; its own for a whole case."""
         return self.plain_name.removesuffix(f"/{self.only}") if self.only else self.plain_name
 
+    @property
+    def stored_as(self) -> str:
+        """The name in the lock of packages and in the store's notes, the same for a run of one group and of several."""
+        return self.in_group or self.plain_name
+
+    @property
+    def stored_whole(self) -> str:
+        return self.stored_as.removesuffix(f"/{self.only}") if self.only else self.stored_as
+
+    def entire(self) -> Case:
+        """Return the whole case of which this is a part."""
+        return replace(self, only="", display_name=self.whole, in_group=self.in_group.removesuffix(f"/{self.only}"))
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """The display name in a run of several groups, and that in a run of its group alone, as far as they are others."""
+        return tuple({path_name(self.group, self.below), self.in_group} - {"", self.plain_name})
+
+    def by_path(self) -> Case:
+        """Return this case as a run of several groups shows it."""
+        return replace(self, display_name=path_name(self.group, self.below), in_group=self.display_name)
+
     def part(self, subcase: Subcase) -> Case:
         """Return this grouped case with the commands of one subcase alone."""
+
+        def named(name: str) -> str:
+            return f"{name}/{subcase.name}" if name else ""
+
         return replace(
-            self, name=f"{self.name}/{subcase.name}", display_name=f"{self.display_name}/{subcase.name}", only=subcase.name
+            self,
+            name=named(self.name),
+            display_name=named(self.display_name),
+            only=subcase.name,
+            below=named(self.below) or subcase.name,
+            in_group=named(self.in_group),
         )
 
 
@@ -150,6 +188,11 @@ class BrokenCase:
     path: Path
     error: QcaseError
     whole_tree: bool = False
+    below: str = ""
+    in_group: str = ""
+
+    def by_path(self) -> BrokenCase:
+        return replace(self, display_name=path_name(self.group, self.below), in_group=self.display_name)
 
 
 @dataclass(frozen=True)
@@ -160,13 +203,18 @@ class OtherCase:
     display_name: str
     arches: tuple[Arch, ...]
     targets: tuple[str, ...] = ()  # of the build group around it; empty where the arch alone is the reason
+    in_group: str = ""
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """Cases of a group for one arch and target, sorted by display name. `warnings` belong to no case in `cases`."""
+    """Cases of groups for one arch and target, sorted by display name. `warnings` belong to no case in `cases`.
 
-    group: str
+    `scope`: the groups in words.
+    """
+
+    groups: tuple[str, ...]
+    scope: str
     arch: Arch
     target: str
     cases: tuple[Case | BrokenCase, ...]

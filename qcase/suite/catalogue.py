@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from qcase.model import Pipeline
 from qcase.suite import case_file_cache
 from qcase.suite.cases import BrokenCase, Case, Subcase, Workspace
 from qcase.suite.discover import case_reader, load, stray_warnings
-from qcase.suite.scan import groups_below, known_group, scan_group
+from qcase.suite.scan import groups_below, scan_group, wanted_groups
 from qcase.text import printable
 
 LIST_FORMAT = 1  # of `qcase list --json`
@@ -79,16 +79,16 @@ class Catalogue:
         return replace(self, groups=groups)
 
 
-def catalogue(workspace: Workspace, group: str | None = None) -> Catalogue:
-    """List all cases of `group` (None: of all groups). A folder with any `build-*.toml` counts as a build group."""
+def catalogue(workspace: Workspace, group: str | Sequence[str] | None = None) -> Catalogue:
+    """List all cases of groups, by name or glob (none: of all). A folder with any `build-*.toml` counts as a build group."""
     with case_reader(workspace) as reader:
         return _catalogue(workspace, group, reader)
 
 
-def _catalogue(workspace: Workspace, group: str | None, reader: case_file_cache.Reader) -> Catalogue:
+def _catalogue(workspace: Workspace, group: str | Sequence[str] | None, reader: case_file_cache.Reader) -> Catalogue:
     groups: dict[str, tuple[CatalogueEntry, ...]] = {}
     warnings: list[Problem] = []
-    for name in [known_group(workspace, group)] if group is not None else groups_below(workspace):
+    for name in groups_below(workspace) if group is None else wanted_groups(workspace, group).names:
         scan = scan_group(workspace, name, None, None)
         entries = [CatalogueEntry(b.name, b.display_name, b.build_group, {}, {"": b.error}, b.path) for b in scan.broken]
         for found in scan.found:

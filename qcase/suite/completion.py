@@ -6,7 +6,7 @@ No case's file is read but for tags: a shell waits, and a file that is broken so
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from qcase.config.toml_document import read_toml
@@ -15,13 +15,13 @@ from qcase.suite import scan
 from qcase.suite.cases import Workspace
 
 
-def cases(typed: str, workspace: Path | str | None, group: str) -> list[str]:
+def cases(typed: str, workspace: Path | str | None, group: Sequence[str]) -> list[str]:
     """Names that begin with `typed`: those of cases by themselves, with the build group before them if that is typed, and
     `<case>/<subcase>` once a case's name and a slash are.
     """
 
     def look(opened: Workspace) -> Iterable[str]:
-        for name, display_name, children in scan.names(opened, group or None):
+        for name, display_name, children in scan.names(opened, group or ()):
             for whole in (name, display_name):
                 if whole.startswith(typed):
                     yield whole

@@ -37,7 +37,7 @@ from qcase.errors import ConfigError, Problem, QcaseError
 from qcase.model import Pipeline
 from qcase.suite import case_file_cache
 from qcase.suite.cases import ARCHES, BrokenCase, Case, Discovery, OtherCase, Subcase, Workspace, keep_one_folder, source_folders
-from qcase.suite.scan import PROJECT_FILE, Found, flat_folders, known_group, scan_group, sorted_entries
+from qcase.suite.scan import PROJECT_FILE, Found, flat_folders, scan_group, sorted_entries, wanted_groups
 from qcase.text import printable
 
 # Build files of a folder c/. A folder without any of them is no program of the guest if a command builds the kernel: its sources
@@ -47,26 +47,31 @@ BUILD_FILES = ("CMakeLists.txt", "meson.build", "configure", *MAKEFILES)
 _LINK = 4096  # bytes of a link's target
 
 
-def discover(workspace: Workspace, arch: Arch, target: str, group: str | None = None) -> Discovery:
-    """Find the cases of `group` (None: `[suite] default_group`) for `arch`, with the build groups of `target`.
+def discover(workspace: Workspace, arch: Arch, target: str, group: str | Sequence[str] | None = None) -> Discovery:
+    """Find the cases of groups, by name or glob (none: `[suite] default_group`) for `arch`, with the build groups of `target`.
 
     Raises `UsageError` for a missing suite and for an unknown group; every other error is in the result.
     """
-    group = known_group(workspace, group)
-    scan = scan_group(workspace, group, arch, target)
-    cases: list[Case | BrokenCase] = list(scan.broken)
+    wanted = wanted_groups(workspace, group)
+    cases: list[Case | BrokenCase] = []
     others: list[OtherCase] = []
     warnings: list[Problem] = []
     with case_reader(workspace) as reader:
-        for found in scan.found:
-            strays = stray_warnings(workspace, found)
-            if arch in found.configs and not found.foreign_targets:
-                cases.append(load(workspace, found, arch, reader, strays))
-            else:
-                others.append(OtherCase(found.name, found.display_name, tuple(found.configs), found.foreign_targets))
-                warnings += strays
+        for name in wanted.names:
+            scan = scan_group(workspace, name, arch, target)
+            here: list[Case | BrokenCase] = list(scan.broken)
+            for found in scan.found:
+                strays = stray_warnings(workspace, found)
+                if arch in found.configs and not found.foreign_targets:
+                    here.append(load(workspace, found, arch, reader, strays))
+                else:
+                    shown, in_group = (found.path_name, found.display_name) if wanted.several else (found.display_name, "")
+                    others.append(OtherCase(found.name, shown, tuple(found.configs), found.foreign_targets, in_group))
+                    warnings += strays
+            cases += (case.by_path() for case in here) if wanted.several else here
     return Discovery(
-        group,
+        wanted.names,
+        str(wanted),
         arch,
         target,
         tuple(_unique(workspace, cases)),
@@ -158,7 +163,7 @@ def load(
         if in_kernel:
             subcases = tuple(one for one in subcases if not _is_for_kernel(one.path, one.kind.value, project=found.path))
     except QcaseError as e:
-        return BrokenCase(found.name, found.display_name, found.group, found.build_group, found.path, e)
+        return BrokenCase(found.name, found.display_name, found.group, found.build_group, found.path, e, below=found.below)
     return Case(
         found.name,
         found.display_name,
@@ -173,6 +178,7 @@ def load(
         (*config.warnings, *warnings),
         variant=found.variant,
         is_group=found.name == found.display_name,
+        below=found.below,
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from qcase.host import beneath
 from qcase.host.files import write_aside
 from qcase.host.workspace_folders import own_folder
 from qcase.model import CaseResult, Verdict
+from qcase.suite.cases import BrokenCase, Case
 
 HISTORY_FORMAT = 1
 _PATIENCE = 10.0  # seconds for another run of this workspace to write its own results
@@ -72,10 +74,20 @@ def recall(workspace: Path, arch: Arch, target: str) -> Mapping[str, Remembered]
 
 
 class Memory:
-    """Event listener that writes the results of a run's cases at its end. It never fails a run: it warns."""
+    """Event listener that writes the results of a run's cases at its end. It never fails a run: it warns.
 
-    def __init__(self, workspace: Path, targets: Mapping[Arch, str], warn: Callable[[str], None]) -> None:
+    `other_names`: further names of cases, by display name. A run of several groups has other display names than one of a group.
+    """
+
+    def __init__(
+        self,
+        workspace: Path,
+        targets: Mapping[Arch, str],
+        warn: Callable[[str], None],
+        other_names: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self._path = place(workspace)
+        self._other_names = other_names or {}
         self._targets = targets
         self._warn = warn
 
@@ -93,8 +105,16 @@ class Memory:
         with FileLock(self._path.with_suffix(".lock"), timeout=_PATIENCE):
             runs = _read(self._path)
             for (arch, name), result in _by_case(results).items():
-                runs.setdefault(_run(arch, self._targets[arch]), {})[name] = _facts(result)
+                known = runs.setdefault(_run(arch, self._targets[arch]), {})
+                known |= dict.fromkeys((name, *self._other_names.get(name, ())), _facts(result))
             write_aside(self._path, json.dumps({"format": HISTORY_FORMAT, "runs": runs}, separators=(",", ":")).encode())
+
+
+def other_names(cases: Sequence[Case | BrokenCase]) -> dict[str, tuple[str, ...]]:
+    """Return the further names under which a run remembers its cases, without those that mean several cases of the run."""
+    found = {case.display_name: case.other_names for case in cases if isinstance(case, Case)}
+    count = Counter(name for names in found.values() for name in names)
+    return {shown: tuple(name for name in names if count[name] == 1 and name not in found) for shown, names in found.items()}
 
 
 def _by_case(results: Sequence[CaseResult]) -> dict[tuple[Arch, str], CaseResult]:

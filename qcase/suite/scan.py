@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,20 +12,22 @@ from pathlib import Path
 
 from qcase.arch import Arch
 from qcase.errors import ConfigError, Problem, QcaseError, UsageError
-from qcase.suite.cases import ARCHES, BrokenCase, Workspace, source_folders
+from qcase.suite.cases import ARCHES, BrokenCase, Workspace, path_name, source_folders
 from qcase.text import printable
 
 PROJECT_FILE = "CMakeLists.txt"  # in the folder of a grouped case: one project for all its subcases in C
 _DEEPEST = 4  # folders between a group and a subcase of its project
 
 
-def names(workspace: Workspace, group: str | None = None) -> Iterator[tuple[str, str, Callable[[], list[str]]]]:
-    """Yield name, display name and a function that lists the subcases, for every case of a group (None: the default one).
+def names(workspace: Workspace, group: Sequence[str] = ()) -> Iterator[tuple[str, str, Callable[[], list[str]]]]:
+    """Yield name, display name and a function that lists the subcases, for every case of groups (empty: the default ones).
 
     No file is read. Any `build-*.toml` makes a build group.
     """
-    for found in sorted(scan_group(workspace, known_group(workspace, group), None, None).found, key=lambda found: found.name):
-        yield found.name, found.display_name, partial(_children, found)
+    wanted = wanted_groups(workspace, group)
+    everything = [found for name in wanted.names for found in scan_group(workspace, name, None, None).found]
+    for found in sorted(everything, key=lambda found: found.name):
+        yield found.name, found.path_name if wanted.several else found.display_name, partial(_children, found)
 
 
 def _children(found: Found) -> list[str]:
@@ -94,6 +97,12 @@ class Found:
     folders: tuple[str, ...]
     foreign_targets: tuple[str, ...]
     variant: str = ""
+    below: str = ""  # its path below the group, with the variant
+
+    @property
+    def path_name(self) -> str:
+        """The display name in a run of several groups."""
+        return path_name(self.group, self.below)
 
 
 @dataclass
@@ -253,6 +262,7 @@ def _add_case(
                 folders,
                 () if variant in folder.build_variants else folder.foreign_targets,
                 variant,
+                folder.relative + suffix,
             )
         )
         strays = []
@@ -272,7 +282,14 @@ def names_of_folder(group: str, folder: _Folder) -> tuple[str, str]:
 def _broken(group: str, folder: _Folder, error: QcaseError, *, whole_tree: bool = False) -> BrokenCase:
     name, display_name = names_of_folder(group, folder)
     return BrokenCase(
-        printable(name), printable(display_name), group, folder.build_group(group), Path(folder.path), error, whole_tree
+        printable(name),
+        printable(display_name),
+        group,
+        folder.build_group(group),
+        Path(folder.path),
+        error,
+        whole_tree,
+        below=printable(folder.relative),
     )
 
 
@@ -296,13 +313,38 @@ def groups_below(workspace: Workspace) -> list[str]:
     return groups
 
 
-def known_group(workspace: Workspace, group: str | None) -> str:
+@dataclass(frozen=True)
+class Wanted:
+    """The groups that are meant. `several`: they were named by a pattern, or one by one; then a case is shown by its path below
+    the suite's root, since two groups may have cases of one name. What the pattern matches today does not change the names.
+    """
+
+    names: tuple[str, ...]
+    several: bool = False
+
+    def __str__(self) -> str:
+        shown = [printable(name) for name in self.names]
+        return f"group '{shown[0]}'" if len(shown) == 1 else f"the groups {', '.join(shown)}"
+
+
+def wanted_groups(workspace: Workspace, given: str | Sequence[str] | None = None) -> Wanted:
+    """Return the groups that names and globs mean, in the order of the suite; without any, those of `[suite] default_group`.
+
+    Raises `UsageError` for a name or a glob without a group.
+    """
+    named = tuple(dict.fromkeys([given] if isinstance(given, str) else given or ()))
+    found: set[str] = set()
     groups = groups_below(workspace)
-    wanted = workspace.config.suite.default_group if group is None else group
-    if wanted in groups:
-        return wanted
+    for name in named or (workspace.config.suite.default_group,):
+        fitting = [name] if name in groups else [group for group in groups if fnmatch.fnmatchcase(group, name)]
+        found |= set(fitting or [_known(groups, name, is_default=not named)])
+    several = len(named) > 1 or not found.issuperset(named or (workspace.config.suite.default_group,))
+    return Wanted(tuple(group for group in groups if group in found), several)
+
+
+def _known(groups: Sequence[str], wanted: str, *, is_default: bool) -> str:
     known = f"known groups: {', '.join(map(printable, groups))}"
-    if group is None:
+    if is_default:
         raise UsageError(f"the default group '{wanted}' is not there", hint=f"{known}; choose one with --group")
     near = difflib.get_close_matches(wanted, groups, n=1)
     raise UsageError(

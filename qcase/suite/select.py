@@ -53,13 +53,13 @@ class _Candidates:
         self._by_name: dict[str, list[Case | BrokenCase]] = {}
         self._trees = [case for case in cases if isinstance(case, BrokenCase) and case.whole_tree]
         for case in cases:
-            for path in {path for name in (case.name, case.display_name) for path in _with_parents(name)}:
+            for path in {path for name in _names(case) for path in _with_parents(name)}:
                 self._by_path.setdefault(path, []).append(case)
-            for name in {case.name, case.display_name}:
+            for name in set(_names(case)):
                 self._by_name.setdefault(name, []).append(case)
 
     def of(self, wanted: str) -> Sequence[Case | BrokenCase]:
-        if _is_glob(wanted):
+        if is_glob(wanted):
             return self._all
         # More candidates: for the name of a subcase the case above it, for any name the folders that could not be read.
         above = [case for path in parents(wanted) for case in self._by_name.get(path, ())]
@@ -76,15 +76,15 @@ def _parts(wanted: str, case: Case | BrokenCase) -> Iterator[Case]:
 
 
 def _means_part(wanted: str, case: Case | OtherCase, subcase: Subcase) -> bool:
-    names = (f"{case.name}/{subcase.name}", f"{case.display_name}/{subcase.name}")
+    names = [f"{name}/{subcase.name}" for name in _names(case)]
     if any(name == wanted or name.startswith(f"{wanted}/") for name in names):
         return True
-    return _is_glob(wanted) and any(fnmatch.fnmatchcase(name, wanted) for name in names)
+    return is_glob(wanted) and any(fnmatch.fnmatchcase(name, wanted) for name in names)
 
 
 def _is_inside(wanted: str, case: Case | BrokenCase | OtherCase) -> bool:
     """Tell whether `wanted` is a name below `case`, like that of a subcase."""
-    return any(wanted.startswith(f"{name}/") for name in (case.name, case.display_name))
+    return any(wanted.startswith(f"{name}/") for name in _names(case))
 
 
 def named(listed: Catalogue, patterns: Sequence[str]) -> Catalogue:
@@ -118,7 +118,7 @@ def named(listed: Catalogue, patterns: Sequence[str]) -> Catalogue:
                 {name for entries in listed.groups.values() for e in entries for name in (e.name, e.display_name)}
             )
             near = difflib.get_close_matches(pattern, everything, n=1)
-            kind = "no case matches" if _is_glob(pattern) else "unknown case"
+            kind = "no case matches" if is_glob(pattern) else "unknown case"
             raise UsageError(f"{kind} '{printable(pattern)}'", hint=f"did you mean '{near[0]}'?" if near else "")
     return replace(listed, groups={group: tuple(entries) for group, entries in found.items() if entries})
 
@@ -139,15 +139,21 @@ def _checked(pattern: str) -> str:
 
 def _matches(wanted: str, case: Case | BrokenCase | OtherCase) -> bool:
     """Tell whether `wanted` is a name of `case`, a folder above it, or a glob for one of them."""
-    names = (case.name, case.display_name)
+    names = _names(case)
     if any(name == wanted or name.startswith(f"{wanted}/") for name in names):
         return True
     if isinstance(case, BrokenCase) and case.whole_tree and _is_inside(wanted, case):
         return True  # the case may be in there: the fault is more useful than "unknown case"
-    return _is_glob(wanted) and any(fnmatch.fnmatchcase(path, wanted) for name in names for path in _with_parents(name))
+    return is_glob(wanted) and any(fnmatch.fnmatchcase(path, wanted) for name in names for path in _with_parents(name))
 
 
-def _is_glob(text: str) -> bool:
+def _names(case: Case | BrokenCase | OtherCase) -> tuple[str, ...]:
+    """Return the names by which a case is chosen."""
+    return (case.name, case.display_name, case.in_group) if case.in_group else (case.name, case.display_name)
+
+
+def is_glob(text: str) -> bool:
+    """Tell whether a name is a pattern."""
     return any(c in text for c in "*?[")
 
 
@@ -179,18 +185,19 @@ def _no_match(discovery: Discovery, wanted: str) -> UsageError:
         return UsageError(f"case '{shown}' is not for {discovery.arch}", hint=known)
     if not discovery.cases and not discovery.others:
         return _nothing_for(discovery)
-    everything = {name for case in (*discovery.cases, *discovery.others) for name in (case.name, case.display_name)}
+    everything = {name for case in (*discovery.cases, *discovery.others) for name in _names(case)}
     for case in discovery.cases:
         if isinstance(case, Case):
-            everything |= {f"{name}/{part.name}" for part in case.subcases for name in (case.name, case.display_name)}
+            everything |= {f"{name}/{part.name}" for part in case.subcases for name in _names(case)}
     near = difflib.get_close_matches(wanted, sorted(everything | {p for name in everything for p in _with_parents(name)}), n=1)
     hint = f"did you mean '{near[0]}'?" if near else "`qcase list` shows them all"
-    kind = "no case matches" if _is_glob(wanted) else "unknown case"
-    return UsageError(f"{kind} '{shown}' in group '{printable(discovery.group)}'", hint=hint)
+    kind = "no case matches" if is_glob(wanted) else "unknown case"
+    return UsageError(f"{kind} '{shown}' in {discovery.scope}", hint=hint)
 
 
 def _nothing_for(discovery: Discovery) -> UsageError:
-    what = f"group '{printable(discovery.group)}' has no case for {discovery.arch}"
+    has = "has" if len(discovery.groups) == 1 else "have"
+    what = f"{discovery.scope} {has} no case for {discovery.arch}"
     if not discovery.others:
         return UsageError(f"{what}, nor for any other architecture", hint="a case is a folder with a qemu-<arch>.toml")
     arches = {arch for case in discovery.others for arch in case.arches}

@@ -221,7 +221,7 @@ def test_an_option_of_several_values_hands_on_all_of_them() -> None:
         for parameter in command.params:
             if parameter.param_type_name == "option" and parameter.multiple:
                 assert parameter.nargs == 1, path
-                assert parameter.name in {"arch", "case", "tag", "pipeline", "report"}, f"{path}: say that all count"
+                assert parameter.name in {"arch", "case", "group", "tag", "pipeline", "report"}, f"{path}: say that all count"
 
 
 @pytest.mark.parametrize("words", [("-x", "--max-fail", "3"), ("-q", "-v")])

@@ -59,7 +59,7 @@ def test_a_suite_of_plain_cases_needs_no_engine(workspace: Path, tmp_path: Path)
     lines = examine(workspace, tmp_path / "store")
     assert lines["engine"].state is State.WARNING
     assert "no case here needs it" in lines["engine"].hint
-    assert lines["workspace"].says.endswith("1 case on x86_64 in the group normal")
+    assert lines["workspace"].says.endswith("1 case on x86_64 in group 'normal'")
     assert lines["qemu x86_64"] == Line("qemu x86_64", State.GOOD, f"9.1.0 at {tmp_path}/bin/qemu-system-x86_64")
     assert lines["guest x86_64"].state is State.GOOD
     assert doctor.works(list(lines.values()))

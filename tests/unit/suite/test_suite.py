@@ -16,6 +16,7 @@ from qcase.model import Pipeline
 from qcase.suite.cases import BrokenCase, Case, Discovery, Subcase, Workspace
 from qcase.suite.catalogue import catalogue, listing
 from qcase.suite.discover import discover, resolve_pipeline
+from qcase.suite.history import other_names
 from qcase.suite.select import select
 
 TARGET = Arch.X86_64.default_target
@@ -77,6 +78,71 @@ class Suite:
 @pytest.fixture
 def tree(tmp_path: Path) -> Suite:
     return Suite(tmp_path)
+
+
+@pytest.fixture
+def groups(tree: Suite) -> Suite:
+    """Three groups: two with cases of one name, and one that is itself a build group."""
+    for group in ("normal/qemu", "stress/qemu", "arceos"):
+        tree.file(f"{group}/build-{TARGET}.toml")
+        tree.case(f"{group}/smoke")
+    tree.case("stress/alone", "x86_64", "aarch64")
+    tree.case("arceos", "aarch64")
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        (["normal"], ["qemu/smoke"]),
+        (["stress"], ["qemu/smoke", "stress/alone"]),
+        (["normal", "stress"], ["normal/qemu/smoke", "stress/alone", "stress/qemu/smoke"]),
+        (["stress", "stress"], ["qemu/smoke", "stress/alone"]),
+        (["s*"], ["stress/alone", "stress/qemu/smoke"]),
+        (["*"], ["arceos/smoke", "normal/qemu/smoke", "stress/alone", "stress/qemu/smoke"]),
+        (["arceos"], ["arceos/smoke"]),
+    ],
+)
+def test_cases_of_several_groups_are_named_by_their_path(groups: Suite, wanted: list[str], names: list[str]) -> None:
+    assert [case.display_name for case in discover(groups.open(), Arch.X86_64, TARGET, wanted).cases] == names
+
+
+def test_cases_of_several_groups_are_chosen_by_every_name(groups: Suite) -> None:
+    found = discover(groups.open(), Arch.X86_64, TARGET, "*")
+    assert chosen(found, "stress/qemu/smoke") == ["stress/qemu/smoke"]
+    assert chosen(found, "qemu/smoke") == ["normal/qemu/smoke", "stress/qemu/smoke"]
+    assert chosen(found, "stress") == ["stress/alone", "stress/qemu/smoke"]
+    with pytest.raises(UsageError, match="unknown case 'x' in the groups arceos, normal, stress"):
+        select(found, ["x"])
+    with pytest.raises(UsageError, match="case 'arceos' is not for riscv64"):
+        select(discover(groups.open(), Arch.RISCV64, Arch.RISCV64.default_target, "*"), ["arceos"])
+
+
+def test_a_default_group_may_be_a_pattern(groups: Suite) -> None:
+    (groups.root / "qcase.toml").write_text('[suite]\nroot = "suite"\ndefault_group = "*"\n')
+    assert len(groups.names()) == 4
+    assert groups.names(group="normal") == ["qemu/smoke"]
+    with pytest.raises(UsageError, match="unknown group 'x\\*'"):
+        groups.names(group="x*")
+
+
+def test_names_for_lock_and_store_are_the_same_in_a_run_of_several_groups(groups: Suite) -> None:
+    alone = {case.path: case for case in groups.discover(group="stress").cases if isinstance(case, Case)}
+    for case in discover(groups.open(), Arch.X86_64, TARGET, "s*").cases:
+        assert isinstance(case, Case)
+        assert case.stored_as == alone[case.path].stored_as == alone[case.path].display_name
+
+
+def test_a_run_of_several_groups_is_remembered_under_the_names_of_each(groups: Suite) -> None:
+    every = discover(groups.open(), Arch.X86_64, TARGET, "*").cases
+    assert other_names(every) == {
+        "arceos/smoke": (),
+        "normal/qemu/smoke": (),
+        "stress/alone": (),
+        "stress/qemu/smoke": (),
+    }
+    assert other_names(discover(groups.open(), Arch.X86_64, TARGET, ["s*"]).cases)["stress/qemu/smoke"] == ("qemu/smoke",)
+    assert other_names(groups.discover().cases) == {"qemu/smoke": ("normal/qemu/smoke",)}
 
 
 def chosen(discovery: Discovery, *patterns: str) -> list[str]:
