@@ -31,6 +31,7 @@ from qcase.config.fields import (
     Words,
     matching,
 )
+from qcase.config.matrix import MatrixRow
 from qcase.errors import Problem
 
 # ---- qemu-<arch>.toml
@@ -118,7 +119,8 @@ class CaseConfig:
     `smp` and `memory`: the number of processors and the bytes in `args`. `retries`: the number of further attempts for a case
     that does not pass. `cargo_options`: for the build in Rust; `cmake`, `meson`, `configure`, `make`: for builds in C. `install`:
     additional files of those builds to install, each as `<folder>\\t<pattern>`. `preserve_commands`: a subcase that runs alone
-    runs with all commands of its group.
+    runs with all commands of its group. `matrix`: the machines of the case, each as `<name>\\0<argument>\\0…`; empty for
+    `args` alone.
     """
 
     args: tuple[str, ...] = ()
@@ -151,6 +153,7 @@ class CaseConfig:
     make: tuple[str, ...] = ()
     install: tuple[str, ...] = ()
     preserve_commands: bool = False
+    matrix: tuple[str, ...] = ()
     smp: int = 1
     to_bin: bool = False
     uefi: bool = False
@@ -205,6 +208,7 @@ class _QcaseTable(Model):
     configure: Words = ()
     make: Words = ()
     install: dict[GuestFolder, Annotated[tuple[PlacePattern, ...], Strict(False)]] = Field(default={})
+    matrix: Annotated[tuple[MatrixRow, ...], Strict(False)] = ()
     markers: _Markers = _Markers()
 
 
@@ -232,3 +236,7 @@ def refuse_environment(file: CaseFile, wrong: Wrong) -> None:
         value = getattr(file, key)
         if any("${env:" in text for text in ([value] if isinstance(value, str) else value)):
             wrong((key,), 'names a variable of the environment: refused under trust = "sandboxed"', "write its value")
+    for at, row in enumerate(file.qcase.matrix):
+        if any("${env:" in text for text in row.texts):
+            what = 'names a variable of the environment: refused under trust = "sandboxed"'
+            wrong(("qcase", "matrix", at), what, "write its value")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from qcase.config import qemu_options, results_table, root_disk
+from qcase.config import matrix, qemu_options, results_table, root_disk
 from qcase.config.case_file import CaseConfig, CaseFile, Placeholders, Wrong, memory, refuse_environment, smp
 from qcase.config.patterns import PatternError, compile_pattern
 from qcase.config.toml_document import Document, config_error, read
@@ -117,6 +118,7 @@ def _resolve_case(
         cargo=file.qcase.cargo,
         cargo_options=file.qcase.cargo_options,
         preserve_commands=file.grouped_command_selection == "preserve_all",
+        matrix=_machines(file, args, placeholders, wrong),
         smp=smp(args),
         to_bin=file.to_bin,
         uefi=file.uefi,
@@ -157,6 +159,16 @@ def _check_words(
         for key, present in (("shell_init_cmd", command), ("test_commands", test_commands)):
             if present:
                 wrong((key,), "needs shell_prefix, the prompt to wait for before it is typed")
+
+
+def _machines(file: CaseFile, args: tuple[str, ...], placeholders: Placeholders, wrong: Wrong) -> tuple[str, ...]:
+    """Return the machines of `[[qcase.matrix]]` as `CaseConfig` has them."""
+
+    def fault(row: int, what: str, hint: str) -> None:
+        wrong(("qcase", "matrix", row), what, hint)
+
+    found = matrix.machines(file.qcase.matrix, args, placeholders.replace, fault)
+    return tuple("\0".join((name, *words)) for name, words in found)
 
 
 def _checked_patterns(file: CaseFile, placeholders: Placeholders, wrong: Wrong) -> dict[str, tuple[str, ...]]:
@@ -221,9 +233,10 @@ _SHAPES: Mapping[str, str] = {
 
 def _fields_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> Iterable[str]:
     for key, form in zip(loc, (*loc[1:], ""), strict=False):
-        if key in FORMS:
+        if key in FORMS or isinstance(key, int):
             continue
         annotation = FORMS.get(str(form)) or _fields(model)[str(key)].annotation
+        annotation = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel)
         model = annotation

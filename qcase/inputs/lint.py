@@ -186,7 +186,7 @@ def _folder(workspace: Workspace, entry: catalogue.CatalogueEntry) -> Iterator[F
     for name, pipeline in source_folders().items():
         if (entry.path / name).is_dir():
             yield from _sources(workspace, entry.path, pipeline)
-    heads_build_group = entry.build_group == entry.display_name
+    heads_build_group = entry.build_group == entry.display_name or any(case.is_group for case in entry.cases.values())
     has_project = (entry.path / "CMakeLists.txt").is_file()  # it replaces the build files of subcases in C
     for child in _folders(entry.path):
         if child.name in source_folders() or child.name.startswith("."):

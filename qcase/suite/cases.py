@@ -11,7 +11,7 @@ from typing import get_args
 
 from qcase import plugins
 from qcase.arch import Arch
-from qcase.config.case_file import CaseConfig
+from qcase.config.case_file import CaseConfig, memory, smp
 from qcase.config.fields import Trust
 from qcase.config.load import find_workspace, load_workspace_config
 from qcase.config.workspace_file import WorkspaceConfig
@@ -83,8 +83,11 @@ class Workspace:
 
 
 def path_name(group: str, below: str) -> str:
-    """Return the path of a case below the suite's root: its display name in a run of several groups."""
-    return f"{group}/{below}" if below else group
+    """Return the path of a case below the suite's root: its display name in a run of several groups.
+
+    `below` is just the variant or the machine of a case in the group's own folder: `-nvme`.
+    """
+    return f"{group}/{below}" if below and not below.startswith("-") else f"{group}{below}"
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class Case:
     is_group: bool = False  # a group or a build group as well: only below such a case there are others
     below: str = ""  # its path below the group, with the variant and the subcase
     in_group: str = ""  # its display name in a run of its group alone, if that is another one
+    machine: str = ""  # of `[[qcase.matrix]]`; its name ends with it
     repetition: int = 0  # counts from 1 where a case runs several times in one run; then `#<n>` ends its display name
 
     @property
@@ -160,6 +164,16 @@ class Case:
     def by_path(self) -> Case:
         """Return this case as a run of several groups shows it."""
         return replace(self, display_name=path_name(self.group, self.below), in_group=self.display_name)
+
+    def machines(self) -> tuple[Case, ...]:
+        """Return the cases of `[[qcase.matrix]]`; this one if there is no matrix."""
+        found = []
+        for row in self.config.matrix:
+            machine, *args = row.split("\0")
+            config = replace(self.config, args=tuple(args), smp=smp(args), memory=memory(args), matrix=())
+            name, shown, below = (f"{name}-{machine}" for name in (self.name, self.display_name, self.below))
+            found.append(replace(self, name=name, display_name=shown, below=below, machine=machine, config=config))
+        return tuple(found) or (self,)
 
     def part(self, subcase: Subcase) -> Case:
         """Return this grouped case with the commands of one subcase alone."""

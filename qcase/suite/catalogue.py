@@ -92,17 +92,21 @@ def _catalogue(workspace: Workspace, group: str | Sequence[str] | None, reader: 
         scan = scan_group(workspace, name, None, None)
         entries = [CatalogueEntry(b.name, b.display_name, b.build_group, {}, {"": b.error}, b.path) for b in scan.broken]
         for found in scan.found:
-            loaded = {arch: load(workspace, found, arch, reader, ()) for arch in found.configs}
-            entries.append(
-                CatalogueEntry(
-                    found.name,
-                    found.display_name,
-                    found.build_group,
-                    {arch: case for arch, case in loaded.items() if isinstance(case, Case)},
-                    {arch.value: case.error for arch, case in loaded.items() if isinstance(case, BrokenCase)},
-                    found.path,
+            loaded = [(arch, case) for arch in found.configs for case in load(workspace, found, arch, reader, ())]
+            names = dict.fromkeys((case.name, case.display_name) for _, case in loaded) or {
+                (found.name, found.display_name): None
+            }
+            for shown in names:
+                here = {arch: case for arch, case in loaded if shown == (case.name, case.display_name)}
+                entries.append(
+                    CatalogueEntry(
+                        *shown,
+                        found.build_group,
+                        {arch: case for arch, case in here.items() if isinstance(case, Case)},
+                        {arch.value: case.error for arch, case in here.items() if isinstance(case, BrokenCase)},
+                        found.path,
+                    )
                 )
-            )
             warnings += stray_warnings(workspace, found)
         groups[name] = tuple(sorted(entries, key=lambda entry: entry.display_name))
     return Catalogue(workspace.config.suite.name, groups, tuple(warnings))

@@ -63,7 +63,7 @@ def discover(workspace: Workspace, arch: Arch, target: str, group: str | Sequenc
             for found in scan.found:
                 strays = stray_warnings(workspace, found)
                 if arch in found.configs and not found.foreign_targets:
-                    here.append(load(workspace, found, arch, reader, strays))
+                    here += load(workspace, found, arch, reader, strays)
                 else:
                     shown, in_group = (found.path_name, found.display_name) if wanted.several else (found.display_name, "")
                     others.append(OtherCase(found.name, shown, tuple(found.configs), found.foreign_targets, in_group))
@@ -150,7 +150,8 @@ def resolve_pipeline(name: str, config: CaseConfig, folders: Collection[str], *,
 
 def load(
     workspace: Workspace, found: Found, arch: Arch, reader: case_file_cache.Reader, warnings: Sequence[Problem]
-) -> Case | BrokenCase:
+) -> tuple[Case | BrokenCase, ...]:
+    """Load a case with one architecture's file: several cases if that has a matrix."""
     config_path = found.path / found.configs[arch]
     try:
         config = reader.load(config_path)
@@ -163,8 +164,8 @@ def load(
         if in_kernel:
             subcases = tuple(one for one in subcases if not _is_for_kernel(one.path, one.kind.value, project=found.path))
     except QcaseError as e:
-        return BrokenCase(found.name, found.display_name, found.group, found.build_group, found.path, e, below=found.below)
-    return Case(
+        return (BrokenCase(found.name, found.display_name, found.group, found.build_group, found.path, e, below=found.below),)
+    case = Case(
         found.name,
         found.display_name,
         found.group,
@@ -180,6 +181,7 @@ def load(
         is_group=found.name == found.display_name,
         below=found.below,
     )
+    return case.machines()
 
 
 def _is_for_kernel(path: Path, folder: str, *, project: Path | None = None) -> bool:

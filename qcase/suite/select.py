@@ -149,7 +149,10 @@ def _matches(wanted: str, case: Case | BrokenCase | OtherCase) -> bool:
 
 def _names(case: Case | BrokenCase | OtherCase) -> tuple[str, ...]:
     """Return the names by which a case is chosen."""
-    return (case.name, case.display_name, case.in_group) if case.in_group else (case.name, case.display_name)
+    names = (case.name, case.display_name, case.in_group) if case.in_group else (case.name, case.display_name)
+    if isinstance(case, Case) and case.machine:
+        return (*names, *(name.removesuffix(f"-{case.machine}") for name in names))
+    return names
 
 
 def is_glob(text: str) -> bool:

@@ -715,6 +715,58 @@ def test_subcase_with_two_pipelines_is_an_error(tree: Suite) -> None:
     assert "suite/normal/g/a: subcase 'a' has more than one pipeline: c, sh" in str(tree.only_broken().error)
 
 
+# ---- a matrix
+
+
+MATRIX = PLAIN + "".join(f'[[qcase.matrix]]\nname = "{name}"\nsmp = {n}\n' for n, name in ((1, "up"), (4, "smp")))
+
+
+def test_each_machine_of_a_matrix_is_a_case(tree: Suite) -> None:
+    tree.case("normal/a", text=MATRIX)
+    tree.case("normal/a", "aarch64")
+    tree.case("normal/ab")
+    up, smp, _ = sorted(tree.discover().cases, key=lambda case: case.name != "a-up")
+    assert isinstance(smp, Case)
+    assert [case.display_name for case in tree.discover().cases] == ["normal/a-smp", "normal/a-up", "normal/ab"]
+    assert (smp.config.smp, smp.config.args) == (4, ("-smp", "4"))
+    assert smp.path == up.path
+    for pattern, names in (
+        ("a", ["normal/a-smp", "normal/a-up"]),
+        ("a-up", ["normal/a-up"]),
+        ("normal/a", ["normal/a-smp", "normal/a-up"]),
+    ):
+        assert chosen(tree.discover(), pattern) == names
+    assert tree.names(Arch.AARCH64) == ["normal/a"]
+    assert [line.strip(" │├└─") for line in tree.list()][2:] == [
+        "a-up  plain  x86_64",
+        "a-smp  plain  x86_64",
+        "a  plain  aarch64",
+        "ab  plain  x86_64",
+    ] or [line.strip(" │├└─") for line in tree.list()][2:] == [
+        "a  plain  aarch64",
+        "a-smp  plain  x86_64",
+        "a-up  plain  x86_64",
+        "ab  plain  x86_64",
+    ]
+
+
+def test_a_machine_of_a_matrix_and_a_variant_of_one_name_are_an_error(tree: Suite) -> None:
+    tree.case("normal/a", text=MATRIX)
+    tree.file("normal/a/qemu-x86_64-up.toml", PLAIN)
+    (broken,) = (case for case in tree.discover().cases if isinstance(case, BrokenCase))
+    assert "two cases are called 'normal/a-up'" in str(broken.error)
+
+
+def test_a_group_in_a_matrix_has_parts_on_each_machine(tree: Suite) -> None:
+    tree.case("normal/g", text=GROUPED + MATRIX)
+    tree.file("normal/g/one/sh/one")
+    assert chosen(tree.discover(), "g/one") == ["normal/g-smp/one", "normal/g-up/one"]
+    assert chosen(tree.discover(), "g-up/one") == ["normal/g-up/one"]
+    (part,) = select(discover(tree.open(), Arch.X86_64, TARGET, "n*"), ["g-up/one"])
+    assert isinstance(part, Case)
+    assert (part.display_name, part.stored_as, part.stored_whole) == ("normal/g-up/one", "normal/g-up/one", "normal/g-up")
+
+
 # ---- selection
 
 
