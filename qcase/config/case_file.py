@@ -45,7 +45,8 @@ class Wrong(Protocol):
 
 @dataclass(frozen=True)
 class Placeholders:
-    """Values of `${workspace}`, `${workspaceFolder}`, `${package}`, `${tmpDir}` and `${env:NAME}`, and `more` by name.
+    """Values of `${workspace}`, `${workspaceFolder}`, `${package}`, `${tmpDir}`, `${env:NAME}` and `${env:NAME:-default}`, and
+    `more` by name.
 
     `package` is axbuild's kernel crate; in a workspace without one, the workspace itself. `environment`: None for a case that may
     not read the environment.
@@ -64,7 +65,8 @@ class Placeholders:
     def _value(self, match: re.Match[str]) -> str:
         name = match[1]
         if name.startswith("env:"):
-            return (self.environment or {}).get(name.removeprefix("env:"), "")
+            variable, _, default = name.removeprefix("env:").partition(":-")
+            return (self.environment or {}).get(variable, "") or default
         if name in self.more:
             return self.more[name]
         values = {"tmpDir": self.tmp_dir, "package": self.package or self.workspace}
@@ -218,6 +220,7 @@ class CaseFile(Model):
     model_config = ConfigDict(extra="ignore")  # unknown keys warn, see load_case_config
 
     args: Strings = ()
+    cmdline: str = ""
     uefi: bool = False
     to_bin: bool = False
     shell_prefix: str = ""
@@ -232,7 +235,7 @@ class CaseFile(Model):
 
 def refuse_environment(file: CaseFile, wrong: Wrong) -> None:
     """Refuse variables of the host's environment in a stranger's case."""
-    for key in ("args", "success_regex", "fail_regex", "shell_prefix", "shell_init_cmd"):
+    for key in ("args", "cmdline", "success_regex", "fail_regex", "shell_prefix", "shell_init_cmd"):
         value = getattr(file, key)
         if any("${env:" in text for text in ([value] if isinstance(value, str) else value)):
             wrong((key,), 'names a variable of the environment: refused under trust = "sandboxed"', "write its value")

@@ -15,6 +15,7 @@ from qcase.config.patterns import PatternError, compile_pattern
 Accel = Literal["tcg", "kvm", "auto"]
 Network = Literal["restricted", "user", "none"]
 KernelTroubleIs = Literal["warn", "fail", "ignore"]
+TcgThreads = Literal["auto", "single", "multi"]
 Trust = Literal["suite", "sandboxed"]
 CacheWrite = Literal["auto", "always", "never"]
 Match = Literal["any", "all"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -50,6 +51,7 @@ def load_workspace_config(path: Path) -> WorkspaceConfig:
 def load_case_config(path: Path, *, placeholders: Placeholders) -> CaseConfig:
     """Load one `qemu-<arch>.toml`; unknown keys go into its `warnings`. Raises `ConfigError` with all its faults."""
     document = read(path, placeholders.workspace)
+    placeholders = replace(placeholders, more={"case": path.parent.name, **placeholders.more})
     warnings = tuple(
         document.problem((key,), "unknown key", nearest(key, CaseFile.model_fields))
         for key in document.data
@@ -81,7 +83,7 @@ def _resolve_case(
 
     if placeholders.environment is None:
         refuse_environment(file, wrong)
-    args = tuple(placeholders.replace(arg) for arg in file.args)
+    args = tuple(placeholders.replace(arg) for arg in (*file.args, *(("-append", file.cmdline) if file.cmdline else ())))
     prefix, command = (placeholders.replace(text).strip() or None for text in (file.shell_prefix, file.shell_init_cmd))
     test_commands = tuple(text.strip() for text in file.test_commands)
     _check_words(args, prefix, command, test_commands, broken, wrong)

@@ -39,6 +39,7 @@ from qcase.config.fields import (
     PinnedImage,
     Prefix,
     Size,
+    TcgThreads,
     Trust,
     VariableName,
     check_append,
@@ -186,6 +187,9 @@ class Hooks(Model):
 class RunConfig(Model):
     """Table `[run]`. `network`: the networks that a guest's card reaches. `timeout_scale` multiplies every case's timeout.
 
+    `tcg_threads`: whether TCG runs the processors of a guest in one host thread or in several; "auto" is one where kernels patch
+    their own code, as on x86.
+
     `kernel_trouble`: the verdict for a case whose kernel reports an error of its own and goes on. `trust`: see
     `qcase.inputs.trust`.
     """
@@ -194,6 +198,7 @@ class RunConfig(Model):
     network: Network = "restricted"
     kernel_trouble: KernelTroubleIs = "warn"
     trust: Trust = "suite"
+    tcg_threads: TcgThreads = "auto"
     timeout_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
@@ -288,7 +293,8 @@ class GuestConfig(Model):
     `kernel` also a command that builds it. The default of `kernel` is that of a built-in rootfs, else that of the architecture's
     built-in guest. `initrd`: a path or an address; None with a built-in kernel means qcase's own initramfs, with another kernel
     none at all. `append` is added to the kernel's command line. `firmware`: a path, for cases with `uefi`; None for the firmware
-    of this machine. `disks`: the images for the files that the drives of cases name, by file name.
+    of this machine. `tcg_threads`: None leaves the choice to `[run]`. `disks`: the images for the files that the drives of
+    cases name, by file name.
     """
 
     rootfs: RootfsSource = "alpine"
@@ -298,6 +304,7 @@ class GuestConfig(Model):
     append: Annotated[str, AfterValidator(check_append)] = ""
     firmware: PathString | None = None
     firmware_vars: PathString | None = None
+    tcg_threads: TcgThreads | None = None
     disks: dict[DiskName, RootfsSource] = Field(default={})
 
 
@@ -339,6 +346,10 @@ class WorkspaceConfig(Model):
     hooks: Hooks = Hooks()
     run: RunConfig = RunConfig()
     guest: Guests = Guests()
+
+    def tcg_threads(self, arch: Arch) -> TcgThreads:
+        """Return the setting for the host threads of guests, that of the guest before that of `[run]`."""
+        return self.guest[arch].tcg_threads or self.run.tcg_threads
 
 
 def workspace_model(data: Mapping[str, object]) -> type[WorkspaceConfig]:

@@ -139,6 +139,12 @@ def run_build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: S
                 where=f"[guest.{group.arch}] kernel",
                 hint=f"make one in the folder of the build group, or choose another --target than {group.target}",
             )
+    if recipe.where != "host" and group.config is not None and not group.config.is_relative_to(tools.workspace):
+        raise KernelError(
+            "its build configuration is outside of the workspace, which is all that a build in a container sees",
+            where=str(group.config),
+            hint='where = "host" builds it on this machine',
+        )
     file = f"kernel-{group.variant}.log" if group.variant else "kernel.log"
     log = target_of(tools.workspace) / "/".join(part for part in ("qcase/logs", group.arch, group.name, file) if part)
     shown = f"target/{log.below.removeprefix('target/')}"
@@ -199,8 +205,16 @@ def _note_output(output: Path, before: file_state.Facts | None, group: Group, to
 
 
 def _placeholders(group: Group, tools: Tools, workspace: Path) -> Placeholders:
-    config = workspace / group.config.relative_to(tools.workspace) if group.config is not None else ""
-    more = {"arch": group.arch.value, "target": group.target, "build_group": group.name, "build_config": str(config)}
+    config = Path()
+    if group.config is not None:
+        within = group.config.is_relative_to(tools.workspace)
+        config = workspace / group.config.relative_to(tools.workspace) if within else group.config
+    more = {
+        "arch": group.arch.value,
+        "target": group.target,
+        "build_group": group.name,
+        "build_config": str(config) if group.config is not None else "",
+    }
     inside = workspace != tools.workspace
     return Placeholders(
         workspace,

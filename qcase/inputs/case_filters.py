@@ -53,7 +53,9 @@ class Filters:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The selected cases, in the order of the discovery. `note`: the reason for an empty selection that is no error."""
+    """The selected cases, in the order of the discovery. `note`: the reason for an empty selection that is no error, or the
+    number of cases that `.ignore` leaves out.
+    """
 
     cases: tuple[Case | BrokenCase, ...]
     note: str = ""
@@ -78,7 +80,11 @@ def choose(workspace: Workspace, discovery: Discovery, patterns: Sequence[str], 
     if filters.failed:
         whole = {case.display_name for case in chosen} & failed
         chosen = tuple(case for case in chosen if case.display_name in failed and not _is_part_of(case, whole))
-    return Chosen(chosen, "" if chosen else _nothing(filters))
+    note = "" if chosen else _nothing(filters) if filters else "nothing to run: `.ignore` names all cases"
+    if discovery.ignored and not patterns:
+        left_out = f"{len(discovery.ignored)} of {len(discovery.cases)} cases on {discovery.arch} are not run, as `.ignore` says"
+        note = "; ".join(filter(None, (note, f"{left_out}: name them to run them")))
+    return Chosen(chosen, note)
 
 
 def choose_all(workspace: Workspace, discoveries: Sequence[Discovery], patterns: Sequence[str], filters: Filters) -> list[Chosen]:

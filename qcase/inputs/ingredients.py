@@ -119,7 +119,8 @@ def other_configurations(case: Case | BrokenCase) -> frozenset[Path]:
 
 def build_configurations(case: Case | BrokenCase, workspace: Workspace, target: str) -> list[Path]:
     """Return the possible paths of a case's `build-<target>.toml`, nearest first, in a folder that of its variant first."""
-    folders = (folder for folder in (case.path, *case.path.parents) if folder.is_relative_to(workspace.root))
+    tops = (workspace.root, Path(os.path.realpath(workspace.suite_root)))  # a suite may lie outside of the workspace
+    folders = [folder for folder in (case.path, *case.path.parents) if any(folder.is_relative_to(top) for top in tops)]
     variant = case.variant if isinstance(case, Case) else ""
     names = [f"{target}-{variant}", target] if variant else [target]
     return [folder / f"build-{name}.toml" for folder in folders for name in names]

@@ -196,6 +196,7 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> argume
         append=guest.append,
         network=case.config.network or session.workspace.config.run.network,
         processors=case.config.smp,
+        tcg_threads=session.workspace.config.tcg_threads(case.arch),
         reset=case.config.reset,
         images=prepared.disks,
         stranger=session.workspace.root if session.workspace.config.run.trust == "sandboxed" else None,

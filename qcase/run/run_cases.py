@@ -196,7 +196,7 @@ class _Run:
     def _started(self, at: int) -> bool:
         """Start a case if the budget allows it now. Return False if not."""
         task = self._tasks[at]
-        need = self._budget.take(task.case)
+        need = self._budget.take(task.case, task.batch.session.workspace.config.tcg_threads(task.batch.session.arch))
         if need is None:
             return False
         retries = self._plan.retries

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qcase.config.fields import TcgThreads
 from qcase.errors import UsageError
 from qcase.model import labelled
 from qcase.suite.cases import BrokenCase, Case
@@ -38,12 +39,13 @@ class Need:
     exclusive_resources: frozenset[str] = frozenset()  # ports and sockets of the host, usable by one QEMU at a time
 
 
-def need(case: Case | BrokenCase) -> Need:
+def need(case: Case | BrokenCase, tcg_threads: TcgThreads = "auto") -> Need:
     """Return the resources of a running case. Its build, which runs before, stays within them on average."""
     if isinstance(case, BrokenCase):
         return Need(0, 0)
     # See `qcase.vm.arguments`: TCG then runs all processors of a guest in one thread.
-    threads = 1 if case.arch.spec.tcg_single_thread else case.config.smp
+    single = tcg_threads == "single" or (tcg_threads == "auto" and case.arch.spec.tcg_single_thread)
+    threads = 1 if single else case.config.smp
     return Need(threads, case.config.memory + OVERHEAD, exclusive_resources(case.config.args))
 
 
@@ -72,9 +74,9 @@ class Budget:
         self._machine = machine
         self._running: list[Need] = []
 
-    def take(self, case: Case | BrokenCase) -> Need | None:
+    def take(self, case: Case | BrokenCase, tcg_threads: TcgThreads = "auto") -> Need | None:
         """Reserve the resources of a case until `give`, and return them. Return None if they are not free now."""
-        wanted = need(case)
+        wanted = need(case, tcg_threads)
         if any(wanted.exclusive_resources & one.exclusive_resources for one in self._running):
             return None
         if self._running and (len(self._running) >= self.slots or (self._bound and not self._fits(wanted))):

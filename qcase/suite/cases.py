@@ -224,7 +224,7 @@ class OtherCase:
 class Discovery:
     """Cases of groups for one arch and target, sorted by display name. `warnings` belong to no case in `cases`.
 
-    `scope`: the groups in words.
+    `scope`: the groups in words. `ignored`: the display names of cases that only a run by name includes.
     """
 
     groups: tuple[str, ...]
@@ -233,4 +233,5 @@ class Discovery:
     target: str
     cases: tuple[Case | BrokenCase, ...]
     others: tuple[OtherCase, ...] = ()
+    ignored: frozenset[str] = frozenset()
     warnings: tuple[Problem, ...] = ()

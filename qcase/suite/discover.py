@@ -37,7 +37,7 @@ from qcase.errors import ConfigError, Problem, QcaseError
 from qcase.model import Pipeline
 from qcase.suite import case_file_cache
 from qcase.suite.cases import ARCHES, BrokenCase, Case, Discovery, OtherCase, Subcase, Workspace, keep_one_folder, source_folders
-from qcase.suite.scan import PROJECT_FILE, Found, flat_folders, scan_group, sorted_entries, wanted_groups
+from qcase.suite.scan import PROJECT_FILE, Found, flat_folders, ignored, scan_group, sorted_entries, wanted_groups
 from qcase.text import printable
 
 # Build files of a folder c/. A folder without any of them is no program of the guest if a command builds the kernel: its sources
@@ -69,6 +69,7 @@ def discover(workspace: Workspace, arch: Arch, target: str, group: str | Sequenc
                     others.append(OtherCase(found.name, shown, tuple(found.configs), found.foreign_targets, in_group))
                     warnings += strays
             cases += (case.by_path() for case in here) if wanted.several else here
+    is_ignored = ignored(workspace)
     return Discovery(
         wanted.names,
         str(wanted),
@@ -76,6 +77,7 @@ def discover(workspace: Workspace, arch: Arch, target: str, group: str | Sequenc
         target,
         tuple(_unique(workspace, cases)),
         tuple(sorted(others, key=lambda case: case.display_name)),
+        frozenset(case.display_name for case in cases if is_ignored(case.path)),
         tuple(warnings),
     )
 

@@ -6,16 +6,19 @@ import difflib
 import fnmatch
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from qcase.arch import Arch
 from qcase.errors import ConfigError, Problem, QcaseError, UsageError
+from qcase.host import beneath
 from qcase.suite.cases import ARCHES, BrokenCase, Workspace, path_name, source_folders
 from qcase.text import printable
 
 PROJECT_FILE = "CMakeLists.txt"  # in the folder of a grouped case: one project for all its subcases in C
+IGNORE_FILE = ".ignore"
 _DEEPEST = 4  # folders between a group and a subcase of its project
 
 
@@ -340,6 +343,28 @@ def wanted_groups(workspace: Workspace, given: str | Sequence[str] | None = None
         found |= set(fitting or [_known(groups, name, is_default=not named)])
     several = len(named) > 1 or not found.issuperset(named or (workspace.config.suite.default_group,))
     return Wanted(tuple(group for group in groups if group in found), several)
+
+
+def ignored(workspace: Workspace) -> Callable[[Path], bool]:
+    """Return a test for the folders of cases that a run without names leaves out, as `.ignore` says.
+
+    The file lies in the suite's root or in a folder above it, within the workspace. A line is a path relative to the workspace
+    or to the file's folder, or a glob for one; `#` begins a comment.
+    """
+    patterns: list[str] = []
+    for folder in (workspace.suite_root, *workspace.suite_root.parents):
+        if folder.is_relative_to(workspace.root) or folder == workspace.suite_root:
+            with suppress(OSError):
+                lines = [line.strip().strip("/") for line in beneath.text(folder / IGNORE_FILE).splitlines()]
+                named = [line for line in lines if line and not line.startswith("#")]
+                patterns += [f"{os.path.realpath(top)}/{line}" for line in named for top in {workspace.root, folder}]
+    literal = frozenset(patterns)
+
+    def test(path: Path) -> bool:
+        above = [str(folder) for folder in (path, *path.parents)]
+        return not literal.isdisjoint(above) or any(fnmatch.fnmatchcase(one, pattern) for pattern in patterns for one in above)
+
+    return test if patterns else lambda _: False
 
 
 def _known(groups: Sequence[str], wanted: str, *, is_default: bool) -> str:

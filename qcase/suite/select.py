@@ -15,7 +15,7 @@ from qcase.text import printable
 
 
 def select(discovery: Discovery, patterns: Sequence[str]) -> tuple[Case | BrokenCase, ...]:
-    """Select the cases that match `patterns`, or all cases without patterns, in the order of the discovery.
+    """Select the cases that match `patterns`, or all cases without patterns but those of `.ignore`, in the discovery's order.
 
     A pattern is a name or a display name, a folder above one, or a glob (`*` also matches `/`). If it matches no whole grouped
     case but a subcase, `<group>/<subcase>`, it selects the commands of that subcase. Raises `UsageError` for an absolute path or
@@ -24,7 +24,7 @@ def select(discovery: Discovery, patterns: Sequence[str]) -> tuple[Case | Broken
     if not patterns:
         if not discovery.cases:
             raise _nothing_for(discovery)
-        return discovery.cases
+        return tuple(case for case in discovery.cases if case.display_name not in discovery.ignored)
     chosen: set[str] = set()
     parts: dict[str, Case] = {}
     candidates = _Candidates(discovery.cases)

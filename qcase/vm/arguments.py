@@ -11,6 +11,7 @@ from typing import Literal
 
 from qcase.arch import Arch
 from qcase.config import qemu_options, root_disk
+from qcase.config.fields import TcgThreads
 from qcase.config.qemu_options import ArgumentError, Option
 from qcase.vm import network, sandbox
 from qcase.vm.network import Network
@@ -38,6 +39,7 @@ class MachineSpec:
     accel: Accel = "tcg"
     network: Network = "restricted"
     processors: int = 1
+    tcg_threads: TcgThreads = "auto"
     reset: bool = False  # the guest may reset its machine; else a reset ends QEMU
     flash: tuple[Path, ...] = ()  # UEFI firmware: its code, and the template of its variables
     system_partition: Path | None = None  # disk from which the firmware boots; it starts the kernel, not QEMU
@@ -117,9 +119,11 @@ def _accelerator(spec: MachineSpec) -> str:
     instruction, which the kernel reports as "Oops: int3" (seen in 2 of 12 boots with four processors under QEMU 7.2, in none
     of 12 with one thread).
     """
-    if spec.accel == "tcg" and spec.arch.spec.tcg_single_thread and spec.processors > 1:
-        return "tcg,thread=single"
-    return spec.accel
+    if spec.accel != "tcg" or spec.processors == 1:
+        return spec.accel
+    if spec.tcg_threads != "auto":
+        return f"tcg,thread={spec.tcg_threads}"
+    return "tcg,thread=single" if spec.arch.spec.tcg_single_thread else "tcg"
 
 
 def accelerator(argv: Sequence[str]) -> str:

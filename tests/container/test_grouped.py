@@ -243,7 +243,7 @@ def test_a_part_of_a_groups_project_is_built_alone(group: Group) -> None:
     folder = group.write(files, test_commands=[loop, "three"])
     first = group.prepare("brk")
     assert (first.compiled, first.broken, first.commands) == (1, {}, (loop,))
-    assert first.built == ["image of normal/group", "overlay of normal/group: CMakeLists.txt", *first.built[2:]]
+    assert first.built == ["image of normal/group/brk", "overlay of normal/group: CMakeLists.txt", *first.built[2:]]
     assert group.prepare("brk").cache is Cache.HIT
     with pytest.raises(BuildError):
         group.prepare("net/ping")

@@ -115,3 +115,16 @@ def test_faults_of_rows_are_told_with_their_place(tmp_path: Path, text: str, wha
 def test_a_strangers_row_may_not_name_the_environment(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"qcase\.matrix.*names a variable of the environment"):
         load(tmp_path, CASE + '[[qcase.matrix]]\nname = "a"\ncmdline = "${env:HOME}"\n', environment=None)
+
+
+def test_defaults_of_variables_the_name_of_the_case_and_its_command_line(tmp_path: Path) -> None:
+    text = """
+        args = ["-m", "${env:MEMORY:-256M}", "-name", "${case}", "-append", "one"]
+        cmdline = "root=${env:ROOT:-/dev/vda} ${env:NONE:-}"
+        success_regex = ["ok"]
+    """
+    (tmp_path / "smoke").mkdir()
+    args = load(tmp_path / "smoke", text, environment={"ROOT": "/dev/sda", "MEMORY": ""}).args
+    assert args == ("-m", "256M", "-name", "smoke", "-append", "one", "-append", "root=/dev/sda ")
+    command = arguments(MachineSpec(Arch.X86_64, args, Path("/i.img"), Path("/k"), append="console=ttyS0"))
+    assert "console=ttyS0 one root=/dev/sda " in command

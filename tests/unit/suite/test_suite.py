@@ -11,6 +11,7 @@ import pytest
 from qcase.arch import Arch
 from qcase.config.case_file import CaseConfig
 from qcase.errors import ConfigError, UsageError
+from qcase.inputs import case_filters
 from qcase.inputs.ingredients import build_configurations, other_configurations
 from qcase.model import Pipeline
 from qcase.suite.cases import BrokenCase, Case, Discovery, Subcase, Workspace
@@ -713,6 +714,38 @@ def test_subcase_with_two_pipelines_is_an_error(tree: Suite) -> None:
     tree.file("normal/g/a/c/x")
     tree.file("normal/g/a/sh/x")
     assert "suite/normal/g/a: subcase 'a' has more than one pipeline: c, sh" in str(tree.only_broken().error)
+
+
+# ---- .ignore
+
+
+def test_cases_of_an_ignore_file_run_only_by_name(tree: Suite) -> None:
+    for path in ("normal/a", "normal/heavy/b", "normal/heavy/x", "normal/d"):
+        tree.case(path)
+    (tree.root / ".ignore").write_text("# left out\n\nsuite/normal/heavy/\n/suite/normal/none\n")
+    tree.file(".ignore", "normal/[d-e]\n")
+    found = tree.discover()
+    assert chosen(found) == ["normal/a"]
+    assert chosen(found, "heavy") == ["normal/heavy/b", "normal/heavy/x"]
+    assert chosen(found, "d", "a") == ["normal/a", "normal/d"]
+    chosen_now = case_filters.choose(tree.open(), found, [], case_filters.Filters())
+    assert chosen_now.note == "3 of 4 cases on x86_64 are not run, as `.ignore` says: name them to run them"
+    assert case_filters.choose(tree.open(), found, ["d"], case_filters.Filters()).note == ""
+
+
+# ---- a suite outside of the workspace
+
+
+def test_build_configurations_of_a_suite_outside_of_the_workspace_are_found(tree: Suite, tmp_path: Path) -> None:
+    tree.file(f"normal/smp/build-{TARGET}.toml")
+    tree.case("normal/smp/a")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/qcase.toml").write_text('[suite]\nroot = "../suite"\n')
+    workspace = Workspace.open(tmp_path / "elsewhere")
+    (case,) = discover(workspace, Arch.X86_64, TARGET).cases
+    found = [path for path in build_configurations(case, workspace, TARGET) if path.is_file()]
+    assert found == [tmp_path.resolve() / f"suite/normal/smp/build-{TARGET}.toml"]
+    assert all(path.is_relative_to(tmp_path.resolve() / "suite") for path in build_configurations(case, workspace, TARGET))
 
 
 # ---- a matrix

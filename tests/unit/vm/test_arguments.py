@@ -10,6 +10,7 @@ import pytest
 
 from qcase.arch import Arch
 from qcase.config import qemu_options
+from qcase.config.fields import TcgThreads
 from qcase.vm import machine
 from qcase.vm.arguments import MachineSpec, arguments
 from qcase.vm.network import Network
@@ -167,6 +168,15 @@ def test_several_x86_processors_share_one_thread_of_tcg() -> None:
     assert pairs(arguments(spec), "-accel") == ["tcg,thread=single"]
     assert pairs(arguments(replace(spec, arch=Arch.AARCH64)), "-accel") == ["tcg"]
     assert pairs(arguments(replace(spec, accel="kvm")), "-accel") == ["kvm"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "processors", "wanted"),
+    [("auto", 4, "tcg,thread=single"), ("multi", 4, "tcg,thread=multi"), ("single", 4, "tcg,thread=single"), ("multi", 1, "tcg")],
+)
+def test_threads_of_tcg_as_configured(threads: TcgThreads, processors: int, wanted: str) -> None:
+    spec = MachineSpec(Arch.X86_64, (), Path("/i"), Path("/k"), processors=processors, tcg_threads=threads)
+    assert pairs(arguments(spec), "-accel") == [wanted]
 
 
 def test_uefi_firmware_is_in_flash_and_boots_from_a_disk_of_its_own(tmp_path: Path) -> None:
