@@ -66,6 +66,9 @@ TargetOption = Annotated[
 GroupOption = Annotated[
     str, typer.Option("--group", "-g", metavar="NAME", autocompletion=_offer_groups, help="A first-level folder of the suite.")
 ]
+SuiteOption = Annotated[
+    str, typer.Option("--suite", metavar="NAME", help="A further suite of the workspace, of [suites.NAME]; default: [suite].")
+]
 GroupsOption = Annotated[
     list[str] | None,
     typer.Option(

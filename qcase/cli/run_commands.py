@@ -38,6 +38,7 @@ from qcase.cli.options import (
     RetriesOption,
     ScaleOption,
     ShardOption,
+    SuiteOption,
     TagOption,
     TargetOption,
     TimesOption,
@@ -66,6 +67,7 @@ def run_command(
     arch: ArchesOption = None,
     target: TargetOption = "",
     group: GroupsOption = None,
+    suite: SuiteOption = "",
     tag: TagOption = None,
     pipeline: PipelineOption = None,
     failed: FailedOption = False,
@@ -97,16 +99,15 @@ def run_command(
     with reported():
         from qcase.run.run_cases import Plan
 
-        filters = replace(filters_of(tag, pipeline, failed, changed), kernel=kernel)
         exclude("--fail-fast", fail_fast, "--max-fail", max_fail)
         exclude("--quiet", quiet, "--verbose", verbose)
-        plan = Plan(jobs, retries, repeat, 1 if fail_fast else max_fail, shard=shard)
         options = _RunOptions(
-            filters=filters,
-            plan=plan,
+            filters=replace(filters_of(tag, pipeline, failed, changed), kernel=kernel),
+            plan=Plan(jobs, retries, repeat, 1 if fail_fast else max_fail, shard=shard),
             arches=arches_named(arch) or [Arch.X86_64],
             target=target,
             groups=tuple(group or ()),
+            suite=suite,
             workspace=workspace,
             cache_dir=cache_dir,
             readonly=cache_readonly,
@@ -190,6 +191,7 @@ class _RunOptions:
     arches: Sequence[Arch]
     target: str
     groups: Sequence[str]
+    suite: str
     workspace: Path | None
     cache_dir: str
     readonly: bool
@@ -205,7 +207,7 @@ class _RunOptions:
     def again(self, names: Sequence[str], arch: Arch) -> str:
         """The command that runs just these cases again."""
         options = [("--arch", arch.value if arch is not Arch.X86_64 else ""), ("--target", self.target)]
-        options += [("--group", group) for group in self.groups]
+        options += [("--suite", self.suite), *(("--group", group) for group in self.groups)]
         options += [("--workspace", str(self.workspace) if self.workspace else ""), ("--cache-dir", self.cache_dir)]
         options += [
             ("--timeout-scale", self.timeout_scale),
@@ -229,7 +231,7 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
     targets = targets_of(options.arches, options.target)
     several = len(targets) > 1
     opened = cases.Workspace.open(options.workspace or Path.cwd()).trusted(options.trust, "--trust")
-    opened = scaled(opened, options.timeout_scale)
+    opened = scaled(opened.of_suite(options.suite), options.timeout_scale)
     discoveries = [discover.discover(opened, arch, target, options.groups) for arch, target in targets.items()]
     chosen = case_filters.choose_all(opened, discoveries, wanted, options.filters)
     batches = [Chosen(arch, arch.value if several else "", one.cases) for arch, one in zip(targets, chosen, strict=True)]

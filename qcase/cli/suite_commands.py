@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from qcase.cli.options import (
     KernelOption,
     NewArchOption,
     PipelineOption,
+    SuiteOption,
     TagOption,
     TargetOption,
     WorkspaceOption,
@@ -64,6 +66,7 @@ def list_command(
         ),
     ] = None,
     group: GroupsOption = None,
+    suite: SuiteOption = "",
     tag: TagOption = None,
     pipeline: PipelineOption = None,
     failed: FailedOption = False,
@@ -80,7 +83,7 @@ def list_command(
         from qcase.suite import catalogue, select
 
         only = arches_named(arch)
-        opened = cases_module.Workspace.open(workspace or Path.cwd())
+        opened = cases_module.Workspace.open(workspace or Path.cwd()).of_suite(suite)
         listed = catalogue.catalogue(opened, group)
         listed = listed.only(only) if only else listed
         if cases:
@@ -102,6 +105,7 @@ def explain_command(
     arch: ArchesOption = None,
     target: TargetOption = "",
     group: GroupsOption = None,
+    suite: SuiteOption = "",
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
@@ -116,7 +120,7 @@ def explain_command(
         from qcase.suite import cases as cases_module
         from qcase.suite import discover, select
 
-        opened = cases_module.Workspace.open(workspace or Path.cwd())
+        opened = cases_module.Workspace.open(workspace or Path.cwd()).of_suite(suite)
         targets = targets_of(arches_named(arch) or [Arch.X86_64], target)
         looked = store.Store(store_root_of(cache_dir), readonly=True)
         gathered: dict[str, object] = {}
@@ -145,6 +149,7 @@ def argv_command(
     arch: ArchOption = Arch.X86_64.value,
     target: TargetOption = "",
     group: GroupsOption = None,
+    suite: SuiteOption = "",
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
     kernel: KernelOption = None,
@@ -156,7 +161,7 @@ def argv_command(
         from qcase.suite.cases import BrokenCase
         from qcase.vm import arguments
 
-        with _cases_to_boot(case, arch, target, group, workspace, cache_dir, kernel) as (chosen, session):
+        with _cases_to_boot(case, arch, target, group, suite, workspace, cache_dir, kernel) as (chosen, session):
             for one in chosen:
                 if isinstance(one, BrokenCase):
                     raise one.error
@@ -177,6 +182,7 @@ def _cases_to_boot(
     arch: str,
     target: str,
     group: Sequence[str] | None,
+    suite: str,
     workspace: Path | None,
     cache_dir: str,
     kernel: Path | None,
@@ -192,7 +198,7 @@ def _cases_to_boot(
     from qcase.suite import discover, select
     from qcase.suite.cases import Workspace
 
-    opened = Workspace.open(workspace or Path.cwd())
+    opened = Workspace.open(workspace or Path.cwd()).of_suite(suite)
     known = arch_named(arch)
     triple = target or known.default_target
     chosen = select.select(discover.discover(opened, known, triple, group), [case])
@@ -211,6 +217,7 @@ def shell_command(
     arch: ArchOption = Arch.X86_64.value,
     target: TargetOption = "",
     group: GroupsOption = None,
+    suite: SuiteOption = "",
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
     kernel: KernelOption = None,
@@ -221,7 +228,7 @@ def shell_command(
     with reported():
         from qcase.run import shell
 
-        with _cases_to_boot(case, arch, target, group, workspace, cache_dir, kernel, one=True) as (chosen, session):
+        with _cases_to_boot(case, arch, target, group, suite, workspace, cache_dir, kernel, one=True) as (chosen, session):
             code = shell.shell(chosen[0], session, shell.ShellOptions(gdb, keep))
         raise typer.Exit(code)
 
@@ -250,9 +257,9 @@ def lock_command(
         recorded = {key: found for key, found in (old.cases if old is not None else {}).items() if key[0] not in chosen}
         emit = terminal_report([])
         store = open_store(opened, store_root_of(cache_dir))
-        for one in chosen:
-            found = [discover.discover(opened, one, one.default_target, group).cases for group in scan.groups(opened)]
-            with session_module.Session(opened, one, one.default_target, store, emit, record_into=recorded) as session:
+        for part, one in itertools.product(opened.suites, chosen):
+            found = [discover.discover(part, one, one.default_target, group).cases for group in scan.groups(part)]
+            with session_module.Session(part, one, one.default_target, store, emit, record_into=recorded) as session:
                 for case in (case for cases in found for case in cases):
                     if isinstance(case, cases_module.BrokenCase):
                         raise case.error

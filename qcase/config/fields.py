@@ -117,6 +117,7 @@ PackageName = Annotated[
 FileName = Annotated[str, matching(r"[A-Za-z0-9_][A-Za-z0-9._-]*", "must be a file name of letters, digits, '.', '_' and '-'")]
 GuestPath = Annotated[str, matching(r"/[!-~]+", "must be an absolute path in the guest, without blanks")]
 FolderName = Annotated[str, matching(r"(?!\.\.?$)[^/\0]+", "must be the name of a folder right below the suite's root")]
+SuiteName = Annotated[str, matching(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", "must be a word of letters, digits and . _ + -")]
 DiskName = Annotated[str, matching(r"(?!\.\.?$)[^/\0]+", "must be a file name, without its folder")]
 PathString = Annotated[str, matching(r"[^\0]+", "must be a path")]
 Hostname = Annotated[

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args, get_origin
+from types import UnionType
+from typing import Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -234,11 +235,15 @@ _SHAPES: Mapping[str, str] = {
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> Iterable[str]:
+    named = False  # the next key is one of a person's own, as in [suites.<name>]
     for key, form in zip(loc, (*loc[1:], ""), strict=False):
-        if key in FORMS or isinstance(key, int):
+        if key in FORMS or isinstance(key, int) or named:
+            named = False
             continue
         annotation = FORMS.get(str(form)) or _fields(model)[str(key)].annotation
-        annotation = get_args(annotation)[0] if get_origin(annotation) is tuple else annotation
+        named = get_origin(annotation) is dict
+        if get_origin(annotation) in (tuple, dict, Union, UnionType):
+            annotation = next(one for one in reversed(get_args(annotation)) if one not in (Ellipsis, type(None)))
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel)
         model = annotation

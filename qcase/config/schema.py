@@ -37,6 +37,7 @@ _TWINS = {f"guest.{arch}": "guest.x86_64" for arch in Arch if arch is not Arch.X
 MEANING: Mapping[str, str] = {
     "suite": "Which cases there are.",
     "suite.name": "the suite's name in reports; default: the folder's name",
+    "suites": "[suites.<name>]: further suites, for --suite: root, default_group, and grouped, script_env, guest of their own",
     "suite.root": "the folder of the groups, relative to the workspace",
     "suite.default_group": "what `qcase run` runs without --group: a name, or a glob",
     "grouped": "The script that runs a grouped case's commands.",

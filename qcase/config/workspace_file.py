@@ -39,6 +39,7 @@ from qcase.config.fields import (
     PinnedImage,
     Prefix,
     Size,
+    SuiteName,
     TcgThreads,
     Trust,
     VariableName,
@@ -334,9 +335,23 @@ else:
     )
 
 
+class OtherSuite(Model):
+    """Table `[suites.<name>]`: a further suite of the workspace, that of `--suite <name>`.
+
+    `grouped`, `script_env` and `guest` take the place of the workspace's own tables, `guest` for each architecture by itself.
+    """
+
+    root: PathString
+    default_group: FolderName = "normal"
+    grouped: GroupedRunner | None = None
+    script_env: ScriptEnv | None = None
+    guest: Guests | None = None
+
+
 class WorkspaceConfig(Model):
     """Content of `qcase.toml`. An empty file is valid."""
 
+    suites: dict[SuiteName, OtherSuite] = Field(default={})
     suite: SuiteConfig = SuiteConfig()
     grouped: GroupedRunner = GroupedRunner()
     script_env: ScriptEnv = ScriptEnv()
@@ -346,6 +361,17 @@ class WorkspaceConfig(Model):
     hooks: Hooks = Hooks()
     run: RunConfig = RunConfig()
     guest: Guests = Guests()
+
+    def of_suite(self, name: str) -> WorkspaceConfig:
+        """Return the configuration that counts for one of `suites`."""
+        other = self.suites[name]
+        update: dict[str, object] = {"suite": SuiteConfig(name=name, root=other.root, default_group=other.default_group)}
+        update |= {key: table for key in ("grouped", "script_env") if (table := getattr(other, key)) is not None}
+        if other.guest is not None:
+            update["guest"] = self.guest.model_copy(
+                update={key: getattr(other.guest, key) for key in other.guest.model_fields_set}
+            )
+        return self.model_copy(update=update)
 
     def tcg_threads(self, arch: Arch) -> TcgThreads:
         """Return the setting for the host threads of guests, that of the guest before that of `[run]`."""

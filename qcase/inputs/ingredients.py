@@ -93,7 +93,8 @@ def of_case(
     """
     found = set(workspace_files(workspace, environ))
     # `case.path` is the resolved folder, also for a case that is found through a link.
-    for named in (case.path, workspace.suite_root / case.display_name, workspace.suite_root / case.group / case.display_name):
+    shown = case.display_name.removeprefix(case.prefix)
+    for named in (case.path, workspace.suite_root / shown, workspace.suite_root / case.group / shown):
         found |= steps(named)
     if isinstance(case, BrokenCase):
         return frozenset(found)

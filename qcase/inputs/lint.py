@@ -70,7 +70,8 @@ def lint(start: Path) -> list[Finding]:
     workspace = _workspace(root, found)
     if workspace is not None:
         try:
-            _suite(workspace, found)
+            for part in workspace.suites:
+                _suite(part, found)
         except UsageError as error:
             found.append(_error("suite", Problem(error.what, error.where or suite_file(root), hint=error.hint)))
     unique = dict.fromkeys(found)
@@ -142,10 +143,11 @@ def _suite(workspace: Workspace, found: list[Finding]) -> None:
     listed = catalogue.catalogue(workspace)
     found += [_warning("unknown-arch", problem) for problem in listed.warnings]
     default = workspace.config.suite.default_group
+    table = f"suites.{workspace.suite}" if workspace.suite else "suite"
     if not any(fnmatch.fnmatchcase(group, default) for group in listed.groups):
         hint = f"known groups: {', '.join(listed.groups)}"
         found.append(
-            _error("suite", Problem(f"there is no group '{default}'", "qcase.toml", key="suite.default_group", hint=hint))
+            _error("suite", Problem(f"there is no group '{default}'", "qcase.toml", key=f"{table}.default_group", hint=hint))
         )
     arches: set[Arch] = set()
     known = {arch: history.recall(workspace.root, arch, arch.default_target) for arch in Arch}

@@ -47,7 +47,8 @@ class Workspace:
     """Folder with `qcase.toml`, and its configuration."""
 
     root: Path  # without symbolic links
-    config: WorkspaceConfig
+    config: WorkspaceConfig  # that counts for the suite
+    suite: str = ""  # the name of the suite, if it is one of `[suites.<name>]`
 
     @classmethod
     def open(cls, start: Path) -> Workspace:
@@ -72,6 +73,29 @@ class Workspace:
         """Return this workspace with every timeout multiplied by `timeout_scale`, in place of its file's factor."""
         run = self.config.run.model_copy(update={"timeout_scale": timeout_scale})
         return replace(self, config=self.config.model_copy(update={"run": run}))
+
+    def of_suite(self, name: str) -> Workspace:
+        """Return this workspace with one of its further suites; itself for the empty name.
+
+        Raises `UsageError` for an unknown one.
+        """
+        if not name:
+            return self
+        if name not in self.config.suites:
+            known = ", ".join(self.config.suites)
+            hint = f"there are: {known}" if known else "[suites.<name>] in qcase.toml makes one"
+            raise UsageError(f"there is no suite {printable(name)!r}", where="--suite", hint=hint)
+        return replace(self, config=self.config.of_suite(name), suite=name)
+
+    @property
+    def suites(self) -> tuple[Workspace, ...]:
+        """Workspaces of all suites, that of `[suite]` first."""
+        return (self, *(self.of_suite(name) for name in self.config.suites)) if not self.suite else (self,)
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of all display names: they are unique in the workspace, whatever its suites have."""
+        return f"{self.suite}/" if self.suite else ""
 
     @property
     def suite_root(self) -> Path:
@@ -131,6 +155,7 @@ class Case:
     below: str = ""  # its path below the group, with the variant and the subcase
     in_group: str = ""  # its display name in a run of its group alone, if that is another one
     machine: str = ""  # of `[[qcase.matrix]]`; its name ends with it
+    prefix: str = ""  # of its display names: the name of one of the further suites, and a slash
     repetition: int = 0  # counts from 1 where a case runs several times in one run; then `#<n>` ends its display name
 
     @property
@@ -159,11 +184,15 @@ class Case:
     @property
     def other_names(self) -> tuple[str, ...]:
         """The display name in a run of several groups, and that in a run of its group alone, as far as they are others."""
-        return tuple({path_name(self.group, self.below), self.in_group} - {"", self.plain_name})
+        return tuple({self.prefix + path_name(self.group, self.below), self.in_group} - {"", self.plain_name})
 
     def by_path(self) -> Case:
         """Return this case as a run of several groups shows it."""
-        return replace(self, display_name=path_name(self.group, self.below), in_group=self.display_name)
+        return replace(self, display_name=self.prefix + path_name(self.group, self.below), in_group=self.display_name)
+
+    def in_suite(self, prefix: str) -> Case:
+        """Return this case as one of a further suite shows it."""
+        return replace(self, display_name=prefix + self.display_name, prefix=prefix)
 
     def machines(self) -> tuple[Case, ...]:
         """Return the cases of `[[qcase.matrix]]`; this one if there is no matrix."""
@@ -205,8 +234,13 @@ class BrokenCase:
     below: str = ""
     in_group: str = ""
 
+    prefix: str = ""
+
     def by_path(self) -> BrokenCase:
-        return replace(self, display_name=path_name(self.group, self.below), in_group=self.display_name)
+        return replace(self, display_name=self.prefix + path_name(self.group, self.below), in_group=self.display_name)
+
+    def in_suite(self, prefix: str) -> BrokenCase:
+        return replace(self, display_name=prefix + self.display_name, prefix=prefix)
 
 
 @dataclass(frozen=True)
@@ -218,6 +252,7 @@ class OtherCase:
     arches: tuple[Arch, ...]
     targets: tuple[str, ...] = ()  # of the build group around it; empty where the arch alone is the reason
     in_group: str = ""
+    prefix: str = ""
 
 
 @dataclass(frozen=True)

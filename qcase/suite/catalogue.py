@@ -30,6 +30,11 @@ class CatalogueEntry:
     path: Path = Path()
 
     @property
+    def is_group(self) -> bool:
+        """Tell whether the case is a group or a build group as well."""
+        return self.name == self.display_name or any(case.is_group and not case.machine for case in self.cases.values())
+
+    @property
     def pipelines(self) -> Mapping[Arch, Pipeline]:
         return {arch: case.pipeline for arch, case in self.cases.items()}
 
@@ -90,12 +95,14 @@ def _catalogue(workspace: Workspace, group: str | Sequence[str] | None, reader: 
     warnings: list[Problem] = []
     for name in groups_below(workspace) if group is None else wanted_groups(workspace, group).names:
         scan = scan_group(workspace, name, None, None)
-        entries = [CatalogueEntry(b.name, b.display_name, b.build_group, {}, {"": b.error}, b.path) for b in scan.broken]
+        entries = [
+            CatalogueEntry(b.name, workspace.prefix + b.display_name, b.build_group, {}, {"": b.error}, b.path)
+            for b in scan.broken
+        ]
         for found in scan.found:
             loaded = [(arch, case) for arch in found.configs for case in load(workspace, found, arch, reader, ())]
-            names = dict.fromkeys((case.name, case.display_name) for _, case in loaded) or {
-                (found.name, found.display_name): None
-            }
+            names = dict.fromkeys((case.name, case.display_name) for _, case in loaded)
+            names = names or {(found.name, workspace.prefix + found.display_name): None}
             for shown in names:
                 here = {arch: case for arch, case in loaded if shown == (case.name, case.display_name)}
                 entries.append(
@@ -123,7 +130,7 @@ def listing(listed: Catalogue) -> list[str]:
                 parent = group_node.child(entry.build_group)
                 parent.note = parent.note or "build group"
             # A group or a build group that is itself a case is on its own line.
-            node = parent if entry.name == entry.display_name else parent.child(entry.name)
+            node = parent if entry.is_group else parent.child(entry.name)
             node.note = f"{node.note}  {_note(entry)}".lstrip()
             for subcase in entry.subcases:
                 node.child(subcase.name).note = subcase.kind

@@ -59,14 +59,16 @@ def discover(workspace: Workspace, arch: Arch, target: str, group: str | Sequenc
     with case_reader(workspace) as reader:
         for name in wanted.names:
             scan = scan_group(workspace, name, arch, target)
-            here: list[Case | BrokenCase] = list(scan.broken)
+            here: list[Case | BrokenCase] = [broken.in_suite(workspace.prefix) for broken in scan.broken]
             for found in scan.found:
                 strays = stray_warnings(workspace, found)
                 if arch in found.configs and not found.foreign_targets:
                     here += load(workspace, found, arch, reader, strays)
                 else:
-                    shown, in_group = (found.path_name, found.display_name) if wanted.several else (found.display_name, "")
-                    others.append(OtherCase(found.name, shown, tuple(found.configs), found.foreign_targets, in_group))
+                    prefix = workspace.prefix
+                    own = prefix + found.display_name
+                    shown, in_group = (prefix + found.path_name, own) if wanted.several else (own, "")
+                    others.append(OtherCase(found.name, shown, tuple(found.configs), found.foreign_targets, in_group, prefix))
                     warnings += strays
             cases += (case.by_path() for case in here) if wanted.several else here
     is_ignored = ignored(workspace)
@@ -166,7 +168,8 @@ def load(
         if in_kernel:
             subcases = tuple(one for one in subcases if not _is_for_kernel(one.path, one.kind.value, project=found.path))
     except QcaseError as e:
-        return (BrokenCase(found.name, found.display_name, found.group, found.build_group, found.path, e, below=found.below),)
+        broken = BrokenCase(found.name, found.display_name, found.group, found.build_group, found.path, e, below=found.below)
+        return (broken.in_suite(workspace.prefix),)
     case = Case(
         found.name,
         found.display_name,
@@ -183,7 +186,7 @@ def load(
         is_group=found.name == found.display_name,
         below=found.below,
     )
-    return case.machines()
+    return tuple(one.in_suite(workspace.prefix) for one in case.machines())
 
 
 def _is_for_kernel(path: Path, folder: str, *, project: Path | None = None) -> bool:

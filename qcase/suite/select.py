@@ -149,7 +149,8 @@ def _matches(wanted: str, case: Case | BrokenCase | OtherCase) -> bool:
 
 def _names(case: Case | BrokenCase | OtherCase) -> tuple[str, ...]:
     """Return the names by which a case is chosen."""
-    names = (case.name, case.display_name, case.in_group) if case.in_group else (case.name, case.display_name)
+    names: tuple[str, ...] = (case.name, case.display_name, *([case.in_group] if case.in_group else ()))
+    names += tuple(name.removeprefix(case.prefix) for name in names[1:]) if case.prefix else ()
     if isinstance(case, Case) and case.machine:
         return (*names, *(name.removesuffix(f"-{case.machine}") for name in names))
     return names

@@ -221,8 +221,8 @@ kernel = { build = "make" }
         ("[guest.x86]", "guest.x86", "did you mean 'x86_64'?"),
         ("[guest.x86_64]\nkernal = 'k'", "guest.x86_64.kernal", "did you mean 'kernel'?"),
         ("[cache]\nzzz = 1", "cache.zzz", "known here: env, write, keep_images, max_size, min_free"),
-        ("[zebra]", "zebra", "known here: suite, grouped, script_env, cache, toolchain, packages, hooks, run, guest"),
-        ("['a.b']", '"a.b"', "known here: suite, grouped, script_env, cache, toolchain, packages, hooks, run, guest"),
+        ("[zebra]", "zebra", "known here: suites, suite, grouped, script_env, cache, toolchain, packages, hooks, run, guest"),
+        ("['a.b']", '"a.b"', "known here: suites, suite, grouped, script_env, cache, toolchain, packages, hooks, run, guest"),
     ],
 )
 def test_unknown_key_names_the_nearest_one(workspace: Callable[[str], WorkspaceConfig], text: str, key: str, hint: str) -> None:

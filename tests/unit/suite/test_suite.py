@@ -716,6 +716,61 @@ def test_subcase_with_two_pipelines_is_an_error(tree: Suite) -> None:
     assert "suite/normal/g/a: subcase 'a' has more than one pipeline: c, sh" in str(tree.only_broken().error)
 
 
+# ---- several suites
+
+
+SUITES = """
+[suite]
+root = "suite"
+
+[suites.arceos]
+root = "arceos"
+default_group = "*"
+grouped = { prefix = "ARCEOS" }
+
+[suites.arceos.guest.aarch64]
+hostname = "ace"
+
+[grouped]
+prefix = "STARRY"
+
+[guest.x86_64]
+hostname = "starry"
+"""
+
+
+def test_each_suite_of_a_workspace_has_its_cases_and_its_tables(tree: Suite) -> None:
+    (tree.root / "qcase.toml").write_text(SUITES)
+    tree.case("normal/a")
+    tree.file(f"../arceos/normal/build-{TARGET}.toml")
+    for path in ("normal/a", "rust"):
+        tree.case(f"../arceos/{path}")
+    main = tree.open()
+    other = main.of_suite("arceos")
+    assert (main.config.grouped.prefix, main.config.guest[Arch.X86_64].hostname) == ("STARRY", "starry")
+    assert (other.config.grouped.prefix, other.config.suite.name) == ("ARCEOS", "arceos")
+    assert [other.config.guest[arch].hostname for arch in (Arch.X86_64, Arch.AARCH64)] == ["starry", "ace"]
+    assert [one.suite for one in main.suites] == ["", "arceos"]
+    assert tree.names() == ["normal/a"]
+    found = discover(other, Arch.X86_64, TARGET)
+    assert [case.display_name for case in found.cases] == ["arceos/normal/a", "arceos/rust"]
+    assert [case.display_name for case in discover(other, Arch.X86_64, TARGET, "normal").cases] == ["arceos/normal/a"]
+    for name in ("arceos/normal/a", "normal/a", "a"):
+        assert chosen(found, name) == ["arceos/normal/a"]
+    assert [e.display_name for entries in catalogue(other).groups.values() for e in entries] == ["arceos/normal/a", "arceos/rust"]
+    with pytest.raises(UsageError, match="there is no suite 'ax'") as e:
+        main.of_suite("ax")
+    assert e.value.hint == "there are: arceos"
+
+
+def test_a_fault_in_the_table_of_a_suite_has_its_place(tree: Suite) -> None:
+    (tree.root / "qcase.toml").write_text(SUITES.replace('hostname = "ace"', 'hostnam = "ace"').replace("default_group", "group"))
+    with pytest.raises(ConfigError) as e:
+        tree.open()
+    assert "suites.arceos.group: unknown key (did you mean 'grouped'?)" in str(e.value)
+    assert "suites.arceos.guest.aarch64.hostnam: unknown key (did you mean 'hostname'?)" in str(e.value)
+
+
 # ---- .ignore
 
 
