@@ -312,13 +312,16 @@ def init_command(
             return
         for reason in proposal.reasons:
             print(wrapped(f"  {reason}", "    "))
-        listed = catalogue.catalogue(opened)
-        entries = [entry for found in listed.groups.values() for entry in found]
-        print(
-            f"{counted(len(entries), 'case')}: {new_workspace.by_pipeline(p for e in entries for p in set(e.pipelines.values()))}"
-        )
-        broken = sum(bool(entry.broken) for entry in entries)
-        print(f"next: qcase lint{f' ({broken} broken)' if broken else ''}; qcase run")
+        for line in proposal.untranslated:
+            print(wrapped(f"  not translated: {line}", "    "))
+        broken = 0
+        for part in opened.suites:
+            entries = [entry for found in catalogue.catalogue(part).groups.values() for entry in found]
+            pipelines = new_workspace.by_pipeline(p for e in entries for p in set(e.pipelines.values()))
+            print(f"{f'{part.suite}: ' if part.suite else ''}{counted(len(entries), 'case')}: {pipelines}")
+            broken += sum(bool(entry.broken) for entry in entries)
+        others = "".join(f"; qcase run --suite {part.suite}" for part in opened.suites if part.suite)
+        print(f"next: qcase lint{f' ({broken} broken)' if broken else ''}; qcase run{others}")
 
 
 @app.command("new")

@@ -25,6 +25,7 @@ from qcase.config import schema
 from qcase.config.workspace_file import WorkspaceConfig
 from qcase.errors import InfraError, UsageError
 from qcase.model import Pipeline
+from qcase.suite import untranslated
 from qcase.suite.cases import ARCHES, Workspace
 from qcase.suite.templates import Plan
 
@@ -45,11 +46,15 @@ def usual_arches(workspace: Workspace) -> list[Arch]:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Proposed settings of `qcase.toml`. `values`: by dotted key; `reasons`: explanations for the user."""
+    """Proposed settings of `qcase.toml`. `values`: by dotted key; `reasons`: explanations for the user.
+
+    `untranslated`: what the tree has and the settings do not say.
+    """
 
     values: Mapping[str, object]
     reasons: tuple[str, ...] = ()
     arches: tuple[Arch, ...] = ()  # those that most cases are for first
+    untranslated: tuple[str, ...] = ()
 
 
 def propose(root: Path) -> Proposal | None:
@@ -57,47 +62,95 @@ def propose(root: Path) -> Proposal | None:
     tree = _look_through(root)
     if not tree.cases:
         return None
-    suite, others = _suite_root(tree)
-    inside = {folder: arches for folder, arches in tree.cases.items() if _below(folder, suite)}
-    groups = Counter(folder[len(suite) :].strip("/").partition("/")[0] for folder in inside)
-    groups.pop("", None)
-    folders = "1 folder" if len(inside) == 1 else f"{len(inside)} folders"
-    reasons = [f"{folders} with qemu-<arch>.toml below {suite or '.'}: {_counted(groups)}"]
-    reasons += [f"not looked at: {count} more below {other}" for other, count in others.items()]
-    values: dict[str, object] = {"suite.root": suite or "."}
-    if groups and "normal" not in groups:
-        values["suite.default_group"] = groups.most_common(1)[0][0]
-        reasons.append(f"default_group = {values['suite.default_group']}: there is no group 'normal', and it has the most cases")
+    first, *others = _suites(tree)
+    values: dict[str, object] = {}
+    reasons: list[str] = []
+    found = _Suite(root, tree, first, others_like_it=bool(others))
+    found.propose(values, reasons, "")
+    for folder in others:
+        name = folder.rpartition("/")[2]
+        if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_+-]*", name):
+            _Suite(root, tree, folder, others_like_it=True).propose(values, reasons, f"suites.{name}.")
+    if found.regions.winner:
+        values["cache.env"] = [found.regions.winner]
+        why = f"{found.regions.why()}; builds see it, and its value is part of every key"
+        reasons.append(f"[cache] env = {found.regions.winner}: {why}")
+    within = [path for path in (*tree.configs, *tree.scripts) if any(_below(path, suite) for suite in (first, *others))]
+    if clang := _built_with_clang(root, tree, within):
+        values["toolchain.c.compiler"] = "clang"
+        reasons.append(f"[toolchain.c] compiler = clang: {clang}")
+    if online := next((path for path in within if _NETWORK.search(_text(root / path)) and _CARD.search(_text(root / path))), ""):
+        values["run.network"] = "user"
+        reasons.append(f"[run] network = user: guests of axbuild reach the network, and {online} uses it")
+    counts = Counter(arch for arches in found.inside.values() for arch in arches)
+    configs = [path for path in within if path in set(tree.configs)]
+    for arch, name in untranslated.small_disks(root, configs):
+        values[f"guest.{arch}.disks"] = {name: "debian"}
+        reasons.append(f"[guest.{arch}] disks: {name} = debian, which is busybox and nothing else")
+    left = untranslated.find(root, configs, tree.boards)
+    outside = Counter(folder.partition("/")[0] for folder in tree.cases if not any(_below(folder, s) for s in (first, *others)))
+    left += [f"not looked at: {count} more below {folder or '.'}" for folder, count in outside.items()]
+    return Proposal(values, tuple(reasons), tuple(arch for arch, _ in counts.most_common()), tuple(left))
 
-    markers = _Votes(r"\b([A-Za-z_][A-Za-z0-9_]*?)_GROUPED_TESTS?_(?:BEGIN|PASSED|FAILED)\b")
-    variables = _Votes(
-        r"\b([A-Z][A-Z0-9_]*?)_(?:STAGING_ROOT|CASE_DIR|CASE_C_DIR|CASE_WORK_DIR|CASE_BUILD_DIR|CASE_OVERLAY_DIR)\b"
+
+# What a guest does in a network, and the card that it does it with. `10.0.2.2` is this machine.
+_NETWORK = re.compile(r"\b(?:apk\s+(?:add|update|fetch)|wget|curl|ping|nslookup|git\s+clone|10\.0\.2\.2)\b")
+_CARD = re.compile(r"\buser,id=|-netdev")
+
+
+def _built_with_clang(root: Path, tree: _Tree, within: Iterable[str]) -> str:
+    """Return the sign that axbuild, which compiles with clang, builds programs of this tree; empty without one."""
+    if not any(path.endswith("CMakeLists.txt") for path in within):
+        return ""
+    return next(
+        (f"axbuild has it so, and {path} names axbuild" for path in tree.manifests if "axbuild" in _text(root / path)), ""
     )
-    hostnames = {arch: _Votes(r"^\s*shell_prefix\s*=\s*['\"]root@([A-Za-z0-9-]+):") for arch in Arch}
-    regions = _Votes(r"\$\{?([A-Z][A-Z0-9_]*_APK_REGION)\b")
-    for path in (*tree.configs, *tree.scripts):
-        if not _below(path, suite):
-            continue
-        text = _text(root / path)
-        markers.count(path, text)
-        variables.count(path, text)
-        regions.count(path, text)
-        arch = _arch_of(path.rpartition("/")[2])
-        if arch is not None:
-            hostnames[arch].count(path, text)
-    for key, votes in (("grouped.prefix", markers), ("script_env.prefix", variables)):
-        if votes.winner and votes.winner != "QCASE":
-            values[key] = votes.winner
-            reasons.append(f"[{key.partition('.')[0]}] prefix = {votes.winner}: {votes.why()}")
-    if regions.winner:
-        values["cache.env"] = [regions.winner]
-        reasons.append(f"[cache] env = {regions.winner}: {regions.why()}; builds see it, and its value is part of every key")
-    for arch, votes in hostnames.items():
-        if votes.winner and votes.winner != WorkspaceConfig().guest[arch].hostname:
-            values[f"guest.{arch}.hostname"] = votes.winner
-            reasons.append(f"[guest.{arch}] hostname = {votes.winner}: {votes.why()}")
-    counts = Counter(arch for arches in inside.values() for arch in arches)
-    return Proposal(values, tuple(reasons), tuple(arch for arch, _ in counts.most_common()))
+
+
+class _Suite:
+    """Findings in the files of one suite. `folder`: its root, relative to the tree."""
+
+    def __init__(self, root: Path, tree: _Tree, folder: str, *, others_like_it: bool) -> None:
+        self.folder = folder
+        self.is_one_of_several = others_like_it
+        self.inside = {path: arches for path, arches in tree.cases.items() if _below(path, folder)}
+        self.markers = _Votes(r"\b([A-Za-z_][A-Za-z0-9_]*?)_GROUPED_TESTS?_(?:BEGIN|PASSED|FAILED)\b")
+        names = "STAGING_ROOT|CASE_DIR|CASE_C_DIR|CASE_WORK_DIR|CASE_BUILD_DIR|CASE_OVERLAY_DIR|GROUPED_C_SUBCASES"
+        self.variables = _Votes(rf"\b([A-Z][A-Z0-9_]*?)_(?:{names})\b")
+        self.hostnames = {arch: _Votes(r"^\s*shell_prefix\s*=\s*['\"]root@([A-Za-z0-9-]+):") for arch in Arch}
+        self.regions = _Votes(r"\$\{?([A-Z][A-Z0-9_]*_APK_REGION)\b")
+        for path in (*tree.configs, *tree.scripts):
+            if not _below(path, folder):
+                continue
+            text = _text(root / path)
+            for votes in (self.markers, self.variables, self.regions):
+                votes.count(path, text)
+            arch = _arch_of(path.rpartition("/")[2])
+            if arch is not None:
+                self.hostnames[arch].count(path, text)
+
+    def propose(self, values: dict[str, object], reasons: list[str], table: str) -> None:
+        """Add the settings and their reasons. `table`: empty for `[suite]`, else `suites.<name>.`."""
+        groups = Counter(path[len(self.folder) :].strip("/").partition("/")[0] for path in self.inside)
+        groups.pop("", None)
+        folders = "1 folder" if len(self.inside) == 1 else f"{len(self.inside)} folders"
+        reasons.append(f"{folders} with qemu-<arch>.toml below {self.folder or '.'}: {_counted(groups)}")
+        own = table or "suite."
+        values[f"{own}root"] = self.folder or "."
+        if groups and "normal" not in groups:
+            chosen = "*" if self.is_one_of_several else groups.most_common(1)[0][0]
+            why = "its folders are no groups" if chosen == "*" else "there is no group 'normal', and it has the most cases"
+            values[f"{own}default_group"] = chosen
+            reasons.append(f"default_group = {chosen}: {why}")
+        for key, votes in (("grouped.prefix", self.markers), ("script_env.prefix", self.variables)):
+            if votes.winner and votes.winner != values.get(key, "QCASE"):
+                values[table + key] = votes.winner
+                reasons.append(f"[{table}{key.partition('.')[0]}] prefix = {votes.winner}: {votes.why()}")
+        for arch, votes in self.hostnames.items():
+            usual = values.get(f"guest.{arch}.hostname", WorkspaceConfig().guest[arch].hostname)
+            if votes.winner and votes.winner != usual:
+                values[f"{table}guest.{arch}.hostname"] = votes.winner
+                reasons.append(f"[{table}guest.{arch}] hostname = {votes.winner}: {votes.why()}")
 
 
 _KERNEL = """
@@ -186,6 +239,9 @@ class _Tree:
     cases: dict[str, list[Arch]] = field(default_factory=dict)
     configs: list[str] = field(default_factory=list)
     scripts: list[str] = field(default_factory=list)
+    boards: list[str] = field(default_factory=list)  # axbuild's files for machines that are no QEMU
+    manifests: list[str] = field(default_factory=list)
+    systems: set[str] = field(default_factory=set)  # the folders in os/, in lower case
 
 
 def _look_through(root: Path) -> _Tree:
@@ -202,6 +258,10 @@ def _look_through(root: Path) -> _Tree:
         if configs:
             tree.cases[prefix.rstrip("/")] = [arch for arch in Arch if arch in configs.values()]
             tree.configs += [f"{prefix}{name}" for name in configs]
+        if here == "os":
+            tree.systems = {name.lower() for name in folders}
+        tree.boards += [f"{prefix}{name}" for name in sorted(files) if re.fullmatch(r"board-.+\.toml", name)]
+        tree.manifests += [f"{prefix}Cargo.toml"] if "Cargo.toml" in files and prefix.count("/") <= 2 else []
         tree.scripts += [f"{prefix}{name}" for name in sorted(files) if name in ("prebuild.sh", "CMakeLists.txt")]
     return tree
 
@@ -212,10 +272,11 @@ def _arch_of(name: str) -> Arch | None:
     return ARCHES.get(found[1]) if found else None
 
 
-def _suite_root(tree: _Tree) -> tuple[str, dict[str, int]]:
-    """Return the folder of the groups, and the number of case folders in each other candidate.
+def _suites(tree: _Tree) -> list[str]:
+    """Return the folders of the groups of each suite, that with the most cases first.
 
-    axbuild's suites are `test-suit/<group>/…` or `test-suit/<os>/<group>/…`; its other qemu-<arch>.toml are no cases.
+    axbuild's suites are `test-suit/<group>/…` or `test-suit/<os>/…`; its other qemu-<arch>.toml are no cases. A folder is that of
+    a system if it has a group `normal`, or if its name is that of a folder in `os/`.
     """
     suites = sorted((f for f in tree.cases if SUITE_FOLDER in f.split("/")), key=lambda f: f.split("/").index(SUITE_FOLDER))
     tops = Counter(folder.partition("/")[0] for folder in tree.cases if "/" in folder)
@@ -226,13 +287,19 @@ def _suite_root(tree: _Tree) -> tuple[str, dict[str, int]]:
         top = tops.most_common(1)[0][0] if tops else ""
     below = [folder[len(top) :].strip("/").split("/") for folder in tree.cases if _below(folder, top)]
     if any(parts[0] == "normal" for parts in below):
-        return top, {}
-    systems = Counter(parts[0] for parts in below if len(parts) > 2 and parts[1] == "normal")
+        return [top]
+    systems = {parts[0] for parts in below if (len(parts) > 2 and parts[1] == "normal") or parts[0].lower() in tree.systems}
     if not systems:
-        return top, {}
+        return [top]
     totals = Counter(parts[0] for parts in below)
-    chosen = max(systems, key=lambda name: totals[name])
-    return f"{top}/{chosen}".strip("/"), {f"{top}/{name}": count for name, count in totals.items() if name != chosen}
+    ordered = sorted(totals, key=lambda name: (name not in systems, -_weight(tree, f"{top}/{name}"), name))
+    return [f"{top}/{name}".strip("/") for name in ordered]
+
+
+def _weight(tree: _Tree, folder: str) -> int:
+    """Return the number of folders with something to run or to build below a folder."""
+    built = {path.rpartition("/")[0] for path in tree.scripts if path.endswith("CMakeLists.txt")}
+    return sum(_below(path, folder) for path in {*tree.cases, *built})
 
 
 def _below(path: str, folder: str) -> bool:

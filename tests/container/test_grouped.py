@@ -243,7 +243,8 @@ def test_a_part_of_a_groups_project_is_built_alone(group: Group) -> None:
     folder = group.write(files, test_commands=[loop, "three"])
     first = group.prepare("brk")
     assert (first.compiled, first.broken, first.commands) == (1, {}, (loop,))
-    assert first.built == ["image of normal/group/brk", "overlay of normal/group: CMakeLists.txt", *first.built[2:]]
+    assert {"image of normal/group/brk", "overlay of normal/group: CMakeLists.txt"} <= {*first.built}
+    assert not any("three" in name for name in first.built)
     assert group.prepare("brk").cache is Cache.HIT
     with pytest.raises(BuildError):
         group.prepare("net/ping")

@@ -156,10 +156,13 @@ def test_the_tree_of_a_kernel_that_uses_axbuild(tmp_path: Path) -> None:
         "script_env.prefix": "STARRY",
         "cache.env": ["STARRY_APK_REGION"],
         "guest.x86_64.hostname": "starry",
+        "suites.arceos.root": "test-suit/arceos",
+        "suites.arceos.default_group": "*",
     }
     said = "\n".join(found.reasons)
     assert "4 folders with qemu-<arch>.toml below test-suit/starryos: 3 in normal, 1 in stress" in said
-    assert "1 more below test-suit/arceos" in said
+    assert "1 folder with qemu-<arch>.toml below test-suit/arceos: 1 in rust" in said
+    assert found.untranslated == ("not looked at: 1 more below os",)
     assert f"{base}/apk/qemu-x86_64.toml" in said
     assert found.arches == (Arch.X86_64, Arch.AARCH64)
     text = new_workspace.workspace_file(found.values, kernel=Arch.X86_64)
