@@ -122,7 +122,7 @@ class CaseConfig:
     that does not pass. `cargo_options`: for the build in Rust; `cmake`, `meson`, `configure`, `make`: for builds in C. `install`:
     additional files of those builds to install, each as `<folder>\\t<pattern>`. `preserve_commands`: a subcase that runs alone
     runs with all commands of its group. `matrix`: the machines of the case, each as `<name>\\0<argument>\\0…`; empty for
-    `args` alone.
+    `args` alone. `profiles`: other files for some subcases, each as `<name>\\0<prefix of the subcases>\\0<file>`.
     """
 
     args: tuple[str, ...] = ()
@@ -156,6 +156,7 @@ class CaseConfig:
     install: tuple[str, ...] = ()
     preserve_commands: bool = False
     matrix: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
     smp: int = 1
     to_bin: bool = False
     uefi: bool = False
@@ -214,6 +215,17 @@ class _QcaseTable(Model):
     markers: _Markers = _Markers()
 
 
+class GroupedProfile(Model):
+    """Table `[[grouped_qemu_profiles]]`: the subcases whose names begin with `subcase_prefix` run with another file, `config`.
+
+    What that file does not say is as in the group's own.
+    """
+
+    name: Annotated[str, matching(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", "must be a word of letters, digits and . _ + -")]
+    subcase_prefix: Annotated[str, matching(r"[^\0]+", "must not be empty")]
+    config: PathString
+
+
 class CaseFile(Model):
     """Shape of `qemu-<arch>.toml`, before its rules; `CaseConfig` is the result."""
 
@@ -226,6 +238,7 @@ class CaseFile(Model):
     shell_prefix: str = ""
     shell_init_cmd: str = ""
     test_commands: Strings = ()
+    grouped_qemu_profiles: Annotated[tuple[GroupedProfile, ...], Strict(False)] = ()
     grouped_command_selection: Literal["named", "preserve_all"] = "named"
     success_regex: Strings = ()
     fail_regex: Strings = ()

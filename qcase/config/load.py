@@ -49,9 +49,17 @@ def load_workspace_config(path: Path) -> WorkspaceConfig:
     return model
 
 
-def load_case_config(path: Path, *, placeholders: Placeholders) -> CaseConfig:
-    """Load one `qemu-<arch>.toml`; unknown keys go into its `warnings`. Raises `ConfigError` with all its faults."""
+def load_case_config(path: Path, *, placeholders: Placeholders, base: Path | None = None) -> CaseConfig:
+    """Load one `qemu-<arch>.toml`; unknown keys go into its `warnings`. Raises `ConfigError` with all its faults.
+
+    `base`: the file of a group, whose keys count where this one does not have them.
+    """
     document = read(path, placeholders.workspace)
+    if base is not None:
+        inherited = {
+            key: value for key, value in read(base, placeholders.workspace).data.items() if key != "grouped_qemu_profiles"
+        }
+        document = replace(document, data={**inherited, **document.data})
     placeholders = replace(placeholders, more={"case": path.parent.name, **placeholders.more})
     warnings = tuple(
         document.problem((key,), "unknown key", nearest(key, CaseFile.model_fields))
@@ -121,6 +129,7 @@ def _resolve_case(
         cargo=file.qcase.cargo,
         cargo_options=file.qcase.cargo_options,
         preserve_commands=file.grouped_command_selection == "preserve_all",
+        profiles=tuple("\0".join((one.name, one.subcase_prefix, one.config)) for one in file.grouped_qemu_profiles),
         matrix=_machines(file, args, placeholders, wrong),
         smp=smp(args),
         to_bin=file.to_bin,

@@ -105,6 +105,7 @@ MEANING: Mapping[str, str] = {
     "shell_prefix": "the prompt to wait for: a literal text, anywhere in the output",
     "shell_init_cmd": "what is typed when the prompt has come",
     "test_commands": "commands of a grouped case, each one a subtest",
+    "grouped_qemu_profiles": "other files for the subcases of a prefix: [[grouped_qemu_profiles]] name, subcase_prefix, config",
     "grouped_command_selection": "named | preserve_all: the commands for a subcase that is run alone",
     "success_regex": "patterns (RE2) that pass the case; ^ and $ are the ends of a line",
     "fail_regex": "patterns that fail it; they come first",

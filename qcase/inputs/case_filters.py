@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +54,7 @@ class Filters:
 @dataclass(frozen=True)
 class Chosen:
     """The selected cases, in the order of the discovery. `note`: the reason for an empty selection that is no error, or the
-    number of cases that `.ignore` leaves out.
+    number of cases that a run without names leaves out.
     """
 
     cases: tuple[Case | BrokenCase, ...]
@@ -81,10 +81,19 @@ def choose(workspace: Workspace, discovery: Discovery, patterns: Sequence[str], 
         whole = {case.display_name for case in chosen} & failed
         chosen = tuple(case for case in chosen if case.display_name in failed and not _is_part_of(case, whole))
     note = "" if chosen else _nothing(filters) if filters else "nothing to run: `.ignore` names all cases"
-    if discovery.ignored and not patterns:
-        left_out = f"{len(discovery.ignored)} of {len(discovery.cases)} cases on {discovery.arch} are not run, as `.ignore` says"
-        note = "; ".join(filter(None, (note, f"{left_out}: name them to run them")))
-    return Chosen(chosen, note)
+    return Chosen(chosen, "; ".join([*([note] if note else []), *([] if patterns else _left_out(discovery))]))
+
+
+def _left_out(discovery: Discovery) -> Iterator[str]:
+    """Yield what a run without names leaves out: configurations for this architecture that are not run are told."""
+    on = f"on {discovery.arch}"
+    if count := len(discovery.ignored):
+        yield f"{count} of {len(discovery.cases)} cases {on} are not run, as `.ignore` says: name them to run them"
+    foreign = [case.display_name for case in discovery.others if discovery.arch in case.arches and case.targets]
+    if foreign:
+        are = "is 1 case" if len(foreign) == 1 else f"are {len(foreign)} cases"
+        first = printable(foreign[0]) if len(foreign) == 1 else f"the first is {printable(foreign[0])}"
+        yield f"there {are} {on} that no build-{discovery.target}.toml is for, not run: {first}"
 
 
 def choose_all(workspace: Workspace, discoveries: Sequence[Discovery], patterns: Sequence[str], filters: Filters) -> list[Chosen]:

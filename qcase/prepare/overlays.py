@@ -13,7 +13,6 @@ from qcase.config.case_file import CaseConfig
 from qcase.errors import BuildError, InfraError, QcaseError, StoppedError, UsageError
 from qcase.guests import alpine
 from qcase.guests.packages import fetch_step
-from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.inputs import ingredients
 from qcase.inputs.ingredients import Place
@@ -26,6 +25,7 @@ from qcase.prepare.prepared import BrokenBuild
 from qcase.prepare.services import RunServices
 from qcase.prepare.staging import StagingInputs
 from qcase.store import keys, listings
+from qcase.suite import profiles
 from qcase.suite.cases import Case, Subcase, Workspace
 from qcase.suite.scan import PROJECT_FILE
 from qcase.toolchains import recipes
@@ -86,20 +86,14 @@ def alone(case: Case, workspace: Workspace) -> Case | None:
     if subcase.kind is not Pipeline.C or not (case.path / PROJECT_FILE).is_file():
         return None
     variable = workspace.config.script_env.grouped_c_subcases
-    if not _reads(case.path, variable):
+    if not profiles.reads_variable(case, variable):
         raise UsageError(
             f"one subcase cannot be built alone: {PROJECT_FILE} of the group does not read {variable}",
             where=case.display_name,
             hint=f"let it add only the folders in {variable} where that is defined, or run the whole group",
         )
-    config = replace(case.config, cmake=(f"-D{variable}={subcase.name}", *case.config.cmake), build="all")
+    config = replace(case.config, cmake=(*case.config.cmake, f"-D{variable}={subcase.name}"), build="all")
     return replace(case.entire(), subcases=(subcase,), config=config)
-
-
-def _reads(folder: Path, variable: str) -> bool:
-    """Tell whether a CMake project names a variable, in its own file or in one that it may include."""
-    files = [folder / PROJECT_FILE, *folder.glob("*.cmake"), *folder.glob("*/*.cmake")]
-    return any(variable in beneath.text(file) for file in files if file.is_file())
 
 
 def has_overlays(case: Case) -> bool:

@@ -54,6 +54,10 @@ class Reader:
             self.new[digest] = [getattr(loaded, name) for name in _FIELDS]
         return loaded
 
+    def load_over(self, base: Path, path: Path) -> CaseConfig:
+        """Return the model of a file whose missing keys are those of `base`. Raises as `load`."""
+        return load_case_config(path, placeholders=self._placeholders, base=base)
+
 
 @contextmanager
 def reader(workspace: Path, placeholders: Placeholders) -> Iterator[Reader]:

@@ -155,6 +155,7 @@ class Case:
     below: str = ""  # its path below the group, with the variant and the subcase
     in_group: str = ""  # its display name in a run of its group alone, if that is another one
     machine: str = ""  # of `[[qcase.matrix]]`; its name ends with it
+    profile: str = ""  # of `[[grouped_qemu_profiles]]`; its name ends with it
     prefix: str = ""  # of its display names: the name of one of the further suites, and a slash
     repetition: int = 0  # counts from 1 where a case runs several times in one run; then `#<n>` ends its display name
 

@@ -12,6 +12,7 @@ from qcase.model import Pipeline
 from qcase.suite import case_file_cache
 from qcase.suite.cases import BrokenCase, Case, Subcase, Workspace
 from qcase.suite.discover import case_reader, load, stray_warnings
+from qcase.suite.profiles import without_doubles
 from qcase.suite.scan import groups_below, scan_group, wanted_groups
 from qcase.text import printable
 
@@ -99,8 +100,13 @@ def _catalogue(workspace: Workspace, group: str | Sequence[str] | None, reader: 
             CatalogueEntry(b.name, workspace.prefix + b.display_name, b.build_group, {}, {"": b.error}, b.path)
             for b in scan.broken
         ]
+        everything = [(found, arch, load(workspace, found, arch, reader, ())) for found in scan.found for arch in found.configs]
+        counted = dict(without_doubles((found.path / found.configs[arch], cases) for found, arch, cases in everything))
         for found in scan.found:
-            loaded = [(arch, case) for arch in found.configs for case in load(workspace, found, arch, reader, ())]
+            paths = {arch: found.path / file for arch, file in found.configs.items()}
+            loaded = [(arch, case) for arch, path in paths.items() for case in counted.get(path, ())]
+            if paths and not loaded:
+                continue  # the file of a profile, which is no variant
             names = dict.fromkeys((case.name, case.display_name) for _, case in loaded)
             names = names or {(found.name, workspace.prefix + found.display_name): None}
             for shown in names:

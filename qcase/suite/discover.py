@@ -35,7 +35,7 @@ from qcase.config.case_file import CaseConfig, Placeholders
 from qcase.config.workspace_file import KernelBuild
 from qcase.errors import ConfigError, Problem, QcaseError
 from qcase.model import Pipeline
-from qcase.suite import case_file_cache
+from qcase.suite import case_file_cache, profiles
 from qcase.suite.cases import ARCHES, BrokenCase, Case, Discovery, OtherCase, Subcase, Workspace, keep_one_folder, source_folders
 from qcase.suite.scan import PROJECT_FILE, Found, flat_folders, ignored, scan_group, sorted_entries, wanted_groups
 from qcase.text import printable
@@ -60,16 +60,18 @@ def discover(workspace: Workspace, arch: Arch, target: str, group: str | Sequenc
         for name in wanted.names:
             scan = scan_group(workspace, name, arch, target)
             here: list[Case | BrokenCase] = [broken.in_suite(workspace.prefix) for broken in scan.broken]
+            loaded: list[tuple[Path, tuple[Case | BrokenCase, ...]]] = []
             for found in scan.found:
                 strays = stray_warnings(workspace, found)
                 if arch in found.configs and not found.foreign_targets:
-                    here += load(workspace, found, arch, reader, strays)
+                    loaded.append((found.path / found.configs[arch], load(workspace, found, arch, reader, strays)))
                 else:
                     prefix = workspace.prefix
                     own = prefix + found.display_name
                     shown, in_group = (prefix + found.path_name, own) if wanted.several else (own, "")
                     others.append(OtherCase(found.name, shown, tuple(found.configs), found.foreign_targets, in_group, prefix))
                     warnings += strays
+            here += (case for _, found_here in profiles.without_doubles(loaded) for case in found_here)
             cases += (case.by_path() for case in here) if wanted.several else here
     is_ignored = ignored(workspace)
     return Discovery(
@@ -167,10 +169,25 @@ def load(
         subcases = _subcases(workspace, found) if pipeline is Pipeline.GROUPED else ()
         if in_kernel:
             subcases = tuple(one for one in subcases if not _is_for_kernel(one.path, one.kind.value, project=found.path))
+        case = _case(found, arch, config_path, config, pipeline, subcases, warnings)
+        return tuple(
+            one.in_suite(workspace.prefix) for part in profiles.of_group(case, workspace, reader) for one in part.machines()
+        )
     except QcaseError as e:
         broken = BrokenCase(found.name, found.display_name, found.group, found.build_group, found.path, e, below=found.below)
         return (broken.in_suite(workspace.prefix),)
-    case = Case(
+
+
+def _case(
+    found: Found,
+    arch: Arch,
+    config_path: Path,
+    config: CaseConfig,
+    pipeline: Pipeline,
+    subcases: tuple[Subcase, ...],
+    warnings: Sequence[Problem],
+) -> Case:
+    return Case(
         found.name,
         found.display_name,
         found.group,
@@ -186,7 +203,6 @@ def load(
         is_group=found.name == found.display_name,
         below=found.below,
     )
-    return tuple(one.in_suite(workspace.prefix) for one in case.machines())
 
 
 def _is_for_kernel(path: Path, folder: str, *, project: Path | None = None) -> bool:

@@ -151,8 +151,9 @@ def _names(case: Case | BrokenCase | OtherCase) -> tuple[str, ...]:
     """Return the names by which a case is chosen."""
     names: tuple[str, ...] = (case.name, case.display_name, *([case.in_group] if case.in_group else ()))
     names += tuple(name.removeprefix(case.prefix) for name in names[1:]) if case.prefix else ()
-    if isinstance(case, Case) and case.machine:
-        return (*names, *(name.removesuffix(f"-{case.machine}") for name in names))
+    for ending in (case.machine, case.profile) if isinstance(case, Case) else ():
+        if ending:
+            names = (*names, *(name.removesuffix(f"-{ending}") for name in names))
     return names
 
 

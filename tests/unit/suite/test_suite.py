@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -716,6 +716,59 @@ def test_subcase_with_two_pipelines_is_an_error(tree: Suite) -> None:
     assert "suite/normal/g/a: subcase 'a' has more than one pipeline: c, sh" in str(tree.only_broken().error)
 
 
+# ---- profiles of a group
+
+
+PROFILES = GROUPED + 'args = ["-smp", "4"]\n[[grouped_qemu_profiles]]\nname = "usb"\nsubcase_prefix = "usb-"\nconfig = "FILE"\n'
+
+
+@pytest.mark.parametrize("file", ["qemu-x86_64-usb.toml", "usb.toml"])
+def test_subcases_of_a_profile_run_with_its_file(tree: Suite, file: str) -> None:
+    tree.case("normal/g", text=PROFILES.replace("FILE", file))
+    tree.file(f"normal/g/{file}", 'args = ["-device", "qemu-xhci"]\n')
+    tree.file("normal/g/CMakeLists.txt", "${QCASE_GROUPED_C_SUBCASES}")
+    for name in ("brk", "usb-audio", "usb-disk"):
+        tree.file(f"normal/g/{name}/CMakeLists.txt")
+    tree.file("normal/g/usb-script/sh/run")
+    rest, usb = tree.discover().cases
+    assert isinstance(rest, Case)
+    assert isinstance(usb, Case)
+    assert [case.display_name for case in (rest, usb)] == ["normal/g", "normal/g-usb"]
+    assert [[one.name for one in case.subcases] for case in (rest, usb)] == [["brk"], ["usb-audio", "usb-disk", "usb-script"]]
+    assert (rest.config.args, usb.config.args) == (("-smp", "4"), ("-device", "qemu-xhci"))
+    assert usb.config.test_commands == rest.config.test_commands
+    assert [case.config.cmake for case in (rest, usb)] == [
+        ("-DQCASE_GROUPED_C_SUBCASES=brk",),
+        ("-DQCASE_GROUPED_C_SUBCASES=usb-audio;usb-disk",),
+    ]
+    assert chosen(tree.discover(), "g") == ["normal/g", "normal/g-usb"]
+    assert chosen(tree.discover(), "g/usb-disk") == ["normal/g-usb/usb-disk"]
+    assert [e.display_name for e in catalogue(tree.open()).groups["normal"]] == ["normal/g", "normal/g-usb"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda tree: (tree.root / "suite/normal/g/usb.toml").unlink(), "the profile 'usb' has no file 'usb.toml'"),
+        (
+            lambda tree: (tree.root / "suite/normal/g/usb-disk/CMakeLists.txt").unlink(),
+            "no subcase is left for the profile 'usb'",
+        ),
+        (lambda tree: tree.file("normal/g/CMakeLists.txt", "all"), "CMakeLists.txt does not read QCASE_GROUPED_C_SUBCASES"),
+        (lambda tree: tree.file("normal/g/usb.toml", "args = 5"), "args: must be an array"),
+    ],
+)
+def test_a_profile_that_cannot_run_is_an_error_and_no_silence(tree: Suite, spoil: Callable[[Suite], object], what: str) -> None:
+    tree.case("normal/g", text=PROFILES.replace("FILE", "usb.toml"))
+    tree.file("normal/g/usb.toml")
+    tree.file("normal/g/CMakeLists.txt", "${QCASE_GROUPED_C_SUBCASES}")
+    for name in ("brk", "usb-disk"):
+        tree.file(f"normal/g/{name}/CMakeLists.txt")
+    assert len(tree.discover().cases) == 2
+    spoil(tree)
+    assert what in str(tree.only_broken().error)
+
+
 # ---- several suites
 
 
@@ -786,6 +839,16 @@ def test_cases_of_an_ignore_file_run_only_by_name(tree: Suite) -> None:
     chosen_now = case_filters.choose(tree.open(), found, [], case_filters.Filters())
     assert chosen_now.note == "3 of 4 cases on x86_64 are not run, as `.ignore` says: name them to run them"
     assert case_filters.choose(tree.open(), found, ["d"], case_filters.Filters()).note == ""
+
+
+def test_cases_for_other_targets_are_told_as_not_run(tree: Suite) -> None:
+    tree.case("normal/a")
+    tree.file("normal/smp/build-other-target.toml")
+    tree.case("normal/smp/b")
+    tree.case("normal/smp/c", "aarch64")
+    note = case_filters.choose(tree.open(), tree.discover(), [], case_filters.Filters()).note
+    assert note == f"there is 1 case on x86_64 that no build-{TARGET}.toml is for, not run: smp/b"
+    assert case_filters.choose(tree.open(), tree.discover(), ["a"], case_filters.Filters()).note == ""
 
 
 # ---- a suite outside of the workspace
