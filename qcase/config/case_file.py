@@ -32,6 +32,7 @@ from qcase.config.fields import (
     matching,
 )
 from qcase.config.matrix import MatrixRow
+from qcase.config.steps_table import ShellCheckSteps, StepConfig, Steps, decoded, texts
 from qcase.errors import Problem
 
 # ---- qemu-<arch>.toml
@@ -118,6 +119,8 @@ class CaseConfig:
     `results`: the dialect in which the command's own tests tell their results, "markers" for the case's own `markers` (each as
     `<key>\\t<pattern>`); empty if the patterns alone decide.
 
+    `steps_as_json`: the steps of a case that has some, see `steps`.
+
     `smp` and `memory`: the number of processors and the bytes in `args`. `retries`: the number of further attempts for a case
     that does not pass. `cargo_options`: for the build in Rust; `cmake`, `meson`, `configure`, `make`: for builds in C. `install`:
     additional files of those builds to install, each as `<folder>\\t<pattern>`. `preserve_commands`: a subcase that runs alone
@@ -136,6 +139,7 @@ class CaseConfig:
     match_from: MatchFrom = "start"
     results: str = ""
     markers: tuple[str, ...] = ()
+    steps_as_json: tuple[str, ...] = ()
     network: Network | None = None
     kernel_trouble: KernelTroubleIs | None = None
     boot_timeout: float | None = None
@@ -162,6 +166,20 @@ class CaseConfig:
     uefi: bool = False
     memory: int = 128 << 20
     warnings: tuple[Problem, ...] = ()
+
+    @property
+    def steps(self) -> tuple[StepConfig, ...]:
+        return tuple(map(decoded, self.steps_as_json))
+
+    @property
+    def stops_at_reset(self) -> bool:
+        """Tell whether the machine is to stand still at a reset, so that what came before it is known."""
+        return any(step.expect == "reboot" for step in self.steps)
+
+    @property
+    def first_prompt(self) -> str | None:
+        """The prompt that the guest shows first; None if the case waits for none."""
+        return next((step.prompt for step in self.steps if step.prompt is not None), self.shell_prefix)
 
     @property
     def is_grouped(self) -> bool:
@@ -213,6 +231,7 @@ class _QcaseTable(Model):
     install: dict[GuestFolder, Annotated[tuple[PlacePattern, ...], Strict(False)]] = Field(default={})
     matrix: Annotated[tuple[MatrixRow, ...], Strict(False)] = ()
     markers: _Markers = _Markers()
+    steps: Steps = ()
 
 
 class GroupedProfile(Model):
@@ -243,6 +262,7 @@ class CaseFile(Model):
     success_regex: Strings = ()
     fail_regex: Strings = ()
     timeout: Seconds = 0.0
+    shell_check_steps: ShellCheckSteps = ()
     qcase: _QcaseTable = _QcaseTable()
 
 
@@ -256,3 +276,6 @@ def refuse_environment(file: CaseFile, wrong: Wrong) -> None:
         if any("${env:" in text for text in row.texts):
             what = 'names a variable of the environment: refused under trust = "sandboxed"'
             wrong(("qcase", "matrix", at), what, "write its value")
+    for place, text in texts(file.shell_check_steps, file.qcase.steps):
+        if "${env:" in text:
+            wrong(place, 'names a variable of the environment: refused under trust = "sandboxed"', "write its value")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from qcase.config import matrix, qemu_options, results_table, root_disk
+from qcase.config import matrix, qemu_options, results_table, root_disk, steps_table
 from qcase.config.case_file import CaseConfig, CaseFile, Placeholders, Wrong, memory, refuse_environment, smp
 from qcase.config.patterns import PatternError, compile_pattern
 from qcase.config.toml_document import Document, config_error, read
@@ -90,15 +90,14 @@ def _resolve_case(
     def wrong(loc: tuple[str | int, ...], what: str, hint: str = "") -> None:
         problems.append(document.problem(loc, what, hint))
 
-    if placeholders.environment is None:
-        refuse_environment(file, wrong)
     args = tuple(placeholders.replace(arg) for arg in (*file.args, *(("-append", file.cmdline) if file.cmdline else ())))
     prefix, command = (placeholders.replace(text).strip() or None for text in (file.shell_prefix, file.shell_init_cmd))
     test_commands = tuple(text.strip() for text in file.test_commands)
     _check_words(args, prefix, command, test_commands, broken, wrong)
     patterns = _checked_patterns(file, placeholders, wrong)
     results, markers = results_table.checked(file, test_commands, command, wrong)
-    decides = patterns["success_regex"] or test_commands or results_table.is_there(document.data)
+    steps = _checked_steps(file, placeholders, wrong)
+    decides = _decides(document, patterns["success_regex"] or test_commands)
     if not (decides or broken & {"success_regex", "test_commands"}):
         wrong(("success_regex",), "no success_regex: the case can never pass", "say what the guest prints when all is well")
     return CaseConfig(
@@ -113,6 +112,7 @@ def _resolve_case(
         match_from=file.qcase.match_from,
         results=results,
         markers=markers,
+        steps_as_json=steps,
         network=file.qcase.network,
         kernel_trouble=file.qcase.kernel_trouble,
         boot_timeout=file.qcase.boot_timeout or None,
@@ -167,10 +167,34 @@ def _check_words(
         wrong(("args", *places[:1]), str(e), e.hint)
     if test_commands and command:
         wrong(("shell_init_cmd",), "cannot stand beside test_commands: the grouped runner is the command")
-    if not prefix and "shell_prefix" not in broken:
-        for key, present in (("shell_init_cmd", command), ("test_commands", test_commands)):
-            if present:
-                wrong((key,), "needs shell_prefix, the prompt to wait for before it is typed")
+    if command and not prefix and "shell_prefix" not in broken:
+        wrong(("shell_init_cmd",), "needs shell_prefix, the prompt to wait for before it is typed")
+
+
+def _decides(document: Document, named: tuple[str, ...]) -> bool:
+    """Tell whether a file says what passes the case, however well: `named` patterns or commands, inner tests, steps."""
+    return bool(named) or any(table.is_there(document.data) for table in (results_table, steps_table))
+
+
+def _checked_steps(file: CaseFile, placeholders: Placeholders, wrong: Wrong) -> tuple[str, ...]:
+    """Return the steps of a case, and check that nothing stands beside them that they say themselves."""
+    steps = steps_table.checked(file.shell_check_steps, file.qcase.steps, placeholders.replace, wrong)
+    if not steps:
+        return ()
+    table = "shell_check_steps" if file.shell_check_steps else "qcase.steps"
+    for key in ("shell_prefix", "shell_init_cmd", "success_regex", "test_commands"):
+        if getattr(file, key):
+            wrong((key,), f"cannot stand beside [[{table}]]", "say it in a step")
+    if file.qcase.reset and any(step.expect == "reboot" for step in steps):
+        wrong(
+            ("qcase", "reset"),
+            'cannot stand beside a step with expect = "reboot"',
+            "leave it out: that step lets the guest reset",
+        )
+    for key in ("results", "markers"):
+        if getattr(file.qcase, key) not in (None, type(file.qcase.markers)()):
+            wrong(("qcase", key), f"cannot stand beside [[{table}]]", "make a case of its own of the command that has tests")
+    return tuple(step.encoded() for step in steps)
 
 
 def _machines(file: CaseFile, args: tuple[str, ...], placeholders: Placeholders, wrong: Wrong) -> tuple[str, ...]:
@@ -185,6 +209,8 @@ def _machines(file: CaseFile, args: tuple[str, ...], placeholders: Placeholders,
 
 def _checked_patterns(file: CaseFile, placeholders: Placeholders, wrong: Wrong) -> dict[str, tuple[str, ...]]:
     """Return the patterns of both outcomes with their placeholders replaced, after a check that they compile."""
+    if placeholders.environment is None:
+        refuse_environment(file, wrong)
     patterns: dict[str, tuple[str, ...]] = {}
     for key, values, outcome in (("success_regex", file.success_regex, "pass"), ("fail_regex", file.fail_regex, "fail")):
         patterns[key] = tuple(placeholders.replace(value) for value in values)
@@ -227,6 +253,8 @@ def _problem(model: type[BaseModel], document: Document, error: ErrorDetails) ->
     if kind in ("greater_than", "greater_than_equal"):
         bound = f"greater than {context['gt']:g}" if kind == "greater_than" else f"{context['ge']:g} or more"
         return document.problem(loc, f"must be {bound}, not {shown(given)}")
+    if kind == "too_short":
+        return document.problem(loc, "must not be empty", "leave it out")
     return document.problem(loc, error["msg"])
 
 

@@ -60,12 +60,23 @@ class AllReadings:
         for lines in self._all:
             lines.again(lines.text.base)
 
-    def arm(self, position: int) -> None:
-        """Let the case's patterns search from a position in the written text on."""
+    def arm(self, position: int, *, opens: bool = False) -> None:
+        """Let the case's patterns search from a position in the written text on. `opens`: also those that hold in all steps."""
         self._transcript.readings.arm(position)
-        self.written.armed = position
+        self.written.arm(position)
         for lines in self._all[1:]:
-            lines.armed = lines.text.end
+            lines.arm(lines.text.end)
+        for lines in self._all if opens else ():
+            lines.opened = lines.armed
+
+    def end_of(self, lines: Lines | TornLines, found: tuple[int, int]) -> int:
+        """Return the position in the written text behind a match; the end of its row where it is not known better."""
+        if lines is not self.shown:
+            ended = self._text.find(b"\n", lines.source(max(found[1] - 1, found[0])))
+            return self._text.end if ended < 0 else ended + 1
+        if found[1] > lines.text.end:
+            return self._transcript.place_on_open_row(found[1] - lines.text.end)
+        return self._transcript.readings.end_of_shown(found[1])
 
     def find_panic(self, pattern: Pattern, sure_to: int) -> tuple[int, int] | None:
         """Return the first match as a range of the written text."""
@@ -99,7 +110,7 @@ class AllReadings:
         for lines in readings:
             if found := lines.find(pattern):
                 return lines, found
-        found = self.find_unfinished(pattern, self.written.armed, sure_to, whole=quiet)
+        found = self.find_unfinished(pattern, self.written.since(pattern), sure_to, whole=quiet)
         return None if found is None else (self.written, found)
 
     def finds_open_fail(self, pattern: Pattern, torn: bytes, sure_to: int, *, quiet: bool) -> bool:
@@ -130,7 +141,7 @@ class AllReadings:
             return False
         line = self._text.view_slice(self._text.line_start, sure_to)
         text = lines.text
-        start = max(lines.armed, text.base + 1 if text.base else 0, text.end - WINDOW // 4)
+        start = max(lines.since(pattern), text.base + 1 if text.base else 0, text.end - WINDOW // 4)
         before = text.view_slice(start, text.end)
         return pattern.search_unfinished(before + (self._torn.open_line(line) or line), 0) is not None
 
@@ -140,7 +151,7 @@ class AllReadings:
         if not view:
             return False
         text = self.shown.text
-        start = min(max(self.shown.armed, text.end - (WINDOW // 4 if pattern.spans_lines else 0), text.base), text.end)
+        start = min(max(self.shown.since(pattern), text.end - (WINDOW // 4 if pattern.spans_lines else 0), text.base), text.end)
         return pattern.search_unfinished(text.view_slice(start, text.end) + view, 0) is not None
 
     def find_waiting(self, pattern: Pattern) -> tuple[int, int] | None:

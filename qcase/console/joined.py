@@ -67,6 +67,10 @@ class Joined:
             maxlen=RECORDS_MAX
         )  # source's range of keys, end of the text, carry
 
+    def use_prompt(self, prompt: bytes) -> None:
+        """See `Readings.use_prompt`."""
+        self._prompt = prompt
+
     def take(self, block: bytes, key: int) -> None:
         """Add whole lines. `key`: position of the first one in the source reading."""
         if (hidden := block.rfind(0)) >= 0:

@@ -28,25 +28,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from qcase.console.all_readings import EXCERPT, AllReadings, excerpt_of
+from qcase.console.all_readings import EXCERPT, excerpt_of
+from qcase.console.console import Console, ConsoleReader
 from qcase.console.doubts import Doubts
 from qcase.console.echo_text import CHUNK
 from qcase.console.group import Group, Subtests
 from qcase.console.group_watch import GroupWatch
 from qcase.console.inner_tests import InnerTests
 from qcase.console.keyboard import Keyboard
-from qcase.console.panics import BANNER, PANIC_PATTERNS, PanicPattern, Suspects, panic_block, shown
+from qcase.console.panics import BANNER, PANIC_PATTERNS, PanicPattern, panic_block, shown
 from qcase.console.pending import DRAIN, Evidence, Pending, ruling_on
 from qcase.console.prompt import Prompt
 from qcase.console.rules import Limits, Rules, Ruling
 from qcase.console.search import Lines, TornLines
-from qcase.console.tail import Tail
 from qcase.console.tests_watch import TestsWatch
 from qcase.console.text import WINDOW, Pattern
-from qcase.console.times import Resets, Times, limit_reached
-from qcase.console.transcript import Transcript
-from qcase.console.trouble import TroubleWatch
-from qcase.model import KernelTrouble, LimitUse, Phase, SubtestResult, Verdict
+from qcase.console.times import limit_reached
+from qcase.model import LimitUse, Phase, SubtestResult, Verdict
 
 __all__ = ["CHUNK", "DRAIN", "EXCERPT", "PROMPT_DELAY", "QUIET", "WINDOW", "Group", "Judge", "Limits", "Rules", "Ruling"]
 
@@ -58,32 +56,33 @@ _TYPED_LEAST: Final = 2  # a typed line of at most so many characters may occur 
 _TRIES: Final = 8  # searches for another match when the deciding match does not stand
 
 
-class Judge:
+class Judge(ConsoleReader):
     """Reads one guest's console and comes to a ruling. `ruling` is None while it is open."""
 
-    def __init__(self, rules: Rules, *, started: float, limits: Limits = Limits()) -> None:
-        self.rules = rules
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        started: float,
+        limits: Limits = Limits(),
+        console: Console | None = None,
+        since: int = 0,
+        keyboard: Keyboard | None = None,
+    ) -> None:
+        """`console`, `since` and `keyboard`: of a step, the console of its case, the position behind the step before, and that
+        step's typed command if this one types none.
+        """
+        super().__init__(rules, console or Console(rules, started))
         self.limits = limits
-        self.ruling: Ruling | None = None
-        self._times = Times(started, started)
         self.warnings: tuple[str, ...] = ()
-        self._transcript = Transcript((rules.prompt or "").encode(), resets=rules.resets)
-        self._readings = self._transcript.readings
-        self._text = self._transcript.written
-        typed = (rules.command or "", *(rules.group.labels if rules.group else ()))
-        self._trouble = TroubleWatch(typed, stamped=rules.time_stamps or None)
-        self._taken = 0  # end of the written text at the last search for kernel trouble
-        self._tail = Tail(self._text)
         self._panic = [PanicPattern(p) for p in PANIC_PATTERNS]
-        self._fail = [Pattern(p) for p in rules.fail]
+        self._fail = [*(Pattern(p, always=True) for p in rules.fail_always), *map(Pattern, rules.fail)]
         self._success = [Pattern(p) for p in rules.success]
-        self._armed = not rules.from_prompt  # True once the case's own patterns search
-        self._search = AllReadings(self._transcript)
-        self._suspects = Suspects(rules.prompt)
+        # True once the case's own patterns search; those of a step that types from its first key on.
+        self._armed = rules.typed is None if rules.part else not rules.from_prompt
         self._looked_at = (-1, False)  # end of the text at the last search, and whether the text was taken as quiet
-        self._resets = Resets()
-        self._keyboard: Keyboard | None = None
-        self._prompt = Prompt(rules.prompt, self._transcript)
+        self.keyboard = keyboard
+        self._prompt = Prompt(rules.prompt, self._transcript, since)
         self._outbox = bytearray()
         self._pending = Pending(self._success, self._search, self._transcript)
         self._doubts = Doubts(self._pending, self._text)
@@ -95,27 +94,19 @@ class Judge:
     # --- queries of the caller -----------------------------------------------------------------------------------------
 
     @property
-    def started(self) -> float:
-        return self._times.started
-
-    @property
-    def prompt_at(self) -> float | None:
-        """Time at which the prompt came."""
-        return self._times.prompt_at
-
-    @property
-    def command_at(self) -> float | None:
-        """Time at which the first line end was typed."""
-        return self._times.command_at
-
-    @property
-    def phase(self) -> Phase:
-        return Phase.BOOT if self.prompt_at is None else Phase.COMMAND
-
-    @property
     def matched_at(self) -> float | None:
         """Time at which the deciding match was seen."""
         return self._pending.matched_at
+
+    @property
+    def typed_all(self) -> bool:
+        """Tell whether all was typed."""
+        return self.keyboard is not None and self.keyboard.all_typed
+
+    @property
+    def evidence_end(self) -> int:
+        """The position in the text behind the deciding match; -1 if the ruling has none."""
+        return self._pending.end()
 
     def input(self) -> bytes:
         """Return the bytes to type now; each byte is returned once."""
@@ -131,20 +122,6 @@ class Judge:
         """Return all subtests of a case, also those that did not end or never began."""
         return self._inner.results() or self._group.results(shown(self._tail.open_line()))
 
-    def kernel_trouble(self) -> tuple[KernelTrouble, ...]:
-        """Return the kernel's reports short of a panic, except those that led to a panic."""
-        panicked = self.ruling is not None and self.ruling.verdict is Verdict.PANIC
-        return () if self.rules.kernel_trouble == "ignore" else self._trouble.found(panicked=panicked)
-
-    @property
-    def more_trouble(self) -> int:
-        """Number of further such reports that are not kept (a lower bound)."""
-        return 0 if self.rules.kernel_trouble == "ignore" else self._trouble.more
-
-    def tail(self, lines: int) -> tuple[str, ...]:
-        """Return the last lines of the console, including an unfinished one."""
-        return self._tail.last(lines)
-
     def next_wake(self) -> float | None:
         """Return the time at which `tick` has work even if no byte came; None if only bytes can change anything."""
         times = []
@@ -152,11 +129,9 @@ class Judge:
             times.append(self._drained_at)
         else:
             times += [at for _, at, _ in self._deadlines()]
-        if self.rules.command is not None and self.prompt_at is not None:
-            if self._keyboard is None:
-                times.append(self.prompt_at + PROMPT_DELAY)
-            elif self._keyboard.next_wake is not None:
-                times.append(self._keyboard.next_wake)
+        if (at := self._types_at) is not None:
+            wakes = at if self.keyboard is None else self.keyboard.next_wake
+            times += [] if wakes is None else [wakes]
         if self._group.next_wake is not None and self._pending.ruling is None:
             times.append(self._group.next_wake)
         if self._looked_at != (self._text.end, True):
@@ -182,7 +157,7 @@ class Judge:
             return
         self._type(now)
         self._look(now, quiet=now >= self._times.last_data + QUIET)
-        self._tests.heed(now, self._times.last_data, typed=self._typed_all)
+        self._tests.heed(now, self._times.last_data, typed=self.typed_all)
         if self._pending.ruling is not None and now >= self._drained_at:
             self._settle(now)
         if self.ruling is None and self._pending.ruling is None:
@@ -190,6 +165,21 @@ class Judge:
                 if now >= at:
                     self.timed_out(now, limit, name)
                     break
+
+    def begin(self, now: float) -> None:
+        """Process the text that has come before the judge was made: a step begins behind another."""
+        self._take([], now)
+        self.tick(now)
+
+    def complete(self, now: float) -> None:
+        """Pass a step that has done what it is to do, unless what comes until its output is drained says otherwise."""
+        if self.ruling is None and self._pending.ruling is None:
+            self._pending.pend(Ruling(Verdict.PASS, "", self.phase), now)
+
+    def close(self, now: float) -> None:
+        """Rule on the text so far, if that decides anything: no more text comes of this boot."""
+        if self.ruling is None:
+            self._last_words(now, quiet=True)
 
     def timed_out(self, now: float, limit: float, name: str = "timeout") -> None:
         """Rule on the text so far because a limit of `limit` seconds is up; a timeout if the text decides nothing."""
@@ -215,18 +205,13 @@ class Judge:
             )
         if self.ruling is not None:
             return
-        if reset and self.rules.prompt is not None and self.prompt_at is None:
+        if reset and self.rules.prompt is not None and self._booting:
             self.ruling = Ruling(
                 Verdict.PANIC, "the guest's machine was reset while it booted", self.phase, excerpt=self._tail.last_line()
             )
         else:
             known = f"; {self._inner.progress()}" if self._inner.wanted else ""
             self.ruling = self._script.fail or Ruling(Verdict.EXITED, f"QEMU ended before a verdict, {how}{known}", self.phase)
-
-    def reset(self, now: float) -> None:
-        """Count a reset of the guest's machine, which starts again."""
-        if self._resets.note(now, self._times.last_data):
-            self._watch_resets()
 
     def _deadlines(self) -> list[tuple[str, float, float]]:
         """Return the running limits as (name, time at which it is up, seconds), the earliest first."""
@@ -238,37 +223,33 @@ class Judge:
         longest = None if self.rules.group is None else self._group.longest_by(end)
         return self._times.used(self.limits, end, longest, None if self.ruling is None else self.ruling.limit)
 
-    def _watch_resets(self) -> None:
-        if self.ruling is None and (times := self._resets.too_many):
-            self.ruling = Ruling(
-                Verdict.PANIC, f"the guest's machine was reset {times} times", self.phase, excerpt=self._tail.last_line()
-            )
-
     # --- text and time -------------------------------------------------------------------------------------------------
 
     def _take(self, lines: list[bytes], now: float) -> None:
         """Process new text: echo, the prompt, kernel trouble, and these whole lines for the group."""
         text = self._text
-        self._trouble.feed(text.slice(self._taken, text.end), booting=self.prompt_at is None)
-        self._taken = text.end
+        self._trouble.feed(text.slice(self._console.taken, text.end), booting=self._booting)
+        self._console.taken = text.end
         self._heed_trouble(now)
         self._tail.add(lines)
         if self.rules.resets and any(BANNER.match(line) for line in lines if line[:1] in (b"S", b"O", b"U")):
             self._resets.note_banner()
-            self._watch_resets()
-        if self._keyboard is not None:
-            self._keyboard.find_echo(now)
+            self.watch_resets()
+        if self.keyboard is not None:
+            self.keyboard.find_echo(now)
         if self.rules.prompt is not None and self.prompt_at is None:
             self._find_prompt(now)
         self._heed_echo()
-        if self.rules.group is not None and self.command_at is not None:
+        if self.rules.group is not None and (self.command_at is not None or self.rules.typed is None):
             self._script.take(lines, now)
             self._readings.update()
+            if self.command_at is None and self._group.command_began is not None:  # the guest itself has started the script
+                self._times.prompt_at = self._times.command_at = now
         self._inner.take(now)
 
     def _heed_echo(self) -> None:
         """Bring the readings up to date with the echo found so far."""
-        if self._keyboard is not None and (restored := self._keyboard.hidden.take_restored()) is not None:
+        if self.keyboard is not None and (restored := self.keyboard.hidden.take_restored()) is not None:
             start = self._text.start_of_line(restored)
             self._search.written.again(start)
             self._suspects.again(start)
@@ -278,9 +259,11 @@ class Judge:
     def _find_prompt(self, now: float) -> None:
         if self._prompt.find():
             self._times.prompt_at = now
-            if not self._armed:
-                self._armed = True
-                self._search.arm(self._prompt.end)
+            self._console.booted = True
+            self._armed = self._armed or not self.rules.part
+            if not self._console.open:
+                self._console.open = True
+                self._search.arm(self._prompt.end, opens=True)
 
     def _heed_trouble(self, now: float) -> None:
         """Fail a case that asks for it if its kernel reports trouble; a group still runs to its end."""
@@ -293,40 +276,51 @@ class Judge:
             self._doubts.said_on_row = b""
             self._pending.replace_by(Ruling(Verdict.FAIL, reason, self.phase), [], now)
 
+    @property
+    def _types_at(self) -> float | None:
+        """Time from which on there is something to type; None if there is nothing, or not yet."""
+        if self.rules.typed is None or (self.rules.prompt is not None and self.prompt_at is None):
+            return None
+        return self._times.started if self.prompt_at is None else self.prompt_at + PROMPT_DELAY
+
     def _type(self, now: float) -> None:
-        if self.rules.command is None or self.prompt_at is None:
+        if (at := self._types_at) is None or self.rules.typed is None:
             return
-        if self._keyboard is None:
-            if now < self.prompt_at + PROMPT_DELAY:
+        if self.keyboard is None:
+            if now < at:
                 return
-            typed = self.rules.command.encode().split(b"\n")
-            self._readings.note_typed(tuple(line.strip() for line in typed if len(line.strip()) > _TYPED_LEAST))
-            self._keyboard = Keyboard(self.rules.command, self.rules.prompt or "", self._text, now)
-        self._outbox += self._keyboard.type(now)
+            typed = self.rules.typed.encode().split(b"\n")
+            self._console.note_typed(tuple(line.strip() for line in typed if len(line.strip()) > _TYPED_LEAST))
+            as_is = self.rules.keys is not None
+            self.keyboard = Keyboard(self.rules.typed, self.rules.prompt or "", self._text, now, as_is=as_is)
+            if not self._armed:
+                self._armed = True
+                self._search.arm(self._text.end)
+        self._outbox += self.keyboard.type(now)
         if self.rules.group is not None and self.command_at is not None and self._pending.ruling is None:
             self._outbox += self._script.input(now)
         self._heed_echo()
-        if self.command_at is None and self._keyboard.line_end_typed:
+        if self.command_at is None and self.keyboard.line_end_typed:
             self._times.command_at = now
             self._inner.begin()
             self._script.note_typed()
-        if self._keyboard.warning:
-            self.warnings = (self._keyboard.warning,)
+        if self.keyboard.warning:
+            self.warnings = (self.keyboard.warning,)
 
     def _last_words(self, now: float, *, quiet: bool) -> None:
         """Rule on the final text. Unfinished rows count as they are, unless the guest was about to continue them."""
         self._take(self._transcript.finish() if quiet else self._transcript.feed(b"", final=True), now)
         if quiet:
             self._readings.flush_torn()
-        if self._keyboard is not None:
-            self._keyboard.show_mixed()
+        if self.keyboard is not None:
+            self.keyboard.show_mixed()
             self._heed_echo()
         self._trouble.finish()
         self._heed_trouble(now)
         self._look(now, quiet=quiet, last=True)
         if self._pending.ruling is None and self._review(over=now >= self._times.last_data + SILENT):
             self._look(now, quiet=quiet, last=True)
-        self._tests.heed(now, self._times.last_data, typed=self._typed_all)
+        self._tests.heed(now, self._times.last_data, typed=self.typed_all)
         if self._pending.ruling is not None:
             self._settle(now, last=True)
         if self.ruling is None and (silent := self._suspects.silent(self._text, None)):
@@ -341,17 +335,17 @@ class Judge:
         if self._looked_at in ((text.end, quiet), (text.end, True)) and not last:
             return
         self._looked_at = (text.end, quiet)
-        if quiet and not last and self._typed_all and self._pending.ruling is None:
+        if quiet and not last and self.typed_all and self._pending.ruling is None:
             self._prompt.end_row_before()
         every = last or quiet
         line = self._search.begin(now, every=every)
-        sure_to = self._keyboard.unsure_from(quiet=quiet) if self._keyboard else text.end
+        sure_to = self.keyboard.unsure_from(quiet=quiet) if self.keyboard else text.end
         if not last and self._group.may_be_label(text.slice(text.line_start, text.end)):
             sure_to = text.line_start
         self._look_for_panic(sure_to if line else 0, now)
-        if self._armed and not (self._pending.ruling and self._pending.ruling.verdict is Verdict.PANIC):
+        if not (self._pending.ruling and self._pending.ruling.verdict is Verdict.PANIC):
             self._look_for_fail(sure_to if line else 0, now, quiet=every)
-            if self._pending.ruling is None:
+            if self._pending.ruling is None and self._armed:
                 self._look_for_success(now, quiet=quiet)
         self._search.end()
 
@@ -362,11 +356,15 @@ class Judge:
     def _look_for_fail(self, sure_to: int, now: float, *, quiet: bool) -> None:
         """Search everything ever written for a fail: as it came, in earlier states of rows, or torn by kernel lines or echo."""
         torn = self._search.torn_line(sure_to)
-        for pattern in list(self._fail):
+        for pattern in self._searching():
             if match := self._search.find_fail(pattern, sure_to, quiet=quiet):
                 self._rule_fail(pattern, *match, now)
             elif self._search.finds_open_fail(pattern, torn, sure_to, quiet=quiet):
                 self._rule_fail(pattern, self._search.written, (self._text.line_start, sure_to), now, sure=True)
+
+    def _searching(self) -> list[Pattern]:
+        """Return the fail patterns that search already."""
+        return [one for one in self._fail if (self._console.open if one.always else self._armed)]
 
     def _rule_fail(
         self, pattern: Pattern, lines: Lines | TornLines, found: tuple[int, int], now: float, *, sure: bool = False
@@ -411,15 +409,14 @@ class Judge:
 
     @property
     def _drained_at(self) -> float:
-        return self._pending.drained_at(self._times.last_data, suspicious=self._suspicious())
-
-    @property
-    def _typed_all(self) -> bool:
-        return self._keyboard is not None and self._keyboard.all_typed
+        drained = self._pending.drained_at(self._times.last_data, suspicious=self._suspicious())
+        if self.rules.part and self.keyboard and self.keyboard.next_wake and self._pending.passes:
+            return max(drained, self.keyboard.next_wake)  # a step does not end before it has typed all
+        return drained
 
     def _suspicious(self) -> bool:
         """Tell whether words of a panic came behind the deciding match, and nothing since shows that the guest goes on."""
-        if self._pending.ruling is None or self._pending.ruling.verdict is not Verdict.PASS or not self._suspects.open:
+        if not self._pending.passes or not self._suspects.open:
             return False
         rows = [evidence.lines.source(evidence.start) for evidence in self._pending.evidence]
         return bool(self._suspects.silent(self._text, max(rows, default=None)))
@@ -446,7 +443,8 @@ class Judge:
         self._doubt(now, over=last and now >= self._times.last_data + SILENT)
         if self._pending.ruling is None or (now < self._drained_at and not last):
             return
-        self._trouble.finish()
+        if not self.rules.goes_on:
+            self._trouble.finish()
         self._heed_trouble(now)
         if self.rules.group is not None and self._pending.ruling.verdict is Verdict.PASS:
             self._script.end(now)  # a fail pattern may have matched a command since
@@ -455,20 +453,20 @@ class Judge:
                 self._pending.ruling = Ruling(Verdict.FAIL, f"no match of {missing!r}", Phase.COMMAND, missing)
         if self._pending.ruling.verdict is Verdict.PANIC and self._pending.panic_at is not None:
             self._pending.ruling = replace(self._pending.ruling, block=panic_block(self._text, self._pending.panic_at))
-        self._tests.settle(now, self._times.last_data, typed=self._typed_all)
+        self._tests.settle(now, self._times.last_data, typed=self.typed_all)
         self.ruling = self._pending.ruling
 
     def _heed_unfinished_panic(self, now: float) -> None:
         """Look for a panic on a line that has not ended: a kernel that panicked may not come to its end."""
-        if self._pending.ruling is None or self._pending.ruling.verdict is not Verdict.PASS:
+        if not self._pending.passes:
             return
-        sure_to = self._keyboard.unsure_from(quiet=True) if self._keyboard else self._text.end
+        sure_to = self.keyboard.unsure_from(quiet=True) if self.keyboard else self._text.end
         if found := self._search.find_open_panic(self._panic, sure_to):
             self._rule_panic(found, now)
 
     def _review(self, *, over: bool = False) -> bool:
         """Tell echo from output once more, before a ruling counts. Return whether that changed anything."""
-        if self._keyboard is None or self.rules.group is not None or not self._keyboard.echo.review(over=over):
+        if self.keyboard is None or self.rules.group is not None or not self.keyboard.echo.review(over=over):
             return False
         self._heed_echo()
         self._suspects.drop_hidden(self._text)
@@ -479,12 +477,12 @@ class Judge:
 
     def _doubt(self, now: float, *, over: bool) -> None:
         """Drop a pending ruling that rests on what may be echo as well as output."""
-        if self._keyboard is None:
+        if self.keyboard is None:
             self._doubts.pattern = ""
             return
-        dropped = self._doubts.drop_pass(self._keyboard, [*(self._fail if self._armed else ()), *self._panic])
+        dropped = self._doubts.drop_pass(self.keyboard, [*self._searching(), *self._panic])
         if not dropped and self.rules.group is None:
-            dropped = self._doubts.drop_fail(self._keyboard, now, over=over)
+            dropped = self._doubts.drop_fail(self.keyboard, now, over=over)
         if dropped:
             self._search.again()
             self._looked_at = (self._text.end, True)

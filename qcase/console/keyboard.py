@@ -44,9 +44,9 @@ _ECHO_PLACE: Final = re.compile(rb"[ >]*")
 class Keyboard:
     """Types one command, from the moment at which it is made on. `hidden`: its echo; `echo`: the account of that."""
 
-    def __init__(self, command: str, prompt: str, text: Text, now: float) -> None:
+    def __init__(self, command: str, prompt: str, text: Text, now: float, *, as_is: bool = False) -> None:
         self.warning = ""
-        self._command = TypedCommand(command, prompt, text, now)
+        self._command = TypedCommand(command, prompt, text, now, as_is=as_is)
         self.hidden = Hidden(self._command, text)
         self._first = FirstLine(self._command, self.hidden, text)
         self._traces = Traces(self._command, self.hidden, text)
@@ -79,6 +79,11 @@ class Keyboard:
     @property
     def next_wake(self) -> float | None:
         return self._until if self._at < len(self._command.lines) else None
+
+    def hand_over(self) -> None:
+        """Show what only might have become an echo: another command is typed from here on."""
+        self.hidden.show(list(self.hidden.traces.values()))
+        self.hidden.traces.clear()
 
     def type(self, now: float) -> bytes:
         """Return what is to be typed now."""
@@ -122,9 +127,10 @@ class Keyboard:
                 self._until = now
                 self.warning = f"the guest lost characters of what was typed, so it was typed again: {shown_typed(line.text)}"
                 continue
-            if line.missing and not line.doubtful and (len(line.missing) < len(line.chunks) or not self._command.may_repeat):
+            partly = len(line.missing) < len(line.chunks) or not self._command.may_repeat
+            if line.missing and partly and not (line.doubtful or self._command.as_is):
                 self.warning = f"the guest echoed only a part of what was typed: {shown_typed(line.text)}"
-            out += b"\n"
+            out += b"\n" if self._command.ends or self._at + 1 < len(self._command.lines) else b""
             line.ended = True
             line.ended_at = self._text.end
             if line.missing:
@@ -167,7 +173,7 @@ class Keyboard:
 
     def _wait_for_calm(self, line: TypedLine, now: float) -> bool:
         """Wait before the first line end until no more comes, if what came back is not what was typed."""
-        if self._command.line_end_typed or not line.missing or self._text.end == self._command.began:
+        if self._command.line_end_typed or self._command.as_is or not line.missing or self._text.end == self._command.began:
             return False
         if self._calm_by is None:
             self._calm_by = now + CALM_PATIENCE

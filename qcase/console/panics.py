@@ -76,9 +76,14 @@ class Suspects:
     """Finds Linux's words for a panic anywhere on a line, and decides whether they are a kernel's."""
 
     def __init__(self, prompt: str | None) -> None:
-        self._prompt = (prompt or "").encode()
+        self._prompts = [prompt.encode()] if prompt else []
         self._seen = 0
         self.open: list[Suspect] = []
+
+    def add_prompt(self, prompt: str) -> None:
+        """Record a further prompt of the guest."""
+        if prompt.encode() not in self._prompts:
+            self._prompts.append(prompt.encode())
 
     def again(self, position: int) -> None:
         """Search again from a position on, which is the start of a line."""
@@ -119,12 +124,12 @@ class Suspects:
             del self.open[_SUSPECTS // 2]
 
     def _behind_prompt(self, before: bytes) -> bool:
-        at = before.rfind(self._prompt) if self._prompt else -1
-        return at >= 0 and _PROMPT_REST.match(before, at + len(self._prompt)) is not None
+        places = ((before.rfind(prompt), len(prompt)) for prompt in self._prompts)
+        return any(at >= 0 and _PROMPT_REST.match(before, at + size) for at, size in places)
 
     def silent(self, text: Text, evidence: int | None) -> list[Suspect]:
         """Return the suspects behind which nothing shows that the guest went on: no prompt, and no success on a later row."""
-        since = max(text.rfind(self._prompt) if self._prompt else -1, -1 if evidence is None else evidence)
+        since = max([-1 if evidence is None else evidence, *map(text.rfind, self._prompts)])
         return [suspect for suspect in self.open if suspect.end > since]
 
 

@@ -45,6 +45,11 @@ class Pending:
         self._search = search
         self._text = transcript.written
 
+    @property
+    def passes(self) -> bool:
+        """Tell whether the pending ruling is a pass."""
+        return self.ruling is not None and self.ruling.verdict is Verdict.PASS
+
     def replace_by(self, ruling: Ruling, evidence: list[Evidence], now: float) -> None:
         """Make a ruling pending if it is worse than the one that is."""
         if self.ruling is not None and _WEIGHT[self.ruling.verdict] >= _WEIGHT[ruling.verdict]:
@@ -99,6 +104,17 @@ class Pending:
         if self.ruling is not None and self.ruling.verdict is Verdict.PANIC and self.panic_at is not None:
             return self._text.view_slice(self.panic_at, self.panic_to).count(0) <= self._panic_hidden
         return all(self._still_matches(evidence) for evidence in self.evidence)
+
+    def end(self) -> int:
+        """Return the position in the written text behind all evidence of the pending ruling; -1 for none."""
+        ends = [-1]
+        for evidence in self.evidence:
+            text, start = evidence.lines.text, evidence.start
+            found = find_between(text, evidence.pattern, start, text.line_start) if text.base <= start < text.line_start else None
+            if not _begins_at(start, found) and text is self._search.shown.text:
+                found = self._search.find_waiting(evidence.pattern)
+            ends.append(self._text.end if found is None else self._search.end_of(evidence.lines, found))
+        return max(ends)
 
     def _still_matches(self, evidence: Evidence) -> bool:
         if evidence in self._kept:

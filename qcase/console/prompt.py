@@ -13,10 +13,11 @@ _FOLDER: Final = 64  # maximum bytes of a prompt behind the part that the case n
 
 
 class Prompt:
-    """Finds the prompt. `end`: where it ended when it came first."""
+    """Finds the prompt from a position on. `end`: where it ended when it came first."""
 
-    def __init__(self, prompt: str | None, transcript: Transcript) -> None:
+    def __init__(self, prompt: str | None, transcript: Transcript, since: int = 0) -> None:
         self.end = 0
+        self._since = since
         self._prompt = (prompt or "").encode()
         self._transcript = transcript
         self._sought = 0  # end of the written text at the last search
@@ -24,7 +25,7 @@ class Prompt:
     def find(self) -> bool:
         """Tell whether the prompt stands in the new text."""
         text = self._transcript.written
-        at = text.find(self._prompt, max(self._sought - len(self._prompt), text.base))
+        at = text.find(self._prompt, max(self._sought - len(self._prompt), self._since, text.base))
         self._sought = text.end
         if at >= 0:
             self.end = at + len(self._prompt)

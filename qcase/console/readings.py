@@ -36,7 +36,7 @@ class Readings:
         self._joined_to = 0
         self._typed: tuple[bytes, ...] = ()  # lines that were typed
         self._typed_again: re.Pattern[bytes] | None = None
-        self._typed_low = b""  # the first one in lower case
+        self._typed_low: tuple[bytes, ...] = ()  # the first one, and those of other steps, in lower case
         self._armed = 0  # text written before this position does not count, wherever it is shown later
 
     # --- rows -----------------------------------------------------------------------------------------------------------
@@ -111,9 +111,16 @@ class Readings:
         self.joined.flush()
         self.shown_joined.flush()
 
+    def use_prompt(self, prompt: bytes) -> None:
+        """Take another text for the guest's prompt from here on."""
+        self._prompt = prompt
+        self.joined.use_prompt(prompt)
+        self.shown_joined.use_prompt(prompt)
+
     def arm(self, position: int) -> None:
         """Let only text count that was written behind a position. Before that, bring the readings up to the row before it."""
         start = self.written.start_of_line(position)
+        self._rewind_behind(start)
         for number, record in enumerate(self._rows.all):
             if record.row is None and record.start < start < record.end:
                 split = start
@@ -131,6 +138,15 @@ class Readings:
         self.joined.arm()
         self.shown_joined.arm()
 
+    def _rewind_behind(self, position: int) -> None:
+        """Remove what was derived from text behind a position, so that it is derived again."""
+        if position < self._joined_to and (again := self.joined.rewind(position)) is not None:
+            self._joined_to = max(again, self.written.base)
+        self._rewind_to(self._rows.stale(position))
+        if (at := self._told.stale(position)) < self._told.next:
+            self.states.truncate(self._told.all[at].at)
+            self._told.next = at
+
     def update(self) -> None:
         """Bring all readings up to the current written text and its hidden parts."""
         self._update(self.written.line_start)
@@ -138,15 +154,10 @@ class Readings:
     def _update(self, end: int) -> None:
         written = self.written
         changed, written.changed = written.changed, NOWHERE
-        if changed < self._joined_to and (again := self.joined.rewind(changed)) is not None:
-            self._joined_to = max(again, written.base)
-        self._rewind_to(self._rows.stale(changed))
+        self._rewind_behind(changed)
         for record in self._rows.all[self._rows.next :]:
             self._derive_row(record)
         self._rows.next = len(self._rows.all)
-        if (at := self._told.stale(changed)) < self._told.next:
-            self.states.truncate(self._told.all[at].at)
-            self._told.next = at
         for record in self._told.all[self._told.next :]:
             self._derive_state(record)
         self._told.next = len(self._told.all)
@@ -167,16 +178,56 @@ class Readings:
             after = record.at
         return 0
 
+    def end_of_shown(self, position: int) -> int:
+        """Return the position in the written text behind a match that ends at a position of the shown text."""
+        for record in reversed(self._rows.all[: self._rows.next]):
+            if record.at >= position:
+                continue
+            if record.row is not None:
+                return self.place_on(record.row, position - record.at, record.end)
+            if record.returned:
+                return self._place_on_returned(record, self.shown.slice(record.at, position))
+            return record.start + position - record.at
+        return self.written.end
+
+    def _place_on_returned(self, record: Record, before: bytes) -> int:
+        """Return the position in the written text behind all that shows as the first rows and bytes of a record."""
+        number = before.count(b"\n") - before.endswith(b"\n")
+        start, end = record.start if number == 0 else record.returned[number - 1][1], record.returned[number][1]
+        if before.endswith(b"\n"):
+            return end
+        offset, found = len(before) - before.rfind(b"\n") - 1, start
+        for part in self.written.slice(start, end - 1).split(b"\n"):  # a later part stands over those before it
+            if part and offset:
+                found = start + min(len(part), offset)
+            start += len(part) + 1
+        return found
+
+    def place_on(self, row: Row, offset: int, end: int) -> int:
+        """Return the position in the written text behind all that shows as the first bytes of a row. `end`: that of the row."""
+        found, size = row.start, 0
+        for char, at in zip(row.chars, row.at, strict=True):
+            if size >= offset:
+                return found
+            width = len(char.encode(errors="replace"))
+            size += width
+            found = max(found, at + width)
+        return end if size < offset else found
+
     def source_of_state(self, position: int) -> int:
         """Return the position in the written text at which the row of a state began."""
         states = reversed(self._told.all[: self._told.next])
         return next((record.start for record in states if record.at <= position), 0)
 
-    def note_typed(self, lines: tuple[bytes, ...]) -> None:
-        """Record the typed lines: rows that contain the whole first line are no evidence."""
+    def note_typed(self, lines: tuple[bytes, ...], *, new: int) -> None:
+        """Record the typed lines, the last `new` of them of this command: rows with the whole first line are no evidence.
+
+        Nor are rows with the whole of a line that was typed for another step before.
+        """
         self._typed = lines
-        self._typed_low = lines[0].lower() if lines else b""
-        several = b"|".join(re.escape(line) for line in lines[:1] if b" " in line)
+        firsts = lines[: len(lines) - new + 1]
+        self._typed_low = tuple(line.lower() for line in firsts)
+        several = b"|".join(re.escape(line) for line in firsts if b" " in line)
         if several:
             prompt = rb"(?:[^\n]*" + re.escape(self._prompt) + rb"[^\s]*)?[ >]*" if self._prompt else rb"[ >]*"
             self._typed_again = re.compile(rb"(?mi)^" + prompt + rb"(?:" + several + rb")[ \r]*$")
@@ -273,7 +324,10 @@ class Readings:
 
     def _repeats(self, raw: bytes) -> bool:
         """Tell whether rows contain the whole typed line of several words, in any case of letters: a repeated echo."""
-        return self._typed_again is not None and self._typed_low in raw.lower() and self._typed_again.search(raw) is not None
+        if self._typed_again is None:
+            return False
+        low = raw.lower()
+        return any(line in low for line in self._typed_low) and self._typed_again.search(raw) is not None
 
     def hide_soft(self, view: bytes, start: int) -> bytes:
         """Blank out possible echo: it is no evidence of success."""

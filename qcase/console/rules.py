@@ -9,10 +9,38 @@ from qcase.model import Phase, Verdict
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step of a case: what is typed or asked of QEMU, and what ends the step. Patterns are RE2, the timeout is scaled.
+
+    It types a `command` at its prompt, or `keys` as they are, or gives QEMU's monitor a command (`qmp`, JSON), or does nothing.
+    It ends with a match of `success`, else with `silence` (seconds without output), else with what it expects of the machine
+    ("reboot", "poweroff"), else when what it does is done. `fail` counts until then.
+    """
+
+    name: str
+    prompt: str | None = None
+    command: str | None = None
+    keys: str | None = None
+    qmp: str = ""
+    success: tuple[str, ...] = ()
+    fail: tuple[str, ...] = ()
+    silence: float | None = None
+    expect: str = ""
+    timeout: float | None = None
+
+    @property
+    def typed(self) -> str | None:
+        return self.command if self.keys is None else self.keys
+
+
+@dataclass(frozen=True)
 class Rules:
     """Prompt, command and deciding patterns of a case. Patterns are RE2.
 
     With `results`, a case passes by the tests inside its command, and its success patterns have to match besides.
+
+    With `steps`, each step has a prompt, a command and success patterns of its own; `fail` holds through all. The rules of one
+    step have `part`: its own patterns search from the first key on, and `fail_always` are those of the whole case.
     """
 
     prompt: str | None = None
@@ -26,7 +54,18 @@ class Rules:
     markers: tuple[tuple[str, str], ...] = ()  # patterns of that dialect, if it is the case's own, by their keys
     resets: bool = False  # the guest may reset its machine, which then starts again
     time_stamps: bool = False  # the kernel is known to write time stamps
+    steps: tuple[Step, ...] = ()
+    keys: str | None = None  # typed as they are, in place of a command
+    resets_freely: bool = False  # of a case in steps: also a reset that no step expects
+    part: bool = False
+    goes_on: bool = False  # another step follows
+    fail_always: tuple[str, ...] = ()
     kernel_trouble: str = "warn"  # or "fail" or "ignore": effect of the kernel's reports short of a panic
+
+    @property
+    def typed(self) -> str | None:
+        """Text to type: a command, or keys."""
+        return self.command if self.keys is None else self.keys
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,15 @@ class Gate:
 
 
 class Lines:
-    """Searches the whole lines of one text. The case's own patterns begin to search at position `armed`."""
+    """Searches the whole lines of one text. The case's own patterns begin to search at position `armed`.
+
+    A pattern that holds through all steps of a case begins at `opened`.
+    """
 
     def __init__(self, text: Text, source: Callable[[int], int] | None = None) -> None:
         self.text = text
         self.armed = 0
+        self.opened = 0
         self._source = source
         self._scanned = 0  # the one-line patterns have searched up to this position
         self._gate = Gate()
@@ -50,8 +54,20 @@ class Lines:
         text = self.text
         self._scanned = min(self._scanned, text.rewound)
         self.armed = min(self.armed, text.rewound)
+        self.opened = min(self.opened, text.rewound)
         text.rewound = _NOWHERE
         self.open = self._gate.opens(now, len(text.view), text.end) or every
+
+    def arm(self, position: int) -> None:
+        """Let the case's own patterns search from a position on, before which the text is final."""
+        self._scanned = min(self._scanned, self.text.rewound)
+        self.opened = min(self.opened, self.text.rewound)
+        self.text.rewound = _NOWHERE
+        self.armed = position
+
+    def since(self, pattern: Pattern) -> int:
+        """Return the position at which a pattern of the case begins to search."""
+        return self.opened if pattern.always else self.armed
 
     def again(self, position: int) -> None:
         """Search the lines from a position on again."""
@@ -61,7 +77,7 @@ class Lines:
         """Return the first match in whole lines, from `start` on. With `boot`, search also before `armed`."""
         text = self.text
         # Where trimming cut the text in the middle of a line, its first byte is not the start of a line.
-        begin = max(start, 0 if boot else self.armed, text.base + 1 if text.base else 0)
+        begin = max(start, 0 if boot else self.since(pattern), text.base + 1 if text.base else 0)
         if not pattern.spans_lines:
             begin = max(begin, self._scanned)
         elif not self.open:
@@ -85,15 +101,27 @@ class TornLines:
         self._source = source
         self.text = joined.text
         self.armed = 0
+        self.opened = 0
         self._gate = Gate(share=4, pause=0.5)
         self.open = False
 
     def begin(self, now: float, *, every: bool) -> None:
         """See `Lines`."""
         self.armed = min(self.armed, self.text.rewound)
+        self.opened = min(self.opened, self.text.rewound)
         self.text.rewound = _NOWHERE
-        differs = self.joined.differs >= max(self.text.base, self.armed)
+        differs = self.joined.differs >= max(self.text.base, self.opened)
         self.open = differs and (self._gate.opens(now, len(self.text.view), self.text.end) or every)
+
+    def arm(self, position: int) -> None:
+        """See `Lines`."""
+        self.opened = min(self.opened, self.text.rewound)
+        self.text.rewound = _NOWHERE
+        self.armed = position
+
+    def since(self, pattern: Pattern) -> int:
+        """See `Lines`."""
+        return self.opened if pattern.always else self.armed
 
     def again(self, position: int) -> None:
         """See `Lines`."""
@@ -101,7 +129,7 @@ class TornLines:
 
     def find(self, pattern: Pattern, start: int = 0, *, boot: bool = False) -> tuple[int, int] | None:
         """See `Lines`."""
-        begin = max(start, 0 if boot else self.armed, self.text.base + 1 if self.text.base else 0)
+        begin = max(start, 0 if boot else self.since(pattern), self.text.base + 1 if self.text.base else 0)
         if pattern.spans_lines:
             return find_between(self.text, pattern, begin, self.text.line_start) if self.open and begin < self.text.end else None
         for low, high in self.joined.fresh:

@@ -19,25 +19,29 @@ NOWHERE: Final = 1 << 62
 _LINE_END = re.compile(r"\n|\\[nsDWPpxCzAQ0-7]|\[|\(\?[a-zA-Z-]*s")
 # Possible next output of a guest. A match that stays the same with each of them does not depend on the next output.
 _CONTINUATIONS: Final = (b"a", b" ", "\ufffd".encode(), b"\n")
-_NOTHING: Final = re.compile(rb"[\0\s]*")
+_NOTHING: Final = re.compile(rb"[\0\1\s]*")  # hidden text, and text that does not count
 
 
 class Pattern:
-    """One RE2 pattern over bytes of UTF-8. `^` and `$` match at line ends, as if the pattern began with `(?m)`."""
+    """One RE2 pattern over bytes of UTF-8. `^` and `$` match at line ends, as if the pattern began with `(?m)`.
 
-    def __init__(self, source: str) -> None:
+    `always`: it is one of the whole case and searches through all of its steps.
+    """
+
+    def __init__(self, source: str, *, always: bool = False) -> None:
         self._compiled = compile_pattern(source)
+        self.always = always
         self.source = source
         self.spans_lines = bool(_LINE_END.search(source))  # only such a pattern is tried again on lines that were searched before
 
     def search(self, text: bytes | bytearray, start: int = 0, end: int | None = None) -> tuple[int, int] | None:
         """Return the first match at or behind `start`, as byte offsets. `^` and `\\b` see the text before `start`.
 
-        Matches of only blanks and blanked out text are skipped.
+        Matches of only blanks and blanked out text, or text that does not count, are skipped.
         """
         while match := self._compiled.search(text, start, len(text) if end is None else end):
             low, high = match.span()
-            if not (blank := _NOTHING.match(text, low, high)) or blank.end() < high or 0 not in text[low:high]:
+            if not (blank := _NOTHING.match(text, low, high)) or blank.end() < high or not {0, 1} & {*text[low:high]}:
                 return low, high
             start = high
         return None

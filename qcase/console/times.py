@@ -24,6 +24,10 @@ class Times:
         self.longest_silence = max(self.longest_silence, now - self.last_data)
         self.last_data = now
 
+    def begin_step(self) -> None:
+        """Wait for the prompt of the next step, which types a command of its own."""
+        self.prompt_at = self.command_at = None
+
     def deadlines(self, limits: Limits, *, group: bool, command_began: float | None) -> list[tuple[str, float, float]]:
         """Return the running limits as (name, time at which it is up, seconds), the earliest first.
 
@@ -86,21 +90,22 @@ RESET_SILENCE: Final = 1.0
 
 
 class Resets:
-    """Counts the resets of a guest's machine."""
+    """Counts the resets of a guest's machine. `expected`: resets that the case itself asks for."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int = 0) -> None:
+        self._allowed = RESETS + expected
         self._count = 0
         self._at = float("-inf")
         self._banners = 0
 
-    def note(self, now: float, last_data: float) -> bool:
-        """Count a reset; False if it belongs to the one before.
+    def note(self, now: float, last_data: float, silence: float = RESET_SILENCE) -> bool:
+        """Count a reset; False if it belongs to the one before: soon behind it, or within `silence` without output in between.
 
         After a reset that a PC's guest asked for, SeaBIOS finds that it has run before and asks for more resets, by each way that
         it knows: QEMU 7.2 reports two to six in a row, before the firmware prints anything (seen in a quarter of all reboots).
         """
         since = now - self._at
-        if since < RESET_BURST or (since < RESET_SILENCE and last_data <= self._at):
+        if since < RESET_BURST or (since < silence and last_data <= self._at):
             return False
         self._at = now
         self._count += 1
@@ -114,4 +119,4 @@ class Resets:
     def too_many(self) -> int:
         """The number of resets if they are too many; else 0."""
         times = max(self._count, self._banners - 1)
-        return times if times > RESETS else 0
+        return times if times > self._allowed else 0

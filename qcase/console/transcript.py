@@ -379,6 +379,12 @@ class Transcript:
         view = self.readings.disarm(self.readings.hide_soft(self.written.view_slice(start, end), start), start)
         return self.written.slice(start, end), view, self._returned
 
+    def place_on_open_row(self, offset: int) -> int:
+        """Return the position in the written text behind a byte of the cursor's row."""
+        if self._odd:
+            return self.readings.place_on(self._screen.current, offset, self.written.end)
+        return min(max(self._row_at, self.written.base) + offset, self.written.end)
+
     def open_moved_row(self) -> bytes:
         """Return the cursor's row with echo blanked out if it was not written from left to right; else empty."""
         if not self._odd or not self._screen.current.moved:

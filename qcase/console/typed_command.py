@@ -17,11 +17,14 @@ _LINE_OVER: Final = re.compile(rb" ?\n")
 class TypedCommand:
     """The lines of a command, and the traces that typing them left."""
 
-    def __init__(self, command: str, prompt: str, text: Text, now: float) -> None:
+    def __init__(self, command: str, prompt: str, text: Text, now: float, *, as_is: bool = False) -> None:
         self.prompt = prompt.encode()
-        self.lines: list[TypedLine] = [as_line(line) for line in command.rstrip("\r\n").split("\n")]
+        self.as_is = as_is  # keys: nothing is added, and nothing is typed again
+        said = command.removesuffix("\n") if as_is else command.rstrip("\r\n")
+        self.ends = not as_is or said != command  # the last line gets a line end
+        self.lines: list[TypedLine] = [as_line(line) for line in said.split("\n")]
         self.line_end_typed = False  # from now on the guest runs something
-        self.may_repeat = True  # the first line may be typed once more
+        self.may_repeat = not as_is  # the first line may be typed once more
         self.began = text.end  # from here to `ran` is echo, whatever it is
         self.ran = text.end
         self.again_from = 0  # where the text ended when the line was erased
@@ -45,7 +48,7 @@ class TypedCommand:
     @property
     def rounds(self) -> int:
         """Count how often the command was typed."""
-        return 1 if self.may_repeat else 2
+        return 1 if self.may_repeat or self.as_is else 2
 
     def unprompted(self, row: bytes) -> bytes:
         """Return a row without the prompt that it begins with, and without blanks around it."""

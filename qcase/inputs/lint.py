@@ -258,6 +258,7 @@ class _Case:
         yield from (_warning("unknown-key", problem) for problem in self.case.warnings)
         yield from self._never()
         yield from self._typed()
+        yield from self._steps()
         yield from self._prompt()
         yield from self._contradictions()
         yield from self._unread()
@@ -306,6 +307,22 @@ class _Case:
                 hint = "break the word in the command, as in echo PA''SS, or anchor the pattern with ^"
                 what = f"{pattern!r} matches the command as it is typed, whatever that does"
                 yield _warning("echo", self.problem(key, index, what, hint))
+
+    def _steps(self) -> Iterator[Finding]:
+        """Report patterns of steps that can never match, or that match the step's own command as it is typed."""
+        table: tuple[str, ...] = ("shell_check_steps",) if ("shell_check_steps", 0) in self.lines else ("qcase", "steps")
+        for index, step in enumerate(self.config.steps):
+            shown = f"{'.'.join(table)}[{index}]"
+            for key, patterns in (("success_regex", step.success), ("fail_regex", step.fail)):
+                line = self.lines.get((*table, index, key), 0)
+                for pattern in patterns:
+                    if why := never_matches(pattern):
+                        what = f"{pattern!r} can never match: {why}"
+                        yield _warning("never", Problem(what, self.file, line, f"{shown}.{key}"))
+                    elif step.command is not None and compile_pattern(pattern).search(f"{step.prompt} {step.command}"):
+                        what = f"{pattern!r} matches the command as it is typed, whatever that does"
+                        hint = "break the word in the command, as in echo PA''SS, or anchor the pattern with ^"
+                        yield _warning("echo", Problem(what, self.file, line, f"{shown}.{key}", hint))
 
     def _matches_prompt(self, pattern: str) -> bool:
         prompt = self.config.shell_prefix

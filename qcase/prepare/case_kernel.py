@@ -99,10 +99,10 @@ class CaseKernels:
             rootfs = self.guest.current.rootfs
             plain = replace(spec, args=("-nographic", "-m", "256M"), image=rootfs, network="none", processors=1)
             return prove(plain, kernel.sha256, f"root@{config.hostname}:", memory)
-        if case.config.shell_prefix is None:
+        if case.config.first_prompt is None:
             why = obstacle(self.arch)
             return Proof(why) if why else None
-        return prove(spec, kernel.sha256, case.config.shell_prefix, memory)
+        return prove(spec, kernel.sha256, case.config.first_prompt, memory)
 
     def build_group(self, case: Case) -> kernel_build.Group:
         """Return the key of a kernel build: the case's build group and the nearest build-<target>.toml above the case."""

@@ -10,12 +10,13 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from qcase.config import qemu_options
 from qcase.config.case_file import CaseConfig
+from qcase.config.steps_table import StepConfig
 from qcase.config.workspace_file import GroupedRunner, is_guest
 from qcase.errors import ConfigError, InfraError, Problem
 from qcase.host import process
@@ -32,7 +33,7 @@ from qcase.suite.cases import Case
 from qcase.vm import arguments
 
 if TYPE_CHECKING:
-    from qcase.console.rules import Limits, Rules
+    from qcase.console.rules import Limits, Rules, Step
 
 
 def group_rules(config: CaseConfig, runner: GroupedRunner, nonce: str = "", limit: float | None = None) -> Rules:
@@ -53,12 +54,13 @@ def group_rules(config: CaseConfig, runner: GroupedRunner, nonce: str = "", limi
         fail.append(runner.fail_regex)
     labels = tuple(label(command) for command in config.test_commands)
     words = [runner.runner_path]
-    word = nonce if runner.runner_path == f"/usr/bin/{runner.runner_name}" else ""
+    typed = config.shell_prefix is not None  # else the guest itself starts the script
+    word = nonce if typed and runner.runner_path == f"/usr/bin/{runner.runner_name}" else ""
     if word:
         words += ["ask"] if limit is None else ["ask", str(math.ceil(limit))]
     return Rules(
         prompt=config.shell_prefix,
-        command=" ".join(words),
+        command=" ".join(words) if typed else None,
         resets=config.reset,
         success=(runner.success_regex,),
         fail=tuple(fail),
@@ -148,19 +150,30 @@ def rules_of(case: Case, session: Session) -> Rules:
         limit = limits_of(case, session).command
         rules = group_rules(config, session.workspace.config.grouped, secrets.token_hex(4)[1:], limit)
         return replace(rules, kernel_trouble=trouble, time_stamps=_time_stamps(case, session))
+    scale = session.workspace.config.run.timeout_scale
     return Rules(
         prompt=config.shell_prefix,
         command=config.shell_init_cmd,
+        steps=tuple(_step(step, scale) for step in config.steps),
         success=config.success_regex,
         fail=config.fail_regex,
         match_all=config.match == "all",
         results=config.results,
         markers=tuple((key, pattern) for key, _, pattern in (marker.partition("\t") for marker in config.markers)),
         from_prompt=config.match_from == "prompt",
-        resets=config.reset,
+        resets=config.reset or config.stops_at_reset,
+        resets_freely=config.reset,
         kernel_trouble=trouble,
         time_stamps=_time_stamps(case, session),
     )
+
+
+def _step(step: StepConfig, scale: float) -> Step:
+    """Return the console rules of a step."""
+    from qcase.console.rules import Step
+
+    values = {field.name: getattr(step, field.name) for field in fields(step)}
+    return Step(**{**values, "timeout": None if step.timeout is None else step.timeout * scale})
 
 
 def _time_stamps(case: Case, session: Session) -> bool:
@@ -198,6 +211,7 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> argume
         processors=case.config.smp,
         tcg_threads=session.workspace.config.tcg_threads(case.arch),
         reset=case.config.reset,
+        stays=case.config.stops_at_reset,
         images=prepared.disks,
         stranger=session.workspace.root if session.workspace.config.run.trust == "sandboxed" else None,
     )

@@ -37,6 +37,7 @@ from qcase.vm.machine import ConsoleLog, converse, start
 
 if TYPE_CHECKING:
     from qcase.console.judge import Judge
+    from qcase.console.steps import StepsJudge
 
 
 _TAIL = 40  # lines of the console in a result
@@ -198,7 +199,7 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
     return _with_left_out(result, prepared) if prepared.unbuilt else result
 
 
-def _boot(case: Case, prepared: PreparedCase, session: Session, logs: Logs) -> tuple[Judge, str]:
+def _boot(case: Case, prepared: PreparedCase, session: Session, logs: Logs) -> tuple[Judge | StepsJudge, str]:
     """Boot the image and judge its console. Return the judge, and QEMU's own output at its end."""
     spec = machine_spec(case, prepared, session)
     argv = arguments.arguments(spec)
@@ -209,9 +210,9 @@ def _boot(case: Case, prepared: PreparedCase, session: Session, logs: Logs) -> t
         started = time.monotonic()
         root = session.workspace.root
         with start(case.arch, argv, keep_open=prepared.keep_open, cwd=root, alone=spec.stranger) as machine:
-            from qcase.console.judge import Judge  # 25 ms the first time, in which the guest boots
+            from qcase.console.steps import judge_of  # 25 ms the first time, in which the guest boots
 
-            judge = Judge(rules_of(case, session), started=started, limits=limits_of(case, session))
+            judge = judge_of(rules_of(case, session), started=started, limits=limits_of(case, session))
             said = converse(
                 machine, judge, log, _Watch(case.display_name, judge, session.emit, lambda one: _trusted(one, prepared))
             )
@@ -227,7 +228,11 @@ class _Watch:
     """Emits events about a running guest: phases, finished subtests, and its last line every `_LINE_INTERVAL` seconds."""
 
     def __init__(
-        self, case: str, judge: Judge, emit: events.Emit, trusted: Callable[[SubtestResult], SubtestResult] = lambda one: one
+        self,
+        case: str,
+        judge: Judge | StepsJudge,
+        emit: events.Emit,
+        trusted: Callable[[SubtestResult], SubtestResult] = lambda one: one,
     ) -> None:
         self._case = case
         self._trusted = trusted

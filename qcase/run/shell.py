@@ -47,7 +47,7 @@ def shell(case: Case | BrokenCase, session: Session, options: ShellOptions) -> i
     layout = case_asset_layout(session.workspace.root, session.target, case.display_name)
     with ExitStack() as stack:
         prepared = stack.enter_context(prepare_case_assets(case, layout, session, logs.build))
-        spec = replace(boot_plan.machine_spec(case, prepared, session), reset=True)
+        spec = replace(boot_plan.machine_spec(case, prepared, session), reset=True, stays=False)
         argv = arguments.arguments(spec)
         extra: list[str] = []
         if options.gdb:

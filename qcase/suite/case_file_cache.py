@@ -20,7 +20,7 @@ from typing import Any
 
 import re2
 
-from qcase.config import case_file, load, matrix, qemu_options, results_table, root_disk, workspace_file
+from qcase.config import case_file, load, matrix, qemu_options, results_table, root_disk, steps_table, workspace_file
 from qcase.config.case_file import CaseConfig, Placeholders
 from qcase.config.load import load_case_config
 from qcase.host import beneath
@@ -88,7 +88,7 @@ def _config(row: list[Any]) -> CaseConfig:
 
 def _made_by() -> str:
     """Return the identity of the parser: qcase's code, and the library that compiles patterns."""
-    modules = (case_file, load, matrix, results_table, workspace_file, root_disk, qemu_options)
+    modules = (case_file, load, matrix, results_table, steps_table, workspace_file, root_disk, qemu_options)
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return f"{hashlib.blake2b(code, digest_size=20).hexdigest()} {Path(re2.__file__).stat().st_mtime_ns}"
 

@@ -41,6 +41,7 @@ class MachineSpec:
     processors: int = 1
     tcg_threads: TcgThreads = "auto"
     reset: bool = False  # the guest may reset its machine; else a reset ends QEMU
+    stays: bool = False  # QEMU goes on where a reset or a power-off would end it; its machine stands still
     flash: tuple[Path, ...] = ()  # UEFI firmware: its code, and the template of its variables
     system_partition: Path | None = None  # disk from which the firmware boots; it starts the kernel, not QEMU
     images: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
@@ -75,6 +76,8 @@ def arguments(spec: MachineSpec) -> list[str]:
         patch += ["-accel", _accelerator(spec)]
     if not spec.reset and not kinds & {"no-reboot", "action"}:
         patch += ["-no-reboot"]
+    if spec.stays and not kinds & {"no-shutdown", "action"}:
+        patch += ["-no-shutdown"]
     for unit, path in enumerate(spec.flash):
         lock = ",readonly=on" if unit == 0 else ""
         patch += ["-drive", f"if=pflash,unit={unit},format=raw{lock},file={_quoted(path)}"]

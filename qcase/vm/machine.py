@@ -28,10 +28,11 @@ from qcase.errors import InfraError
 from qcase.host import process
 from qcase.model import Verdict
 from qcase.vm import sandbox
-from qcase.vm.monitor import CONTINUE, GREETING, Monitor, Standstill
+from qcase.vm.monitor import CONTINUE, GREETING, RESET_REASONS, REVIVE, Monitor, Standstill, asking
 
 if TYPE_CHECKING:
     from qcase.console.judge import Judge
+    from qcase.console.steps import StepsJudge
 
 
 _MONITOR = "qcase-monitor"
@@ -39,6 +40,7 @@ _TEMPORARY = "/var/tmp"  # noqa: S108 - QEMU's own choice: the data that a guest
 CONSOLE_LIMIT = 256 << 20  # bytes kept of a console, beside its end
 _END_KEPT = 1 << 20
 _GRACE = 0.3  # seconds for QEMU to end after TERM; it has nothing to save, and on a busy machine its own end takes long
+_READS = 3  # reads of a console that hold all that a pipe holds
 _LAST_WORDS = 2.0  # seconds for QEMU to end after it closed its console
 
 
@@ -105,6 +107,14 @@ class Machine:
     def send(self, data: bytes) -> None:
         """Queue keys as a person types them: QEMU's multiplexer interprets its own keys."""
         self._unsent += data
+
+    def ask(self, command: str) -> None:
+        """Give the monitor a command (JSON). `heard` takes its answer."""
+        self.send_to_monitor(asking(command))
+
+    def send_to_monitor(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # QEMU has ended; reading shows that
+            self._monitor.send(message)
 
     def listen_to(self, selector: selectors.BaseSelector) -> None:
         """Register the console for reading on a selector."""
@@ -178,6 +188,12 @@ class Machine:
     def triple_fault(self) -> bool:
         self._log.seek(0)
         return b"Triple fault" in self._log.read(1 << 20)
+
+    @property
+    def triple_fault_now(self) -> bool:
+        """Tell whether a triple fault is the cause of the reset at which the machine stands."""
+        self._log.seek(0)
+        return b"Triple fault" in self._log.read(1 << 24).rpartition(b"CPU Reset")[2]
 
     @property
     def temporary_folder(self) -> str:
@@ -310,7 +326,7 @@ def _hint(said: str) -> str:
     return next((hint for sign, hint in _HINTS.items() if sign in said), "")
 
 
-def converse(machine: Machine, judge: Judge, log: ConsoleLog, on_data: Callable[[], None]) -> str:
+def converse(machine: Machine, judge: Judge | StepsJudge, log: ConsoleLog, on_data: Callable[[], None]) -> str:
     """Pass data between guest and judge until there is a ruling. Return QEMU's own messages if it ended, else an empty string.
 
     Raw bytes go to the log first. Raises `InfraError` if QEMU refused to run the guest, or does not let it go on.
@@ -318,11 +334,20 @@ def converse(machine: Machine, judge: Judge, log: ConsoleLog, on_data: Callable[
     silent = True
     while True:
         now = time.monotonic()
+        if judge.steps is not None:
+            machine.heard.by_hand |= judge.steps.asks_monitor
+            machine.heard.revives = judge.steps.stops_at_reset
+            for answer in machine.heard.take_answers():
+                judge.steps.answered(answer, now)
+        if judge.steps is not None and machine.heard.downs:
+            _tell_of_downs(machine, judge.steps, log)
         for _ in range(machine.heard.take_resets()):
             judge.reset(now)
         judge.tick(now)
         if judge.ruling is not None:
             return ""
+        for request in () if judge.steps is None else judge.steps.requests():
+            machine.ask(request)
         if machine.heard.standstill is not None:
             _stand_still(machine, machine.heard.standstill, judge, log)
             return machine.said()
@@ -338,7 +363,23 @@ def converse(machine: Machine, judge: Judge, log: ConsoleLog, on_data: Callable[
         on_data()
 
 
-def _ended(machine: Machine, judge: Judge, silent: bool) -> str:
+def _tell_of_downs(machine: Machine, judge: StepsJudge, log: ConsoleLog) -> None:
+    """Tell the judge that the machine has reset or powered off, behind all that the guest has written. Start it again."""
+    fault = "triple fault" if machine.triple_fault_now else ""
+    for _ in range(_READS):
+        if data := machine.exchange(0.0):
+            log.write(data)
+            judge.feed(data, time.monotonic())
+    for reason in machine.heard.take_downs():
+        if reason in RESET_REASONS:
+            judge.reset(time.monotonic(), fault=fault, by_guest=reason == "guest-reset")
+        else:
+            judge.ended(time.monotonic(), "the guest powered off", off=True, fault=fault)
+        if judge.ruling is None:
+            machine.send_to_monitor(REVIVE)
+
+
+def _ended(machine: Machine, judge: Judge | StepsJudge, silent: bool) -> str:
     """Rule on a QEMU that ended by itself; return its messages. Raises `InfraError` if no guest started or the host failed."""
     how = machine.wait()
     said, heard = machine.said(), machine.heard
@@ -349,12 +390,17 @@ def _ended(machine: Machine, judge: Judge, silent: bool) -> str:
     reset = heard.shutdown == "guest-reset"
     fault = "triple fault" if reset and machine.triple_fault else ""
     how = f"{how}; it said: {said.splitlines()[-1]}" if said else how
-    judge.ended(time.monotonic(), how, reset=reset, fault=fault)
+    if judge.steps is not None:
+        # Some devices end QEMU without a word of its monitor, such as that of riscv64's `virt` (seen with 7.2).
+        off = heard.shutdown in ("guest-shutdown", "") and not machine.failed
+        judge.steps.ended(time.monotonic(), how, reset=reset, fault=fault, off=off)
+    else:
+        judge.ended(time.monotonic(), how, reset=reset, fault=fault)
     _tell_of_panic(heard.standstill, judge)
     return said
 
 
-def _stand_still(machine: Machine, standstill: Standstill, judge: Judge, log: ConsoleLog) -> None:
+def _stand_still(machine: Machine, standstill: Standstill, judge: Judge | StepsJudge, log: ConsoleLog) -> None:
     """Rule on a machine that stands still. Raises `InfraError` if the host is at fault."""
     while data := machine.exchange(0.0):  # output of the guest before the standstill
         log.write(data)
@@ -367,7 +413,7 @@ def _stand_still(machine: Machine, standstill: Standstill, judge: Judge, log: Co
         judge.ruling = replace(judge.ruling, reason=f"the machine stands still: {standstill.why}")
 
 
-def _tell_of_panic(standstill: Standstill | None, judge: Judge) -> None:
+def _tell_of_panic(standstill: Standstill | None, judge: Judge | StepsJudge) -> None:
     """Change a pass or an early exit to a panic if the guest reported a panic to its machine."""
     if standstill is None or standstill.whose != "panic" or judge.ruling is None:
         return

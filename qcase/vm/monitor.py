@@ -23,6 +23,12 @@ GREETING = b'{"execute": "qmp_capabilities"}\n'
 CONTINUE = b'{"execute": "cont", "id": "cont"}\n'
 ASK = b'{"execute": "query-status", "id": "status"}\n'
 
+# Starts a machine that a reset stopped: the reset, and once it has happened, the rest.
+REVIVE = b'{"execute": "set-action", "arguments": {"reboot": "reset"}}\n{"execute": "system_reset"}\n'
+_SHUT_DOWN_AT_RESET = b'{"execute": "set-action", "arguments": {"reboot": "shutdown"}}\n'
+RESET_REASONS = ("guest-reset", "host-qmp-system-reset")
+_CASE = "case"  # the id of the commands of a case
+
 Whose = Literal["host", "guest", "panic"]
 
 # Run states that a person with an own monitor or debugger can cause.
@@ -40,6 +46,11 @@ _ENDS: Mapping[str, str] = {
     "guest-panic": _STATES["guest-panicked"][1],
     "host-signal": "somebody sent it a signal",
 }
+
+
+def asking(command: str) -> bytes:
+    """Return the message for a command of the case, which is JSON."""
+    return json.dumps({**json.loads(command), "id": _CASE}).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,11 @@ class Monitor:
     injects: bool = False
     started: bool = False
     shutdown: str = ""  # QEMU's reason for its end, such as `guest-reset`
-    resets: int = 0
+    resets: int = 0  # by the guest
+    revives: bool = False  # a machine that resets or powers off stands still for the case's steps, and may be started again
+    downs: list[str] = field(default_factory=list)  # QEMU's reasons for that
     standstill: Standstill | None = None
+    answers: list[str] = field(default_factory=list)  # to commands of the case: an error's text, or empty
     _rest: bytes = b""
     _replies: list[bytes] = field(default_factory=list)
 
@@ -92,9 +106,21 @@ class Monitor:
         resets, self.resets = self.resets, 0
         return resets
 
+    def take_downs(self) -> list[str]:
+        """Return QEMU's reasons why the machine stood still for its steps since the last call."""
+        downs, self.downs, self.shutdown = self.downs, [], ""
+        return downs
+
+    def take_answers(self) -> list[str]:
+        """Return the answers to commands of the case since the last call: an error's text, or empty."""
+        answers, self.answers = self.answers, []
+        return answers
+
     def _take(self, said: Mapping[str, Any]) -> None:
         data = said.get("data") or {}
-        if "return" in said:
+        if said.get("id") == _CASE:
+            self.answers.append(str(said["error"].get("desc", "it gave no reason")) if "error" in said else "")
+        elif "return" in said:
             self.started = True
             if said.get("id") == "status":
                 self._status(str(said["return"].get("status", "")))
@@ -102,8 +128,12 @@ class Monitor:
             self._stand("host", f"QEMU does not run the guest: {said['error'].get('desc', '')}")
         elif (event := said.get("event")) == "RESET":
             self.resets += bool(data.get("guest"))
+            if self.revives and not data.get("guest"):
+                self._replies += [_SHUT_DOWN_AT_RESET, CONTINUE]
         elif event == "SHUTDOWN":
             self.shutdown = str(data.get("reason", ""))
+            if self.revives and self.shutdown in (*RESET_REASONS, "guest-shutdown"):
+                self.downs.append(self.shutdown)
             if self.shutdown == "host-error":
                 self._stand("host", "QEMU met an error that keeps the guest from running")
         elif event == "STOP":
@@ -133,6 +163,8 @@ class Monitor:
             self._stand("host", f"the host failed in {doing} the guest's disk: {data.get('reason', '')}".rstrip(": "))
 
     def _status(self, status: str) -> None:
+        if self.revives and status in ("shutdown", "prelaunch"):
+            return  # until the case's steps have started it again
         if status in _STATES:
             self._stand(*_STATES[status])
         elif status not in ("running", "suspended") and not (self.by_hand and status in _BY_HAND):

@@ -462,7 +462,6 @@ def test_test_commands_are_trimmed(case: Callable[..., CaseConfig]) -> None:
     ("text", "key", "what"),
     [
         (OK + 'shell_init_cmd = "x"', "shell_init_cmd", "needs shell_prefix"),
-        ('test_commands = ["x"]', "test_commands", "needs shell_prefix"),
         ('shell_prefix = "#"\ntest_commands = ["a", " "]', "test_commands[1]", "must not be empty"),
         (
             'shell_prefix = "#"\ntest_commands = ["a"]\nshell_init_cmd = "b"',
@@ -522,7 +521,7 @@ def test_unknown_key_of_a_case_warns_with_the_nearest_one(case: Callable[..., Ca
         "suite/smoke/qemu-x86_64.toml:2: timout: unknown key (did you mean 'timeout'?)",
         "suite/smoke/qemu-x86_64.toml:3: board: unknown key (known here: args, cmdline, uefi, to_bin, shell_prefix, "
         "shell_init_cmd, test_commands, grouped_qemu_profiles, grouped_command_selection, success_regex, fail_regex, timeout, "
-        "qcase)",
+        "shell_check_steps, qcase)",
     ]
     assert config.timeout is None
 

@@ -371,3 +371,11 @@ def test_the_document(tree: Suite) -> None:
         "what": "unknown key",
         "hint": finding["hint"],
     }
+
+
+def test_patterns_of_steps(tree: Suite) -> None:
+    step = "[[shell_check_steps]]\nshell_prefix = '#'\nshell_cmd = 'echo ok'\nsuccess_regex = ['ok']\nfail_regex = ['x^']\n"
+    tree.case(step, "a")
+    said = "\n".join(tree.said())
+    assert "shell_check_steps[0].success_regex: 'ok' matches the command as it is typed" in said
+    assert "shell_check_steps[0].fail_regex: 'x^' can never match" in said

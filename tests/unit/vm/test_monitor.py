@@ -20,7 +20,7 @@ from qcase.console.judge import Judge
 from qcase.console.rules import Limits, Rules
 from qcase.errors import InfraError
 from qcase.vm.machine import ConsoleLog, Machine, converse
-from qcase.vm.monitor import ASK, Monitor
+from qcase.vm.monitor import ASK, Monitor, asking
 
 
 def event(name: str, **data: Any) -> bytes:
@@ -166,3 +166,21 @@ def test_the_folder_is_found_where_it_is(tmp_path: Any) -> None:
         assert made.temporary_folder == str(tmp_path)
         made.close()
         child.kill()
+
+
+def test_a_machine_that_stops_for_its_steps_is_started_again() -> None:
+    monitor = Monitor()
+    monitor.revives = True
+    assert monitor.hear(event("SHUTDOWN", guest=True, reason="guest-reset") + event("STOP")) == ASK
+    assert monitor.hear(b'{"return": {"status": "shutdown"}, "id": "status"}\n') == b""
+    assert monitor.standstill is None
+    assert (monitor.take_downs(), monitor.take_downs()) == (["guest-reset"], [])
+    assert b'"reboot": "shutdown"' in monitor.hear(event("RESET", guest=False))
+    assert monitor.take_resets() == 0
+
+
+def test_the_answer_to_a_command_of_the_case() -> None:
+    monitor = Monitor()
+    assert asking('{"execute": "device_del"}') == b'{"execute": "device_del", "id": "case"}\n'
+    monitor.hear(b'{"return": {}, "id": "case"}\n{"error": {"class": "x", "desc": "no x"}, "id": "case"}\n')
+    assert (monitor.take_answers(), monitor.take_answers()) == (["", "no x"], [])

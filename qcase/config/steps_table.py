@@ -1,0 +1,228 @@
+"""Steps of a case: `[[shell_check_steps]]` as ostool has them, and qcase's own `[[qcase.steps]]`, become one model.
+
+A step types at a prompt, sends keys, asks QEMU's monitor or does none of that, and then waits for what ends it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Final, Literal, Protocol
+
+from pydantic import Field, Strict
+
+from qcase.config.fields import Model, Strings
+from qcase.config.patterns import PatternError, compile_pattern
+
+_NAME: Final = 60  # characters of a step's name that is made of what it does
+
+# Commands of QEMU's monitor that a step may give: they change the machine and its state, and write to no file of the host.
+MONITOR_COMMANDS: Final = (
+    "balloon", "block_resize", "blockdev-close-tray", "blockdev-open-tray", "blockdev-remove-medium", "cont", "cpu-add",
+    "device_add", "device_del", "eject", "inject-nmi", "input-send-event", "netdev_del", "object-del", "send-key", "set_link",
+    "stop", "system_powerdown", "system_reset", "system_wakeup", "watchdog-set-action",
+)  # fmt: skip
+
+Expect = Literal["reboot", "poweroff"]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Patterns = Annotated[Strings, Field(min_length=1)]
+
+
+class Wrong(Protocol):
+    """See `case_file.Wrong`."""
+
+    def __call__(self, loc: tuple[str | int, ...], what: str, hint: str = "") -> None: ...
+
+
+class ShellCheckStep(Model):
+    """One of `[[shell_check_steps]]`, as ostool 0.29 and later read them."""
+
+    shell_prefix: str | None = Field(default=None, description="the prompt to wait for; default: that of the step before")
+    shell_cmd: str | None = Field(default=None, description="what is typed at it; without, the step waits")
+    success_regex: _Patterns | None = Field(default=None, description="patterns (RE2), any of which ends the step")
+    fail_regex: _Patterns | None = Field(default=None, description="patterns that fail the case while this step waits")
+    timeout: _Positive | None = Field(default=None, description="seconds from the typing on")
+
+
+class MonitorCommand(Model):
+    """A command of QEMU's monitor (QMP)."""
+
+    execute: Literal[MONITOR_COMMANDS]  # type: ignore[valid-type]
+    arguments: dict[str, Any] = Field(default={})
+
+
+class StepTable(Model):
+    """One of `[[qcase.steps]]`."""
+
+    name: str | None = Field(default=None, description="the step's name in reports; default: what it does")
+    prompt: str | None = Field(default=None, description="the literal text to wait for; default: that of the step before")
+    command: str | None = Field(default=None, description="what is typed at the prompt, with a line end")
+    send: str | None = Field(default=None, description='keys, sent as they are: "\\u0003" is Ctrl-C')
+    qmp: MonitorCommand | None = Field(default=None, description="a command for QEMU's monitor")
+    success_regex: _Patterns | None = Field(default=None, description="patterns (RE2), any of which ends the step")
+    fail_regex: _Patterns | None = Field(default=None, description="patterns that fail the case until the step has ended")
+    silence: _Positive | None = Field(default=None, description="seconds without output that end the step")
+    expect: Expect | None = Field(default=None, description="reboot | poweroff: what the guest does to end the step")
+    timeout: _Positive | None = Field(default=None, description="seconds from the typing on, or from the step before")
+
+
+ShellCheckSteps = Annotated[tuple[ShellCheckStep, ...], Strict(False)]
+Steps = Annotated[tuple[StepTable, ...], Strict(False)]
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """One step: placeholders are replaced, the prompt is that which it waits for. `qmp`: JSON. See `console.rules.Step`."""
+
+    name: str
+    prompt: str | None = None
+    command: str | None = None
+    keys: str | None = None
+    qmp: str = ""
+    success: tuple[str, ...] = ()
+    fail: tuple[str, ...] = ()
+    silence: float | None = None
+    expect: str = ""
+    timeout: float | None = None
+
+    def encoded(self) -> str:
+        """Return the step as JSON, by which a case's model keeps it."""
+        return json.dumps(asdict(self))
+
+
+def decoded(text: str) -> StepConfig:
+    """Return the step that `StepConfig.encoded` gave."""
+    values: dict[str, Any] = json.loads(text)
+    return StepConfig(**{**values, "success": tuple(values["success"]), "fail": tuple(values["fail"])})
+
+
+def is_there(data: Mapping[str, Any]) -> bool:
+    """Tell whether a file has steps, however well."""
+    table = data.get("qcase")
+    return bool(data.get("shell_check_steps") or (isinstance(table, dict) and table.get("steps")))
+
+
+def texts(theirs: Sequence[ShellCheckStep], own: Sequence[StepTable]) -> list[tuple[tuple[str | int, ...], str]]:
+    """Return all texts in which placeholders are replaced, each with its place in the file."""
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    for table, steps in ((("shell_check_steps",), theirs), (("qcase", "steps"), own)):
+        for index, step in enumerate(steps):
+            for key, value in step.model_dump(exclude_none=True).items():
+                values = [value] if isinstance(value, str) else value if isinstance(value, (tuple, list)) else []
+                found += [((*table, index, key), text) for text in values]
+    return found
+
+
+def checked(
+    theirs: Sequence[ShellCheckStep], own: Sequence[StepTable], replaced: Callable[[str], str], wrong: Wrong
+) -> tuple[StepConfig, ...]:
+    """Return the steps of a case, of one table or the other; faults go to `wrong`."""
+    if theirs and own:
+        wrong(("shell_check_steps",), "cannot stand beside [[qcase.steps]]", "write all steps in one of them")
+    table: tuple[str, ...] = ("shell_check_steps",) if theirs else ("qcase", "steps")
+    words = ("shell_prefix", "shell_cmd") if theirs else ("prompt", "command")
+    given = [_of_theirs(step) for step in theirs] if theirs else list(own)
+    steps: list[StepConfig] = []
+    prompt: str | None = None
+    for index, step in enumerate(given):
+        place: tuple[str | int, ...] = (*table, index)
+        for key, value in zip(words, (step.prompt, step.command), strict=True):
+            if value is not None and (not value.strip() or "\0" in value):
+                wrong((*place, key), "must not be empty" if not value.strip() else "must not contain a NUL character")
+        prompt = prompt if step.prompt is None else replaced(step.prompt).strip()
+        _check(step, place, words, prompt, last=index == len(given) - 1, theirs=bool(theirs), wrong=wrong)
+        steps.append(_resolved(step, prompt, place, replaced, wrong))
+    if given and not any(step.success_regex or step.expect for step in given):
+        what = "no step has success_regex" + ("" if theirs else " or expect") + ": the case can never pass"
+        wrong(table, what, "say what the guest prints when all is well")
+    names: dict[str, int] = {}
+    for number, made in enumerate(steps):
+        names[made.name] = times = names.get(made.name, 0) + 1
+        steps[number] = replace(made, name=f"{made.name} ({times})") if times > 1 else made
+    return tuple(steps)
+
+
+def _of_theirs(step: ShellCheckStep) -> StepTable:
+    return StepTable(
+        prompt=step.shell_prefix,
+        command=step.shell_cmd,
+        success_regex=step.success_regex,
+        fail_regex=step.fail_regex,
+        timeout=step.timeout,
+    )
+
+
+def _check(
+    step: StepTable,
+    place: tuple[str | int, ...],
+    words: tuple[str, str],
+    prompt: str | None,
+    *,
+    last: bool,
+    theirs: bool,
+    wrong: Wrong,
+) -> None:
+    """Check what a step does, and what ends it."""
+    acts = [key for key in ("command", "send", "qmp") if getattr(step, key) is not None]
+    ends = [key for key in ("success_regex", "silence", "expect") if getattr(step, key) is not None]
+    if len(acts) > 1:
+        wrong((*place, acts[1]), f"cannot stand beside {acts[0]}", "a step does one thing; make two steps")
+    if step.send == "":
+        wrong((*place, "send"), "must not be empty")
+    if step.command is not None and prompt is None:
+        wrong((*place, words[1]), f"needs {words[0]}, the prompt to wait for before it is typed")
+    if not acts and not ends:
+        kinds = "success_regex" if theirs else "success_regex, silence or expect"
+        wrong(place, f"does nothing and waits for nothing: it needs {words[1]}, or {kinds}")
+    if step.prompt is not None and step.qmp is not None:
+        wrong((*place, words[0]), "cannot stand beside qmp, for which no prompt is waited for", "make two steps")
+    if len(ends) > 1:
+        wrong((*place, ends[1]), f"cannot stand beside {ends[0]}", "one thing ends a step; make two steps")
+    if step.fail_regex is not None and not ends:
+        wrong((*place, "fail_regex"), "needs success_regex in the same step: without, the step ends once it has typed")
+    if theirs and step.timeout is not None and step.command is None:
+        wrong((*place, "timeout"), "cannot stand in a step without shell_cmd", "the timeout of the file holds for it")
+    if step.expect == "poweroff" and not last:
+        wrong((*place, "expect"), "is for the last step: behind a power-off there is no machine", 'reboot, or "system_reset"')
+
+
+def _resolved(
+    step: StepTable, prompt: str | None, place: tuple[str | int, ...], replaced: Callable[[str], str], wrong: Wrong
+) -> StepConfig:
+    command = None if step.command is None else replaced(step.command).strip()
+    qmp = "" if step.qmp is None else json.dumps(step.qmp.model_dump(exclude_defaults=True))
+    patterns: dict[str, tuple[str, ...]] = {}
+    for key, outcome in (("success_regex", "pass"), ("fail_regex", "fail")):
+        patterns[key] = tuple(replaced(pattern) for pattern in getattr(step, key) or ())
+        for index, pattern in enumerate(patterns[key]):
+            try:
+                compile_pattern(pattern, would=outcome)
+            except PatternError as e:
+                wrong((*place, key, index), e.what, e.hint)
+    asks = step.command is not None or (step.send is not None and step.prompt is not None)
+    return StepConfig(
+        name=step.name or _name(step, command, patterns["success_regex"]),
+        prompt=prompt if asks else None,
+        command=command,
+        keys=None if step.send is None else replaced(step.send),
+        qmp=qmp,
+        success=patterns["success_regex"],
+        fail=patterns["fail_regex"],
+        silence=step.silence,
+        expect=step.expect or "",
+        timeout=step.timeout,
+    )
+
+
+def _name(step: StepTable, command: str | None, success: tuple[str, ...]) -> str:
+    """Return a name for a step that has none: what it does, or what it waits for."""
+    if command is not None:
+        first, *rest = command.splitlines() or [""]
+        return f"{first[:_NAME]} ..." if rest or len(first) > _NAME else first
+    if step.send is not None:
+        return f"send {json.dumps(step.send)}"
+    if step.qmp is not None:
+        return f"qmp {step.qmp.execute}"
+    waits_for = step.expect or (success[0][:_NAME] if success else f"{step.silence or 0.0:g} s of silence")
+    return f"wait for {waits_for}"
