@@ -148,11 +148,14 @@ class RunFinished:
 
 @dataclass(frozen=True)
 class FlakeRate:
-    """Flake rate of a repeated case: `failed` of `runs` repetitions did not pass at the first attempt."""
+    """Flake rate of a repeated case: `failed` of `runs` repetitions did not pass at the first attempt, and `known` others failed
+    as is known.
+    """
 
     case: str
     runs: int
     failed: int
+    known: int = 0
 
     @property
     def rate(self) -> float:
@@ -161,12 +164,31 @@ class FlakeRate:
 
 def flake_rates(results: Sequence[CaseResult]) -> list[FlakeRate]:
     """Return the flake rates of all repeated cases, the highest first."""
-    counts: dict[str, list[bool]] = {}
+    counts: dict[str, list[CaseResult]] = {}
     for result in results:
         if result.repetition and result.verdict is not Verdict.SKIPPED:
-            counts.setdefault(labelled(result.case, result.variant), []).append(not result.passed or result.flaky)
-    rates = [FlakeRate(case, len(failed), sum(failed)) for case, failed in counts.items()]
+            counts.setdefault(labelled(result.case, result.variant), []).append(result)
+    rates = [
+        FlakeRate(
+            case,
+            len(found),
+            sum(one.red or bool(one.earlier) for one in found),
+            sum(one.verdict is Verdict.KNOWN_FAIL and not one.earlier for one in found),
+        )
+        for case, found in counts.items()
+    ]
     return sorted(rates, key=lambda rate: (-rate.rate, rate.case))
+
+
+def stale(results: Sequence[CaseResult]) -> list[str]:
+    """Return the known failures that passed and that excused nothing in another repetition, each with its case, in one line."""
+    used = {(result.case, result.variant, entry) for result in results for entry in result.known}
+    found = [(result.case, result.variant, entry) for result in results for entry in result.stale]
+    return [
+        f"{labelled(case, variant)}{f', {entry.test}' if entry.test else ''} [{entry.entry}]"
+        for case, variant, entry in dict.fromkeys(found)
+        if (case, variant, entry) not in used
+    ]
 
 
 Event = (

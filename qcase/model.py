@@ -34,6 +34,7 @@ class Verdict(StrEnum):
     """The outcome of a case, in one word."""
 
     PASS = "pass"  # noqa: S105 - not a password
+    KNOWN_FAIL = "known-fail"  # what was wrong is written down as known
     FAIL = "fail"
     PANIC = "panic"
     TIMEOUT = "timeout"
@@ -75,6 +76,7 @@ class Cache(StrEnum):
 class SubtestStatus(StrEnum):
     PASS = "pass"  # noqa: S105 - not a password
     FAIL = "fail"
+    KNOWN_FAIL = "known-fail"  # it failed, which is written down as known
     SKIP = "skip"  # an inner test that says why it did not run
     TODO = "todo"  # an inner test that is known not to work yet; it decides nothing
     BROKEN = "broken"  # began and never ended: the guest panicked, hung or went away
@@ -87,7 +89,8 @@ class SubtestResult:
     markers at the host, or since the result before it; None if it never ended.
 
     `command`: empty for a test inside a command. `output`: the last lines of a subtest that did not pass, after the match of a
-    fail pattern if there is one.
+    fail pattern if there is one. `known`: why a known failure is one, in one line. `nested`: the number of subtests right before
+    it that are nested in it.
     """
 
     name: str
@@ -97,6 +100,26 @@ class SubtestResult:
     duration: float | None = None
     reason: str = ""
     output: tuple[str, ...] = ()
+    known: str = ""
+    nested: int = 0
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """An entry of the known failures, as reports show it. `entry`: file and line. `test`: the glob of its tests; empty for a case
+    as a whole. `until`: the last day on which it excuses, as `YYYY-MM-DD`; empty for no end.
+    """
+
+    entry: str
+    reason: str
+    test: str = ""
+    link: str = ""
+    until: str = ""
+
+    @property
+    def told(self) -> str:
+        """The entry, in one line."""
+        return f"{self.reason}{f' ({self.link})' if self.link else ''} [{self.entry}]"
 
 
 @dataclass(frozen=True)
@@ -146,6 +169,10 @@ class CaseResult:
     `prepare`: from the start to an image that QEMU can boot. `boot`: from QEMU's start to the prompt (to the end, for a
     case without a command). `command`: from the prompt to the verdict.
 
+    `by_tests`: the case would have passed if its failed subtests had. `unbuilt`: programs of a group did not build. `excused`:
+    the verdict of a known failure without its entries. `known`: the entries that excused it, or subtests of it; `stale`: entries
+    whose failure did not come, though what they name passed.
+
     `earlier`: the attempts before this one, which did not pass, first to last; `total` is the time of all. `repetition` counts
     from 1 if the run repeats each case, else it is 0. `path`: the case's folder, relative to the workspace; `config`: the
     name of its configuration in there. `variant`: the architecture if the run has several, else empty.
@@ -174,6 +201,11 @@ class CaseResult:
     kernel_trouble: tuple[KernelTrouble, ...] = ()
     limits: tuple[LimitUse, ...] = ()
     booted: Booted | None = None  # None if the case was not booted
+    by_tests: bool = False
+    unbuilt: bool = False
+    excused: Verdict | None = None
+    known: tuple[KnownFailure, ...] = ()
+    stale: tuple[KnownFailure, ...] = ()
     earlier: tuple[CaseResult, ...] = ()
     repetition: int = 0
     path: str = ""
@@ -183,6 +215,11 @@ class CaseResult:
     @property
     def passed(self) -> bool:
         return self.verdict is Verdict.PASS
+
+    @property
+    def red(self) -> bool:
+        """Tell whether the case makes the run fail: it neither passed nor failed as known, nor was it skipped as it may be."""
+        return self.fault is not Fault.NONE or self.verdict not in (Verdict.PASS, Verdict.KNOWN_FAIL, Verdict.SKIPPED)
 
     @property
     def flaky(self) -> bool:

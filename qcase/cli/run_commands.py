@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,6 +38,8 @@ from qcase.cli.options import (
     RetriesOption,
     ScaleOption,
     ShardOption,
+    StrictKnownOption,
+    StrictSkipsOption,
     SuiteOption,
     TagOption,
     TargetOption,
@@ -57,7 +59,10 @@ from qcase.errors import UsageError
 if TYPE_CHECKING:
     from qcase.events import Emit
     from qcase.inputs.case_filters import Filters
+    from qcase.model import CaseResult
     from qcase.run.run_cases import Plan
+    from qcase.suite.cases import Workspace
+    from qcase.suite.known_failures import KnownFailures
 
 
 @app.command("run")
@@ -83,6 +88,8 @@ def run_command(
     repeat: RepeatOption = 1,
     shard: ShardOption = "",
     times: TimesOption = None,
+    strict_known: StrictKnownOption = False,
+    strict_skips: StrictSkipsOption = False,
     json_file: JsonOption = None,
     events_file: EventsOption = None,
     junit_file: JUnitOption = None,
@@ -97,13 +104,10 @@ def run_command(
 ) -> None:
     """Build, boot and judge cases."""
     with reported():
-        from qcase.run.run_cases import Plan
-
-        exclude("--fail-fast", fail_fast, "--max-fail", max_fail)
         exclude("--quiet", quiet, "--verbose", verbose)
         options = _RunOptions(
             filters=replace(filters_of(tag, pipeline, failed, changed), kernel=kernel),
-            plan=Plan(jobs, retries, repeat, 1 if fail_fast else max_fail, shard=shard),
+            plan=_plan(jobs, retries, repeat, shard, fail_fast=fail_fast, max_fail=max_fail),
             arches=arches_named(arch) or [Arch.X86_64],
             target=target,
             groups=tuple(group or ()),
@@ -114,6 +118,7 @@ def run_command(
             timeout_scale=timeout_scale,
             trust=trust,
             times=times,
+            strict=(strict_known, strict_skips),
             files=ReportFiles(json=json_file, events=events_file, junit=junit_file, html=html_file, others=tuple(report or ())),
             kernel=kernel,
             offline=offline,
@@ -121,6 +126,13 @@ def run_command(
             verbosity=-1 if quiet else verbose,
         )
         raise typer.Exit(run_suite([*(cases or []), *(case or [])], options))
+
+
+def _plan(jobs: int | None, retries: int | None, repeat: int, shard: str, *, fail_fast: bool, max_fail: int) -> Plan:
+    from qcase.run.run_cases import Plan
+
+    exclude("--fail-fast", fail_fast, "--max-fail", max_fail)
+    return Plan(jobs, retries, repeat, 1 if fail_fast else max_fail, shard=shard)
 
 
 @app.command("report")
@@ -198,6 +210,7 @@ class _RunOptions:
     timeout_scale: str
     trust: str
     times: Path | None
+    strict: tuple[bool, bool]  # --strict-known, --strict-skips
     files: ReportFiles
     kernel: Path | None
     offline: bool
@@ -216,6 +229,7 @@ class _RunOptions:
         ]
         command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
         flags = [("--cache-readonly", self.readonly), ("--offline", self.offline), ("--locked", self.locked)]
+        flags += zip(("--strict-known", "--strict-skips"), self.strict, strict=True)
         return shlex.join([*command, *(flag for flag, given in flags if given), *names])
 
 
@@ -226,12 +240,14 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
     from qcase.inputs import case_filters
     from qcase.prepare.session import Session
     from qcase.run import run_cases
-    from qcase.suite import cases, discover, history
+    from qcase.suite import cases, discover, history, known_failures
 
     targets = targets_of(options.arches, options.target)
     several = len(targets) > 1
     opened = cases.Workspace.open(options.workspace or Path.cwd()).trusted(options.trust, "--trust")
+    suites = opened.suites
     opened = scaled(opened.of_suite(options.suite), options.timeout_scale)
+    known = known_failures.KnownFailures.load(opened, strict=options.strict[0])
     discoveries = [discover.discover(opened, arch, target, options.groups) for arch, target in targets.items()]
     chosen = case_filters.choose_all(opened, discoveries, wanted, options.filters)
     batches = [Chosen(arch, arch.value if several else "", one.cases) for arch, one in zip(targets, chosen, strict=True)]
@@ -241,7 +257,9 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
     names = history.other_names([case for batch in batches for case in batch.cases])
     listeners.append(history.Memory(opened.root, targets, lambda message: print(f"warning: {message}", file=sys.stderr), names))
     emit = events.one_at_a_time(terminal_report(listeners, options.again, verbosity=options.verbosity, to_the_end=waited_for))
-    for problem in dict.fromkeys(str(problem) for discovery in discoveries for problem in discovery.warnings):
+    problems = [str(problem) for discovery in discoveries for problem in discovery.warnings]
+    problems += known_failures.expired(known, [case for batch in batches for case in batch.cases])
+    for problem in dict.fromkeys(problems):
         warn(emit, problem)
     store = open_store(opened, store_root_of(options.cache_dir), readonly=options.readonly)
     for note in dict.fromkeys(one.note for one in chosen if one.note):
@@ -259,6 +277,8 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
                 offline=options.offline,
                 locked=options.locked,
                 kernel_file=kernel_file(options.kernel),
+                known=known,
+                strict_skips=options.strict[1],
                 beside=first,
             )
             first = first or session
@@ -268,7 +288,30 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
             for batch in batches
             for name, one in history.recall(opened.root, batch.arch, targets[batch.arch]).items()
         }
+        if not (wanted or options.filters or plan.shard):
+            plan = replace(plan, notes=lambda results: _unmatched(suites, known, batches, results))
         return run_cases.run_batches(running, emit, replace(plan, seconds=seconds)).exit_code
+
+
+def _unmatched(
+    suites: Sequence[Workspace], known: KnownFailures, batches: Sequence[Chosen], results: Sequence[CaseResult]
+) -> Sequence[str]:
+    """Return what is to be told of known failures that match nothing, after a run of all cases."""
+    from contextlib import suppress
+
+    from qcase.suite import known_failures, scan
+    from qcase.suite.cases import Case
+
+    cases = {(case.display_name, batch.arch): case for batch in batches for case in batch.cases if isinstance(case, Case)}
+    ran = [(cases[one.case, one.arch], one) for one in results if (one.case, one.arch) in cases]
+
+    def names() -> Iterator[tuple[str, str]]:
+        for suite in suites:
+            with suppress(UsageError):  # a suite that is not there
+                for group in scan.groups(suite):
+                    yield from ((name, display) for name, display, _ in scan.names(suite, [group]))
+
+    return known_failures.unmatched(known, ran, names)
 
 
 def _share(batches: Sequence[Chosen], plan: Plan, times: Path | None) -> tuple[list[Chosen], Plan]:

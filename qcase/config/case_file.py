@@ -31,7 +31,9 @@ from qcase.config.fields import (
     Words,
     matching,
 )
+from qcase.config.known_file import Known, Tables
 from qcase.config.matrix import MatrixRow
+from qcase.config.skip_table import Requirements, SkipTable
 from qcase.config.steps_table import ShellCheckSteps, StepConfig, Steps, decoded, texts
 from qcase.errors import Problem
 
@@ -165,6 +167,10 @@ class CaseConfig:
     to_bin: bool = False
     uefi: bool = False
     memory: int = 128 << 20
+    known: tuple[Known, ...] = ()
+    requires: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    skip_status: tuple[int, ...] = ()
     warnings: tuple[Problem, ...] = ()
 
     @property
@@ -199,7 +205,7 @@ class _Markers(Model):
     summary: Pattern | None = None
 
 
-class _QcaseTable(Model):
+class QcaseTable(Model):
     """Table `[qcase]`.
 
     Timeouts in seconds, 0 for none. `boot_timeout`: until the prompt; `command_timeout`: from there, or for each command of a
@@ -232,6 +238,9 @@ class _QcaseTable(Model):
     matrix: Annotated[tuple[MatrixRow, ...], Strict(False)] = ()
     markers: _Markers = _Markers()
     steps: Steps = ()
+    known: Tables = ()
+    requires: Requirements = ()
+    skip: SkipTable = SkipTable()
 
 
 class GroupedProfile(Model):
@@ -263,7 +272,7 @@ class CaseFile(Model):
     fail_regex: Strings = ()
     timeout: Seconds = 0.0
     shell_check_steps: ShellCheckSteps = ()
-    qcase: _QcaseTable = _QcaseTable()
+    qcase: QcaseTable = QcaseTable()
 
 
 def refuse_environment(file: CaseFile, wrong: Wrong) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import UnionType
-from typing import Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from qcase.config import matrix, qemu_options, results_table, root_disk, steps_table
-from qcase.config.case_file import CaseConfig, CaseFile, Placeholders, Wrong, memory, refuse_environment, smp
+from qcase.config import matrix, qemu_options, results_table, root_disk, skip_table, steps_table
+from qcase.config.case_file import CaseConfig, CaseFile, Placeholders, QcaseTable, Wrong, memory, refuse_environment, smp
+from qcase.config.known_file import Known, KnownFile, KnownTable, known_of
 from qcase.config.patterns import PatternError, compile_pattern
 from qcase.config.toml_document import Document, config_error, read
 from qcase.config.workspace_file import FORMS, WORKSPACE_FILE, M, WorkspaceConfig, workspace_model
@@ -71,10 +72,29 @@ def load_case_config(path: Path, *, placeholders: Placeholders, base: Path | Non
         rest = {key: value for key, value in document.data.items() if key not in broken}
         model = CaseFile.model_validate(rest)
     config = _resolve_case(model, document, placeholders, frozenset(broken), problems, warnings)
+    config = replace(config, known=_entries(model.qcase.known, document, ("qcase", "known")))
+    config = replace(config, **_skips(model.qcase, config, document, placeholders, problems))
     if problems:
         # A warning is often the cause: a misspelt `success_regex` leaves the case without one.
         raise config_error([*problems, *warnings])
     return config
+
+
+def load_known(path: Path, base: Path) -> tuple[Known, ...]:
+    """Load a file of known failures; empty if there is none. Raises `ConfigError` with all its faults."""
+    if not path.exists() and not path.is_symlink():
+        return ()
+    document = read(path, base)
+    model, problems, _ = _validate(KnownFile, document)
+    if problems:
+        raise config_error(problems)
+    assert model is not None
+    return _entries(model.known, document, ("known",))
+
+
+def _entries(tables: Sequence[KnownTable], document: Document, loc: tuple[str, ...]) -> tuple[Known, ...]:
+    places = (document.problem((*loc, at), "") for at in range(len(tables)))
+    return tuple(known_of(table, f"{place.file}:{place.line}") for table, place in zip(tables, places, strict=True))
 
 
 def _resolve_case(
@@ -137,6 +157,25 @@ def _resolve_case(
         memory=memory(args),
         warnings=warnings,
     )
+
+
+def _skips(
+    table: QcaseTable, config: CaseConfig, document: Document, placeholders: Placeholders, problems: list[Problem]
+) -> dict[str, Any]:
+    """Return what skips a case. Adds faults to `problems`."""
+
+    def wrong(loc: tuple[str | int, ...], what: str, hint: str = "") -> None:
+        problems.append(document.problem(loc, what, hint))
+
+    patterns = skip_table.checked(
+        table.skip,
+        placeholders.replace,
+        wrong,
+        is_group=config.is_grouped,
+        has_results=bool(config.results),
+        success=config.success_regex,
+    )
+    return {"requires": table.requires, "skip": patterns, "skip_status": table.skip.status}
 
 
 def _check_words(
@@ -255,6 +294,8 @@ def _problem(model: type[BaseModel], document: Document, error: ErrorDetails) ->
         return document.problem(loc, f"must be {bound}, not {shown(given)}")
     if kind == "too_short":
         return document.problem(loc, "must not be empty", "leave it out")
+    if kind == "less_than_equal":
+        return document.problem(loc, f"must be {context['le']:g} or less, not {shown(given)}")
     return document.problem(loc, error["msg"])
 
 
@@ -262,6 +303,7 @@ _SHAPES: Mapping[str, str] = {
     "string_type": "a string",
     "bool_type": "true or false",
     "float_type": "a number",
+    "date_type": "a date such as 2027-01-31",
     "int_type": "a whole number",
     "finite_number": "a finite number",
     "tuple_type": "an array of strings",

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from qcase.arch import Arch
 from qcase.config.case_file import CaseFile
+from qcase.config.known_file import KnownFile
 from qcase.config.toml_document import toml_key, toml_value
 from qcase.config.workspace_file import WorkspaceConfig, added_toolchains, guest_words, whole_model
 from qcase.errors import UsageError
@@ -27,9 +28,9 @@ _WIDTH = 130  # columns of a line of TOML with its meaning behind it
 _COLUMN = 58  # where meanings stand at the most
 
 # What every qcase knows, in the order in which `qcase schema` names them.
-MODELS: Mapping[str, type[BaseModel]] = {"qcase": WorkspaceConfig, "qemu": CaseFile}
+MODELS: Mapping[str, type[BaseModel]] = {"qcase": WorkspaceConfig, "qemu": CaseFile, "known": KnownFile}
 
-TITLES: Mapping[str, str] = {"qcase": "qcase.toml", "qemu": "qemu-<arch>.toml"}
+TITLES: Mapping[str, str] = {"qcase": "qcase.toml", "qemu": "qemu-<arch>.toml", "known": "known.toml"}
 
 # A table of one layout that stands under several names is shown once.
 _TWINS = {f"guest.{arch}": "guest.x86_64" for arch in Arch if arch is not Arch.X86_64}
@@ -98,6 +99,7 @@ MEANING: Mapping[str, str] = {
     "guest.x86_64.firmware_vars": "the template of its variables, a path; default: what this machine has for its own",
     "guest.x86_64.tcg_threads": "single | multi | auto; default: [run] tcg_threads",
     "guest.x86_64.disks": 'what stands in for the files that cases\' drives name: { "name.img" = as rootfs }',
+    "known": "known failures: [[known]] with case, test, arch, reason, link, until, excuses",
     "args": "QEMU's arguments, at the beginning of its command line",
     "cmdline": "what is added to the kernel's command line",
     "uefi": "true: the kernel is an EFI application, and UEFI firmware starts it",
@@ -122,6 +124,11 @@ MEANING: Mapping[str, str] = {
     "qcase.markers.fail": "it failed",
     "qcase.markers.skip": "it was skipped",
     "qcase.markers.summary": "the end, with what was counted. Groups: total, passed, failed, skipped",
+    "qcase.known": "Known failures of the case or of tests inside: reason, test, link, until, excuses; also [[qcase.known]].",
+    "qcase.requires": 'skipped without: kvm, network, a device of QEMU, "memory >= 4 GiB", "cpus >= 4", "qemu >= 8.2"',
+    "qcase.skip": "What the guest says when a case cannot run there.",
+    "qcase.skip.regex": "patterns (RE2) that skip the case, by the rules of success_regex",
+    "qcase.skip.status": "statuses by which a command of a group says that it was skipped, such as 4",
     "qcase.network": "restricted | user | none; default: [run] network",
     "qcase.kernel_trouble": "warn | fail | ignore; default: [run] kernel_trouble",
     "qcase.boot_timeout": "seconds from QEMU's start to the prompt; 0: none",

@@ -25,9 +25,9 @@ class Doubts:
         self._text = text
 
     def drop_pass(self, keyboard: Keyboard, patterns: list[Pattern]) -> bool:
-        """Drop a success while a fail pattern or a panic matches what may be output as well as echo. Tell whether it was."""
+        """Drop a success or a skip while a fail pattern or a panic matches what may be echo. Tell whether it was dropped."""
         self.pattern = ""
-        if self._pending.ruling is None or self._pending.ruling.verdict is not Verdict.PASS:
+        if self._pending.ruling is None or not self._pending.ruling.good:
             return False
         for line, doubtful in keyboard.echo.doubtful_lines():
             for pattern in patterns:
@@ -40,7 +40,7 @@ class Doubts:
 
     def drop_fail(self, keyboard: Keyboard, now: float, *, over: bool) -> bool:
         """Drop a failure or a panic by a text that was typed and that may be its echo, or by the border of what may be one."""
-        if self._pending.ruling is None or self._pending.ruling.verdict is Verdict.PASS:
+        if self._pending.ruling is None or self._pending.ruling.good:
             return False
         if self._pending.ruling.verdict is Verdict.PANIC and self._pending.panic_at is not None:
             said = self._text.slice(self._pending.panic_at, min(self._pending.panic_to, self._pending.panic_at + _PANIC_WORDS))

@@ -37,7 +37,8 @@ class Group:
     """The markers of a grouped case and the labels of its commands, in the order in which the script runs them.
 
     `names`: the names of the commands in reports, each one unique; the labels, unless given. `runner`: the script's name. `word`:
-    the secret for a script that asks; empty for a script that does not ask.
+    the secret for a script that asks; empty for a script that does not ask. `skips`: the statuses by which a command says that it
+    was skipped.
     """
 
     begin: str
@@ -50,6 +51,7 @@ class Group:
     names: tuple[str, ...] = ()
     runner: str = ""
     word: str = ""
+    skips: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class _Subtest:
         """Return its result as far as known. `broken`: the reason to give where the command began and did not end."""
         if self.result is not None:
             result = self.result
-            if self.blamed and result.status is SubtestStatus.PASS:
+            if self.blamed and result.status in (SubtestStatus.PASS, SubtestStatus.SKIP):
                 result = replace(result, status=SubtestStatus.FAIL, reason=self.blamed)
             elif self.blamed and result.status is SubtestStatus.FAIL:
                 result = replace(result, reason=f"{result.reason}; {self.blamed}" if result.reason else self.blamed)
@@ -167,6 +169,18 @@ class Subtests:
             reasons.append("the group's script says that a command failed, but none is known to")
         return "; ".join(reasons)
 
+    def fails_by_commands(self) -> bool:
+        """Tell whether all commands ended, and the group's script reached its end."""
+        ended = all(one.status not in (SubtestStatus.BROKEN, SubtestStatus.NOT_RUN) for one in self.results())
+        return ended and self.end is not None and not self.end.broken_off
+
+    def all_skipped(self) -> str:
+        """Return the reason why no command decides anything if all of them were skipped; else empty."""
+        results = self.results()
+        if any(one.status is not SubtestStatus.SKIP for one in results):
+            return ""
+        return f"all {len(results)} commands were skipped" if len(results) > 1 else "the only command was skipped"
+
     def after(self, position: int) -> int | None:
         """Return the first position behind `position` at which a command's output begins or ends; None if there is none."""
         marks = (mark for test in self._subtests if test.span is not None for mark in test.span)
@@ -190,12 +204,15 @@ class Subtests:
 
     # --- input from the judge ------------------------------------------------------------------------------------------
 
-    def blame(self, position: int, reason: str, excerpt: str) -> None:
-        """Mark the command whose output contains this position as failed: a fail pattern matched there."""
+    def blame(self, position: int, reason: str, excerpt: str) -> bool:
+        """Mark the command whose output contains this position as failed: a fail pattern matched there. Tell if there is one."""
+        found = False
         for test in self._subtests:
             if test.span is not None and test.span[0] <= position and (test.span[1] is None or position < test.span[1]):
                 test.excerpt = test.excerpt if test.blamed else excerpt
                 test.blamed = test.blamed or reason
+                found = True
+        return found
 
     def prompted(self, now: float) -> None:
         """Record that a prompt of the guest came. If the script prints nothing from here on, it may be dead."""
@@ -285,7 +302,7 @@ class Subtests:
             for number, status in enumerate(statuses):
                 if self._subtests[number].result is None:
                     self._finish(number, status, None, position, now)
-            passed = not any(statuses)
+            passed = all(status == 0 or status in self._group.skips for status in statuses)
             self.end = End(self._group.all_passed if passed else self._group.all_failed, passed)
         return True
 
@@ -297,7 +314,7 @@ class Subtests:
         """Record that the script is gone. A missing end of the script does not matter if every command has ended."""
         assert self._group is not None
         if all(test.result is not None for test in self._subtests):
-            passed = all(test.result is not None and test.result.status is SubtestStatus.PASS for test in self._subtests)
+            passed = all(test.result is not None and test.result.status is not SubtestStatus.FAIL for test in self._subtests)
             self.end = End(said_passed=passed)
         elif self.running:
             self.end = End(broken_off=f"{self.running} ended the group's script")
@@ -324,9 +341,11 @@ class Subtests:
         if test.began is None:  # its begin marker was lost
             test.began = now if self.command_began is None else self.command_began
             test.span = (position, position)
-        word = SubtestStatus.FAIL if status else SubtestStatus.PASS
         duration = now - test.began
-        test.result = SubtestResult(test.name, test.command, word, status, duration, _reason(status, limit))
+        word, reason = SubtestStatus.FAIL if status else SubtestStatus.PASS, _reason(status, limit)
+        if self._group is not None and status in self._group.skips and not reason:
+            word, reason = SubtestStatus.SKIP, f"status {status}"
+        test.result = SubtestResult(test.name, test.command, word, status, duration, reason)
         self._current = max(self._current, number)
         self._close(position)
         self.command_began = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Final
 
 from qcase.console.all_readings import AllReadings
@@ -20,12 +21,17 @@ _BLAMES: Final = 1000  # maximum matches blamed in one piece of text
 
 
 class GroupWatch:
-    """The script of a grouped case. `fail`: the first fail that was found; the group runs to its end all the same."""
+    """The script of a grouped case. `fail`: the first fail that was found; the group runs to its end all the same.
+
+    `by_itself`: the group failed by more than its commands.
+    """
 
     def __init__(
         self, rules: Rules, subtests: Subtests, pending: Pending, search: AllReadings, text: Text, success: list[Pattern]
     ) -> None:
         self.fail: Ruling | None = None
+        self.by_itself = False
+        self._group = rules.group
         self._prompt = (rules.prompt or "").encode()
         self._subtests = subtests
         self._pending = pending
@@ -69,7 +75,7 @@ class GroupWatch:
                 self._muted[pattern] = at
                 ruling = ruling_on(Verdict.FAIL, phase, pattern, lines.text, found, self._text)
                 self.fail = self.fail or ruling
-                self._subtests.blame(at, ruling.reason, ruling.excerpt or "")
+                self.by_itself |= not self._subtests.blame(at, ruling.reason, ruling.excerpt or "")
                 following = self._subtests.after(at)
             start = max(found[1], found[0] + 1)
             if lines is self._search.written:
@@ -80,7 +86,7 @@ class GroupWatch:
 
     def _watch_end(self, now: float) -> None:
         """End the case at the group's last marker; no marker may come behind it."""
-        passing = self._pending.ruling is not None and self._pending.ruling.verdict is Verdict.PASS
+        passing = self._pending.ruling is not None and self._pending.ruling.good
         if self._subtests.end is not None and (self._pending.ruling is None or (passing and self._subtests.end.broken_off)):
             line = f"{self._subtests.end.line}\n".encode()  # the script prints this line, even if it has not come yet
             self._success[:] = [p for p in self._success if p.search(line) is None]
@@ -99,11 +105,25 @@ class GroupWatch:
             self._prompts_from = at + len(prompt)
         self._prompts_from = max(self._prompts_from, text.end - len(prompt) + 1)
 
+    def fail_whole(self, ruling: Ruling) -> None:
+        """Fail the group, whatever its commands do."""
+        self.fail = self.fail or ruling
+        self.by_itself = True
+
+    def settled(self, ruling: Ruling) -> Ruling:
+        """Return the ruling that counts, now that all output is drained."""
+        by_tests = ruling.by_tests and (self._group is None or (self._subtests.fails_by_commands() and not self.by_itself))
+        return ruling if by_tests == ruling.by_tests else replace(ruling, by_tests=by_tests)
+
     def end(self, now: float) -> None:
         """Make what came of the commands the pending ruling."""
         fail = self.fail
         if reason := self._subtests.failure():
             pattern, excerpt = (fail.pattern, fail.excerpt) if fail else (None, None)
-            self._pending.pend(Ruling(Verdict.FAIL, reason, Phase.COMMAND, pattern, excerpt), now)
+            line = f"{self._group.all_passed}\n".encode() if self._group else b""
+            by_tests = all(pattern.search(line) is not None for pattern in self._success)
+            self._pending.pend(Ruling(Verdict.FAIL, reason, Phase.COMMAND, pattern, excerpt, by_tests=by_tests), now)
+        elif fail is None and (skipped := self._subtests.all_skipped()):
+            self._pending.pend(Ruling(Verdict.SKIPPED, skipped, Phase.COMMAND), now)
         else:
             self._pending.pend(fail or Ruling(Verdict.PASS, "", Phase.COMMAND), now)

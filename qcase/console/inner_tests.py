@@ -188,7 +188,7 @@ class InnerTests:
             return None
         self._looked = now
         self.take(now)
-        settles = self._last is not None and self._last.verdict is Verdict.PASS
+        settles = self._last is not None and self._last.good
         self._up_to_date()
         reader = self._reader
         if self.over:
@@ -212,6 +212,9 @@ class InnerTests:
 
     def _judged(self, lacks: str) -> Ruling:
         faults = self._reader.faults()
+        if skipped := self._reader.all_skipped():
+            self._last = Ruling(Verdict.SKIPPED, skipped, Phase.COMMAND)
+            return self._last
         reasons = [fault.what for fault in faults]
         line = next((fault.line for fault in faults if fault.line), None)
         if failed := self._failed():
@@ -221,7 +224,8 @@ class InnerTests:
         if not reasons:
             self._last = Ruling(Verdict.PASS, "", Phase.COMMAND)
         else:
-            self._last = Ruling(Verdict.FAIL, "; ".join(reasons), Phase.COMMAND, excerpt=line)
+            by_tests = bool(failed) and not faults and not lacks
+            self._last = Ruling(Verdict.FAIL, "; ".join(reasons), Phase.COMMAND, excerpt=line, by_tests=by_tests)
         return self._last
 
     def _failed(self) -> str:

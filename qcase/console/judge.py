@@ -41,6 +41,7 @@ from qcase.console.pending import DRAIN, Evidence, Pending, ruling_on
 from qcase.console.prompt import Prompt
 from qcase.console.rules import Limits, Rules, Ruling
 from qcase.console.search import Lines, TornLines
+from qcase.console.skip_watch import SkipWatch
 from qcase.console.tests_watch import TestsWatch
 from qcase.console.text import WINDOW, Pattern
 from qcase.console.times import limit_reached
@@ -90,6 +91,7 @@ class Judge(ConsoleReader):
         self._inner = InnerTests(rules, self._transcript)
         self._tests = TestsWatch(rules, self._inner, self._pending, self._doubts, self._success)
         self._script = GroupWatch(rules, self._group, self._pending, self._search, self._text, self._success)
+        self._skip = SkipWatch(rules, self._search, self._pending, self._text)
 
     # --- queries of the caller -----------------------------------------------------------------------------------------
 
@@ -161,10 +163,8 @@ class Judge(ConsoleReader):
         if self._pending.ruling is not None and now >= self._drained_at:
             self._settle(now)
         if self.ruling is None and self._pending.ruling is None:
-            for name, at, limit in self._deadlines():
-                if now >= at:
-                    self.timed_out(now, limit, name)
-                    break
+            for name, _, limit in [one for one in self._deadlines() if now >= one[1]][:1]:
+                self.timed_out(now, limit, name)
 
     def begin(self, now: float) -> None:
         """Process the text that has come before the judge was made: a step begins behind another."""
@@ -271,8 +271,8 @@ class Judge(ConsoleReader):
             return
         reason = f"the guest's kernel reported trouble: {self._trouble.first}"
         if self.rules.group is not None:
-            self._script.fail = self._script.fail or Ruling(Verdict.FAIL, reason, self.phase)
-        elif self._pending.ruling is None or self._pending.ruling.verdict is Verdict.PASS:
+            self._script.fail_whole(Ruling(Verdict.FAIL, reason, self.phase))
+        elif (pending := self._pending.ruling) is None or pending.good or pending.by_tests:
             self._doubts.said_on_row = b""
             self._pending.replace_by(Ruling(Verdict.FAIL, reason, self.phase), [], now)
 
@@ -345,6 +345,8 @@ class Judge(ConsoleReader):
         self._look_for_panic(sure_to if line else 0, now)
         if not (self._pending.ruling and self._pending.ruling.verdict is Verdict.PANIC):
             self._look_for_fail(sure_to if line else 0, now, quiet=every)
+            if self._armed:
+                self._skip.look(now, self.phase, quiet=quiet)
             if self._pending.ruling is None and self._armed:
                 self._look_for_success(now, quiet=quiet)
         self._search.end()
@@ -446,15 +448,15 @@ class Judge(ConsoleReader):
         if not self.rules.goes_on:
             self._trouble.finish()
         self._heed_trouble(now)
-        if self.rules.group is not None and self._pending.ruling.verdict is Verdict.PASS:
+        if self.rules.group is not None and self._pending.ruling.good:
             self._script.end(now)  # a fail pattern may have matched a command since
-            if self._success:
+            if self._success and self._pending.ruling.verdict is not Verdict.SKIPPED:
                 missing = self._success[0].source
                 self._pending.ruling = Ruling(Verdict.FAIL, f"no match of {missing!r}", Phase.COMMAND, missing)
         if self._pending.ruling.verdict is Verdict.PANIC and self._pending.panic_at is not None:
             self._pending.ruling = replace(self._pending.ruling, block=panic_block(self._text, self._pending.panic_at))
         self._tests.settle(now, self._times.last_data, typed=self.typed_all)
-        self.ruling = self._pending.ruling
+        self.ruling = self._pending.ruling and self._script.settled(self._pending.ruling)
 
     def _heed_unfinished_panic(self, now: float) -> None:
         """Look for a panic on a line that has not ended: a kernel that panicked may not come to its end."""

@@ -14,7 +14,6 @@ from qcase.model import Phase, Verdict
 
 DRAIN: Final = 0.5  # seconds of output read after the match that decides (axbuild)
 PANIC_DRAIN: Final = 1.5  # maximum seconds of output read after a panic, as long as more of it comes
-_WEIGHT: Final = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.PANIC: 2}
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ class Pending:
 
     @property
     def passes(self) -> bool:
-        """Tell whether the pending ruling is a pass."""
-        return self.ruling is not None and self.ruling.verdict is Verdict.PASS
+        """Tell whether the pending ruling is a pass, or a skip by the same evidence."""
+        return self.ruling is not None and self.ruling.good
 
     def replace_by(self, ruling: Ruling, evidence: list[Evidence], now: float) -> None:
         """Make a ruling pending if it is worse than the one that is."""
-        if self.ruling is not None and _WEIGHT[self.ruling.verdict] >= _WEIGHT[ruling.verdict]:
+        if self.ruling is not None and self.ruling.weight >= ruling.weight:
             return
         self._outdone = (self.ruling, self.evidence) if self.ruling else None
         self.evidence = evidence
@@ -83,7 +82,7 @@ class Pending:
 
     def want_again(self) -> None:
         """Let the patterns of the evidence search again."""
-        for evidence in self.evidence:
+        for evidence in self.evidence if self.ruling is None or self.ruling.verdict is Verdict.PASS else ():
             self._want(evidence)
 
     def _want(self, evidence: Evidence) -> None:
@@ -149,5 +148,6 @@ def _begins_at(start: int, found: tuple[int, int] | None) -> bool:
 def ruling_on(verdict: Verdict, phase: Phase, pattern: Pattern, text: Text, found: tuple[int, int], written: Text) -> Ruling:
     """Return the ruling by a match in a text. Its excerpt is from there, or from the unfinished line of the written text."""
     excerpt = excerpt_of(text, *found) or excerpt_of(written, written.line_start, written.end)
-    reason = "" if verdict is Verdict.PASS else f"matched the fail pattern {pattern.source!r}"
+    kind = "skip" if verdict is Verdict.SKIPPED else "fail"
+    reason = "" if verdict is Verdict.PASS else f"matched the {kind} pattern {pattern.source!r}"
     return Ruling(verdict, reason, phase, pattern.source, excerpt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from qcase.console.group import Group
 from qcase.model import Phase, Verdict
@@ -47,6 +48,7 @@ class Rules:
     command: str | None = None
     success: tuple[str, ...] = ()
     fail: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
     match_all: bool = False
     from_prompt: bool = False
     group: Group | None = None
@@ -85,7 +87,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ruling:
-    """A verdict and its reason. `limit`: name of the limit that ended the case. `block`: the lines of a panic."""
+    """A verdict and its reason. `limit`: name of the limit that ended the case. `block`: the lines of a panic. `by_tests`: the
+    case fails by its subtests alone, and would pass if they had passed.
+    """
 
     verdict: Verdict
     reason: str
@@ -94,3 +98,17 @@ class Ruling:
     excerpt: str | None = None
     limit: str | None = None
     block: tuple[str, ...] = ()
+    by_tests: bool = False
+
+    @property
+    def good(self) -> bool:
+        """Tell whether the ruling rests on a text that has to stand: a pass, or a skip by the same evidence."""
+        return self.verdict in (Verdict.PASS, Verdict.SKIPPED)
+
+    @property
+    def weight(self) -> int:
+        """The rank of a ruling among those of one case: a graver one replaces it while the output is drained."""
+        return _WEIGHTS[self.verdict] - self.by_tests
+
+
+_WEIGHTS: Final = {Verdict.PASS: 0, Verdict.SKIPPED: 1, Verdict.FAIL: 3, Verdict.PANIC: 4}

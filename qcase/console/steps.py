@@ -335,7 +335,7 @@ class StepsJudge:
             self.ruling = ruling
             return
         reason = self._lacking(ruling)
-        status = SubtestStatus.FAIL if ruling.verdict is Verdict.FAIL else SubtestStatus.BROKEN
+        status = _STATUSES.get(ruling.verdict, SubtestStatus.BROKEN)
         self._record(status, now, reason)
         where = f"step {self._number + 1} of {len(self.rules.steps)} ({step.name})"
         self.ruling = replace(ruling, reason=f"{where}: {reason}")
@@ -356,6 +356,9 @@ class StepsJudge:
 
     def _add_warnings(self) -> None:
         self.warnings = tuple(dict.fromkeys((*self.warnings, *self._judge.warnings)))
+
+
+_STATUSES: Final = {Verdict.FAIL: SubtestStatus.FAIL, Verdict.SKIPPED: SubtestStatus.SKIP}
 
 
 def _result(

@@ -217,7 +217,7 @@ def _failed(workspace: Workspace, discovery: Discovery) -> frozenset[str]:
 def _did_not_pass(known: Mapping[str, history.Remembered], case: str) -> bool:
     """Tell whether a case did not pass in its last run. The result of a single subcase is valid until its whole group runs."""
     one = known.get(case)
-    if one is None or one.passed:
+    if one is None or not one.red:
         return False
     groups = (known.get(above) for above in parents(case))
     return all(group is None or group.at <= one.at for group in groups)

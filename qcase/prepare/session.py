@@ -32,6 +32,7 @@ from qcase.store.store import Store
 from qcase.suite import root_images
 from qcase.suite.cases import Case, Workspace
 from qcase.suite.ignored import Ignored
+from qcase.suite.known_failures import KnownFailures
 from qcase.toolchains import base
 from qcase.vm.accelerator import AcceleratorChoice
 from qcase.vm.arguments import Accel, MachineSpec
@@ -64,6 +65,8 @@ class Session:
     offline: bool = False
     locked: bool = False
     record_into: dict[tuple[Arch, str], tuple[Package, ...]] | None = None
+    known: KnownFailures = field(default_factory=KnownFailures)
+    strict_skips: bool = False  # a case that is skipped for want of something fails
     beside: Session | None = None  # session of another architecture in the same run; owns the state of the whole run
 
     def __post_init__(self) -> None:

@@ -18,10 +18,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from qcase.model import CaseResult
+from qcase.model import CaseResult, Verdict
 from qcase.report import inert
 
 Say = Callable[[str], None]
+
+
+def worth_a_note(result: CaseResult) -> bool:
+    """Tell whether a case that makes no run fail is to be annotated: flaky, with kernel trouble, a known failure, skipped."""
+    skipped = result.verdict is Verdict.SKIPPED and result.phase is not None
+    known = result.verdict is Verdict.KNOWN_FAIL or bool(result.stale)
+    return result.flaky or bool(result.kernel_trouble) or known or skipped
 
 
 class Folding:
@@ -38,7 +45,7 @@ class Folding:
         yield
 
     def annotate(self, result: CaseResult, workspace: str, say: Say) -> None:
-        """Annotate a case that did not pass, is flaky or has kernel trouble, if the service shows annotations."""
+        """Annotate a case that is `worth_a_note`, or did not pass, if the service shows annotations."""
 
 
 class GitHub(Folding):
@@ -69,10 +76,13 @@ class GitHub(Folding):
         path = Path(workspace, result.path, result.config or f"qemu-{result.arch}.toml")
         if self._root and path.is_relative_to(self._root):
             path = path.relative_to(self._root)
-        told = (trouble.told for trouble in result.kernel_trouble)
-        text = "\n".join(part for part in (attempt.reason, attempt.excerpt or "", *told) if part)
+        told = [trouble.told for trouble in result.kernel_trouble]
+        if result.stale and not result.red:
+            told += [f"a known failure passes now: {entry.told}" for entry in result.stale]
+        known = (f"known: {entry.told}" for entry in result.known)
+        text = "\n".join(part for part in (*known, attempt.reason, attempt.excerpt or "", *told) if part)
         title = _property(f"{word}: {result.name} ({result.arch})")
-        level = "warning" if result.passed else "error"
+        level = "error" if result.red else "warning" if result.passed or result.stale else "notice"
         say(f"::{level} title={title},file={_property(str(path))}::{_data(text)}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from qcase.report import inert
 from qcase.report.results import Results, Subtest
 
-_ORDER = ("error", "build-error", "panic", "fail", "timeout", "exited", "flaky", "skipped", "pass")
+_ORDER = ("error", "build-error", "panic", "fail", "timeout", "exited", "flaky", "known-fail", "skipped", "pass")
 
 
 def render(run: Results) -> str:

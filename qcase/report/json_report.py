@@ -181,6 +181,9 @@ def case_document(result: CaseResult) -> dict[str, Any]:
         "flaky": result.flaky,
         "fault": result.fault,
         "phase": result.phase,
+        "excused": result.excused,
+        "known": [asdict(entry) for entry in result.known],
+        "stale": [asdict(entry) for entry in result.stale],
         "reason": result.reason,
         "pattern": result.pattern,
         "excerpt": result.excerpt,
@@ -215,6 +218,7 @@ def subtest_document(subtest: SubtestResult) -> dict[str, Any]:
         "exit_status": subtest.exit_status,
         "seconds": _rounded(subtest.duration),
         "reason": subtest.reason,
+        "known": subtest.known,
         "output": list(subtest.output),
     }
 

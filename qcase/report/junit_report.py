@@ -10,7 +10,8 @@
 A pair of classname and name is unique in a file, since readers keep only one of two: a name that collides, as `a.b/c` and `a/b/c`
 do, gets the case's own name appended. A grouped case has a testcase of its own only for a fault that none of its commands shows.
 A `fail`, `panic`, `timeout`, `exited` or `build-error` is a failure. An `error` is an error, and so is a case that did not end
-because the run was interrupted or killed. A case that passed at a later attempt has a `flakyFailure` for each attempt before; a
+because the run was interrupted or killed. A `known-fail` is skipped, with a message that begins so, since readers count failures.
+A case that passed at a later attempt has a `flakyFailure` for each attempt before; a
 case that did not pass has a `rerunFailure` for each. A testcase has no `file`: that plugin refuses a report with one. XML 1.0
 cannot contain most control characters, not even escaped: they become U+FFFD, and in names an escape.
 """
@@ -97,7 +98,11 @@ def _tests(case: CaseReport, folder: str) -> Iterator[Any]:
         telling.add(SubtestStatus.FAIL)
     blamed = any(subtest.status in telling for subtest in case.subtests)
     faulty = any(not subtest.command for subtest in case.subtests)  # the reason may be a fault of the results themselves
-    if not case.subtests or (case.verdict is not Verdict.PASS and (not blamed or faulty)) or case.earlier or case.warnings:
+    known = any(subtest.status is SubtestStatus.KNOWN_FAIL for subtest in case.subtests)
+    silent = case.verdict in (Verdict.PASS, Verdict.SKIPPED) or (case.verdict is Verdict.KNOWN_FAIL and known)
+    if case.red or not silent:
+        silent = blamed and not faulty
+    if not case.subtests or not silent or case.earlier or case.warnings:
         yield _whole(case, folder)
 
 
@@ -108,13 +113,16 @@ def _whole(case: CaseReport, folder: str) -> Any:
 
     name = case.name if case.case == folder else case.name.removeprefix(f"{folder}/")
     test = _test(name, f"{case.arch}.{folder.replace('/', '.')}", case.times.total)
-    if case.verdict is Verdict.SKIPPED:
+    if case.verdict is Verdict.KNOWN_FAIL:
+        told = "; ".join(entry.told for entry in case.known)
+        test.append(junitparser.Skipped(_clean(f"known-fail: {told}: {_first_line(case)}")))
+    elif case.verdict is Verdict.SKIPPED and not case.red:
         test.append(junitparser.Skipped(_clean(case.reason)))
     elif case.verdict is not Verdict.PASS:
         kind = junitparser.Error if case.verdict is Verdict.ERROR else junitparser.Failure
         test.append(_fault(kind, case))
     for attempt in case.earlier:
-        test.append(_fault(junit.FlakyFailure if case.flaky else junit.RerunFailure, attempt))
+        test.append(_fault(junit.RerunFailure if case.red else junit.FlakyFailure, attempt))
     _say(test, case)
     return test
 
@@ -133,7 +141,9 @@ def _subtest(case: CaseReport, subtest: Subtest) -> Any:
     import junitparser
 
     test = _test(subtest.name, f"{case.arch}.{case.name.replace('/', '.')}", subtest.seconds or 0.0)
-    if subtest.status in (SubtestStatus.SKIP, SubtestStatus.TODO):
+    if subtest.status is SubtestStatus.KNOWN_FAIL:
+        test.append(junitparser.Skipped(_clean(f"known-fail: {subtest.known}")))
+    elif subtest.status in (SubtestStatus.SKIP, SubtestStatus.TODO):
         said = f"{subtest.status}: {subtest.reason}".removesuffix(": ")
         test.append(junitparser.Skipped(_clean(said)))
     elif subtest.status is SubtestStatus.NOT_RUN:

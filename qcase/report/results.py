@@ -35,7 +35,7 @@ class Times(_Document):
 
 class Subtest(_Document):
     """A command of a grouped case, or a test inside a command, which has an empty `command`; names of nested tests are joined by
-    `/`. `output`: the last lines that it printed; empty for one that passed.
+    `/`. `known`: why a `known-fail` is one. `output`: the last lines that it printed; empty for one that passed.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Subtest(_Document):
     exit_status: int | None
     seconds: float | None
     reason: str
+    known: str = ""
     output: tuple[str, ...] = ()
 
 
@@ -80,10 +81,25 @@ class Boot(_Document):
     firmware_sha256: str | None = None
 
 
+class Known(_Document):
+    """An entry of the known failures: its file and line, the glob of its tests (empty for a whole case), and its last day."""
+
+    entry: str
+    reason: str
+    test: str = ""
+    link: str = ""
+    until: str = ""
+
+    @property
+    def told(self) -> str:
+        return f"{self.reason}{f' ({self.link})' if self.link else ''} [{self.entry}]"
+
+
 class CaseReport(_Document):
     """One case, or one repetition of it, or an attempt at it that did not pass (in `earlier`).
 
-    `variant`: the architecture where the run has several, else empty.
+    `excused`: the verdict of a `known-fail` without its entries. `known`: the entries that excused it, or subtests of it.
+    `stale`: entries that name what passed. `variant`: the architecture where the run has several, else empty.
     """
 
     case: str
@@ -98,6 +114,9 @@ class CaseReport(_Document):
     flaky: bool = False
     fault: Fault
     phase: Phase | None
+    excused: Verdict | None = None
+    known: tuple[Known, ...] = ()
+    stale: tuple[Known, ...] = ()
     reason: str
     pattern: str | None
     excerpt: str | None
@@ -122,17 +141,23 @@ class CaseReport(_Document):
         return labelled(self.name, self.variant)
 
     @property
+    def red(self) -> bool:
+        """Tell whether the case made the run fail."""
+        return self.fault is not Fault.NONE or self.verdict not in (Verdict.PASS, Verdict.KNOWN_FAIL, Verdict.SKIPPED)
+
+    @property
     def word(self) -> str:
         """The verdict, or `flaky`."""
         return "flaky" if self.flaky else self.verdict.value
 
 
 class Rate(_Document):
-    """Rate at which a case that ran several times did not pass at its first attempt."""
+    """Rate at which a case that ran several times did not pass at its first attempt; `known`: it failed as is known."""
 
     case: str
     runs: int
     failed: int
+    known: int = 0
 
 
 class Results(_Document):

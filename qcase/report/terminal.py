@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _STYLES = {
     Verdict.PASS: "green",
+    Verdict.KNOWN_FAIL: "yellow",
     Verdict.FAIL: "bold red",
     Verdict.PANIC: "bold magenta",
     Verdict.TIMEOUT: "bold yellow",
@@ -44,6 +45,7 @@ _STYLES = {
 _SUBTEST_STYLES = {
     SubtestStatus.PASS: "green",
     SubtestStatus.FAIL: "bold red",
+    SubtestStatus.KNOWN_FAIL: "yellow",
     SubtestStatus.SKIP: "cyan",
     SubtestStatus.TODO: "cyan",
     SubtestStatus.BROKEN: "bold yellow",
@@ -55,6 +57,7 @@ _CONSOLE_LINES = 12
 _BLOCK_LINES = 20  # lines shown of a kernel's report
 _BLOCK_TAIL = 4  # of these, lines from its end
 _SUBTEST_LINES = 12
+_STATUS = 8  # columns of a subtest's status at least
 _ALL_SUBTESTS = 20  # maximum number of subtests that are all listed; of more, those that passed or did not run are counted
 _MANY_SUBTESTS = 50  # maximum number of further subtests that are listed
 _TIED = "\u00a0"  # a space at which no line is broken
@@ -212,9 +215,9 @@ class TerminalReport:
             for name, value in (("prepare", result.prepare), ("boot", result.boot), ("command", result.command))
             if value is not None
         )
-        if result.verdict is Verdict.SKIPPED and self._verbosity < 1:
+        if result.verdict is Verdict.SKIPPED and not result.red and self._verbosity < (1 if result.phase is None else 0):
             return
-        if result.passed and not (result.flaky or result.kernel_trouble) and self._verbosity < 0:
+        if not (result.red or result.flaky or result.kernel_trouble or result.stale) and self._verbosity < 0:
             return
         word = _word(result)
         verdict = (f"{word:<{_WORD}}", _word_style(word))
@@ -230,16 +233,20 @@ class TerminalReport:
         if self._verbosity > 0 and (booted := result.booted):
             flash = f", firmware {booted.firmware} ({(booted.firmware_sha256 or '')[:12]})" if booted.firmware else ""
             self._print(f"{_INDENT}kernel {booted.kernel} ({booted.kernel_sha256[:12]}), by {booted.accel}{flash}", "dim")
-        if result.passed and any(one.status is not SubtestStatus.PASS for one in result.subtests):
+        if not result.red and any(one.status is not SubtestStatus.PASS for one in result.subtests):
             self._print(f"{_INDENT}{_by_status(result.subtests)}", "dim")
         self._warn(result)
         for number, attempt in enumerate(result.earlier, 1):
             self._print(f"{_INDENT}attempt {number} of {len(result.earlier) + 1} ended with {attempt.verdict}:", "yellow")
             self._warn(attempt, seen=result)
             self._explain(attempt)
-        if not result.passed:
+        for known in result.known:
+            self._print(f"{_INDENT}known: {without_controls(known.told)}", "yellow")
+        if result.red or (result.verdict is Verdict.KNOWN_FAIL and self._verbosity > 0):
             self._explain(result)
-        if result.flaky or result.kernel_trouble or not (result.passed or result.verdict is Verdict.SKIPPED):
+        elif not result.passed:
+            self._print(f"{_INDENT}{without_controls(result.reason.partition(chr(10))[0])}", "dim")
+        if result.red or ci.worth_a_note(result):
             self._folding.annotate(result, self._workspace, self._command)
 
     def _warn(self, result: CaseResult, seen: CaseResult | None = None) -> None:
@@ -295,16 +302,18 @@ class TerminalReport:
             self._print(f"{_INDENT}limits: {', '.join(_used(use) for use in result.limits)}", "dim")
         for line in (result.excerpt or "").splitlines():
             self._print(f"{_INDENT}> {without_controls(line)}", "red")
-        for subtest in self._listed(result):
+        listed = self._listed(result)
+        width = max([_STATUS, *(len(subtest.status) for subtest in listed)])
+        for subtest in listed:
             took = f"  {_seconds(subtest.duration)}" if subtest.duration is not None else ""
             status = f" (status {subtest.exit_status})" if subtest.exit_status else ""
             why = f": {subtest.reason}" if subtest.reason else ""
             self._print(
-                f"{_INDENT}{subtest.status:<8} {without_controls(subtest.name)}{status}{without_controls(why)}{took}",
+                f"{_INDENT}{subtest.status:<{width}} {without_controls(subtest.name)}{status}{without_controls(why)}{took}",
                 _SUBTEST_STYLES[subtest.status],
             )
             for line in _squeezed(subtest.output)[-_SUBTEST_LINES:]:
-                self._print(f"{_INDENT}{'':<8} | {without_controls(line)}", "dim")
+                self._print(f"{_INDENT}{'':<{width}} | {without_controls(line)}", "dim")
 
     def _listed(self, result: CaseResult) -> Sequence[SubtestResult]:
         """Print how many subtests there are of each status if they are many, and return those to list."""
@@ -312,7 +321,8 @@ class TerminalReport:
         if len(subtests) <= _ALL_SUBTESTS:
             return subtests
         self._print(f"{_INDENT}{_by_status(subtests)}")
-        telling = [one for one in subtests if one.status not in (SubtestStatus.PASS, SubtestStatus.NOT_RUN)]
+        untold = (SubtestStatus.PASS, SubtestStatus.NOT_RUN, *(() if self._verbosity > 0 else (SubtestStatus.KNOWN_FAIL,)))
+        telling = [one for one in subtests if one.status not in untold]
         if len(telling) > _MANY_SUBTESTS:
             self._print(f"{_INDENT}the first {_MANY_SUBTESTS} that did not pass; a report has all (--json, --html)", "dim")
         return telling[:_MANY_SUBTESTS]
@@ -330,7 +340,8 @@ class TerminalReport:
             missing = self._wanted - len(event.results)
             left = f"; {missing} of {self._wanted} did not end" if missing > 0 else ""
             self._print(f"interrupted{left}; this had finished by then:", "bold yellow")
-        good = not event.interrupted and all(result.passed for result in event.results)
+        good = not event.interrupted and not any(result.red for result in event.results)
+        tested = any(result.verdict is not Verdict.SKIPPED for result in event.results) or not event.results
         said = ", ".join(parts) or "nothing ran"
         slowest = sorted((r for r in event.results if r.total), key=lambda r: -r.total)[:_SLOWEST]
         if count > 2 * _SLOWEST and self._verbosity >= 0:
@@ -338,11 +349,15 @@ class TerminalReport:
             self._print(f"slowest: {', '.join(named)}", "dim")
         self._print(
             f"{count} case{'' if count == 1 else 's'} in {_seconds(event.seconds)}: {said}",
-            "bold green" if good else "bold red",
+            ("bold green" if tested else "bold yellow") if good else "bold red",
         )
+        if not tested:
+            self._print(f"nothing was tested: {'all cases were' if count > 1 else 'the case was'} skipped", "bold yellow")
+        for told in events.stale(event.results):
+            self._print(f"a known failure passes now: {without_controls(told)}", "bold yellow")
         again: dict[Arch, list[str]] = {}
         for result in event.results:
-            if not result.passed and result.verdict is not Verdict.SKIPPED:
+            if result.red and result.verdict is not Verdict.SKIPPED:
                 again.setdefault(result.arch, []).append(result.case)
         whose = "failures" if any(r.fault is Fault.CASE for r in event.results) else "cases"
         for arch, cases in again.items():
@@ -354,10 +369,12 @@ class TerminalReport:
         if not rows:
             return
         width = max(len(row.case) for row in rows)
-        self._print(f"{'':<{width}}  {'runs':>5}  {'failed':>6}  {'rate':>7}", "bold")
+        known = any(row.known for row in rows)
+        self._print(f"{'':<{width}}  {'runs':>5}  {'failed':>6}  {'rate':>7}{'  known' if known else ''}", "bold")
         for row in rows:
             style = "green" if row.failed == 0 else "bold red"
-            self._print(f"{row.case:<{width}}  {row.runs:>5}  {row.failed:>6}  {row.rate:>7.1%}".replace("%", " %"), style)
+            rate = f"{row.rate:>7.1%}".replace("%", " %") + (f"  {row.known:>5}" if known else "")
+            self._print(f"{row.case:<{width}}  {row.runs:>5}  {row.failed:>6}  {rate}", style)
 
     # --- output --------------------------------------------------------------------------------------------------------
 
@@ -400,6 +417,7 @@ class TerminalReport:
 
 _SUMMARY_WORDS = {
     Verdict.PASS: "passed",
+    Verdict.KNOWN_FAIL: "known to fail",
     Verdict.FAIL: "failed",
     Verdict.PANIC: "panicked",
     Verdict.TIMEOUT: "timed out",

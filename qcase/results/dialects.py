@@ -76,6 +76,9 @@ class AutoReader(Reader):
             return [Fault(self._nothing())]
         return [fault for part in self._heard for fault in part.faults()]
 
+    def _skips_all(self) -> str:
+        return next((why for part in self._heard if (why := part.all_skipped())), "")
+
     def _missing(self) -> Iterator[Fault]:
         yield from ()
 

@@ -82,11 +82,24 @@ class Reader(ABC):
     def faults(self) -> list[Fault]:
         """Return why the stream, if it ended here, would be no evidence of success, apart from failed tests."""
         found = [*self._faults, *self._missing()]
-        if not found and not any(count for status, count in self.counts.items() if status is not SubtestStatus.SKIP):
+        if not found and not any(self.counts.values()) and not self._skips_all():
             found.append(Fault(self._nothing()))
-        elif not found and not self.counts.get(SubtestStatus.PASS) and not any(self.counts.get(status) for status in BAD):
-            found.append(Fault(f"no test passed: all {sum(self.counts.values())} are todo or skipped"))
         return found
+
+    def all_skipped(self) -> str:
+        """Return the reason if the stream accounts for itself and all its tests are skipped or todo; else empty."""
+        counts = self.counted()
+        if self.faults() or any(counts.get(status) for status in (SubtestStatus.PASS, *BAD)):
+            return ""
+        if not any(counts.values()):
+            return self._skips_all()
+        why = next((one.reason for one in self.listed() if one.status is SubtestStatus.SKIP and one.reason), "")
+        count, word = sum(counts.values()), "todo or skipped" if counts.get(SubtestStatus.TODO) else "skipped"
+        return f"no test ran: {'all ' if count > 1 else ''}{count} {'were' if count > 1 else 'was'} {word}{why and f': {why}'}"
+
+    def _skips_all(self) -> str:
+        """Return the reason by which the stream says that none of its tests runs; empty if it does not."""
+        return ""
 
     def open_tests(self) -> list[SubtestResult]:
         """Return the tests that began and did not end, and those that a plan promised and that did not come."""
@@ -97,8 +110,7 @@ class Reader(ABC):
         """Return the faults of the stream if it ended here."""
 
     def _nothing(self) -> str:
-        skipped = self.counts.get(SubtestStatus.SKIP, 0)
-        return f"no test ran: all {skipped} were skipped" if skipped else "no result of a test came"
+        return "no result of a test came"
 
     # --- input ---------------------------------------------------------------------------------------------------------
 

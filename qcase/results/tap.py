@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from qcase.model import SubtestResult, SubtestStatus
-from qcase.results.reader import BAD, NOT_RUN_LISTED, OUTPUT_LINE, OUTPUT_LINES, Fault, Reader, inner_test, plain
+from qcase.results.reader import BAD, LISTED, NOT_RUN_LISTED, OUTPUT_LINE, OUTPUT_LINES, Fault, Reader, inner_test, plain
 
 _VERSION: Final = re.compile(r"K?TAP version \d{1,3}")
 _PLAN: Final = re.compile(r"1\.\.(\d{1,9})(?:\s*#\s*(.*))?")
@@ -54,6 +54,7 @@ class _Level:
     plan: int | None = None
     plan_last: bool = False  # the plan came behind the results
     why_none: str = ""  # the reason that stands beside a plan of 0
+    skips_all: bool = False  # a plan of 0 with `# SKIP`
     last: int = 0  # the last number
     count: int = 0
     children: list[SubtestResult] = field(default_factory=list)
@@ -142,6 +143,9 @@ class TapReader(Reader):
     def _nothing(self) -> str:
         why = self._levels[0].why_none
         return f"the plan says that no test runs: {why}" if why else super()._nothing()
+
+    def _skips_all(self) -> str:
+        return self._nothing() if self._levels[0].skips_all else ""
 
     def _called(self, level: _Level) -> str:
         at = next(number for number, one in enumerate(self._levels) if one is level)
@@ -283,6 +287,7 @@ class TapReader(Reader):
         if count == 0:
             found = _SKIP.fullmatch(comment)
             level.why_none = plain(found[1] if found else comment) or "it is 1..0"
+            level.skips_all = found is not None
 
     def _totals(self, name: str, counts: str, line: str, indent: int) -> None:
         """Compare a summary with what was counted on its level: kselftest's totals, and those that KUnit says of a suite."""
@@ -335,8 +340,9 @@ class TapReader(Reader):
         mark = self._since if level.mark is None else level.mark
         level.mark = at
         seconds = None if mark is None else at - mark
-        result = inner_test(own, status, reason, seconds, self._own_lines())
         children, level.children = level.children, []
+        nested = len(children) if len(self.results) + len(children) < LISTED else 0
+        result = replace(inner_test(own, status, reason, seconds, self._own_lines()), nested=nested)
         if status is SubtestStatus.TODO:
             children = [replace(child, status=SubtestStatus.TODO) if child.status in BAD else child for child in children]
         children = [replace(child, name=plain(f"{result.name}/{child.name}")) for child in children]

@@ -76,6 +76,7 @@ def group_rules(config: CaseConfig, runner: GroupedRunner, nonce: str = "", limi
             names=distinct(labels),
             runner=runner.runner_name,
             word=word,
+            skips=config.skip_status,
         ),
     )
 
@@ -157,6 +158,7 @@ def rules_of(case: Case, session: Session) -> Rules:
         steps=tuple(_step(step, scale) for step in config.steps),
         success=config.success_regex,
         fail=config.fail_regex,
+        skip=config.skip,
         match_all=config.match == "all",
         results=config.results,
         markers=tuple((key, pattern) for key, _, pattern in (marker.partition("\t") for marker in config.markers)),

@@ -30,6 +30,7 @@ from qcase.prepare.prepare_case import prepare_case_assets
 from qcase.prepare.prepared import BrokenBuild, PreparedCase
 from qcase.prepare.run_folders import case_asset_layout
 from qcase.prepare.session import Session
+from qcase.run import requirements
 from qcase.run.boot_plan import Logs, booted, limits_of, logs_below, machine_spec, rules_of
 from qcase.suite.cases import BrokenCase, Case
 from qcase.vm import arguments
@@ -100,7 +101,9 @@ def run_case(case: Case | BrokenCase, session: Session, retries: int = 0) -> Cas
         assert isinstance(case, Case)
         earlier.append(logs_below(session, case.display_name).put_by(result, len(earlier) + 1))
         session.emit(events.Retried(case.display_name, len(earlier), earlier[-1]))
-    return replace(result, earlier=tuple(earlier), total=time.monotonic() - began)
+    if result.verdict is Verdict.SKIPPED and session.strict_skips:
+        result = replace(result, fault=Fault.CASE)
+    return session.known.heeded(replace(result, earlier=tuple(earlier), total=time.monotonic() - began))
 
 
 def _attempt(case: Case | BrokenCase, session: Session) -> CaseResult:
@@ -110,7 +113,10 @@ def _attempt(case: Case | BrokenCase, session: Session) -> CaseResult:
         return replace(broken, path=session.workspace.relative(case.path))
     logs = logs_below(session, case.display_name)
     try:
-        result = _run(case, session, logs)
+        missing = requirements.missing(case, session)
+        result = _skipped(case, session, missing) if missing else _run(case, session, logs)
+    except _LacksKvmError as lacks:
+        result = _skipped(case, session, str(lacks))
     except QcaseError as error:
         result = _faulty(case.display_name, session.arch, error, time.monotonic() - began)
         result = replace(result, pipeline=case.pipeline)
@@ -128,9 +134,10 @@ def _attempt(case: Case | BrokenCase, session: Session) -> CaseResult:
         result = replace(own_fault(case.display_name, session.arch, error), pipeline=case.pipeline)
     warnings = tuple(str(problem) for problem in case.warnings)
     path = session.workspace.relative(case.path)
-    return replace(
+    result = replace(
         result, total=time.monotonic() - began, warnings=warnings + result.warnings, path=path, config=case.config_path.name
     )
+    return session.known.judged(result, case)
 
 
 def own_fault(case: str, arch: Arch, error: BaseException) -> CaseResult:
@@ -169,12 +176,12 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
     ruling = judge.ruling
     ended = time.monotonic()
     decided = judge.matched_at if judge.matched_at is not None else ended
-    passed = ruling.verdict is Verdict.PASS
+    passed, skipped = ruling.verdict is Verdict.PASS, ruling.verdict is Verdict.SKIPPED
     result = CaseResult(
         name,
         session.arch,
         ruling.verdict,
-        Fault.NONE if passed else Fault.CASE,
+        Fault.NONE if passed or skipped else Fault.CASE,
         ruling.reason,
         pipeline=prepared.pipeline,
         cache=prepared.cache,
@@ -192,6 +199,7 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
         kernel_trouble=judge.kernel_trouble(),
         details="\n".join(ruling.block) or _last_lines(said),
         limits=judge.limits_used(ended),
+        by_tests=ruling.by_tests,
         booted=booted(case, prepared, session),
     )
     if prepared.broken:
@@ -199,10 +207,23 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
     return _with_left_out(result, prepared) if prepared.unbuilt else result
 
 
+def _skipped(case: Case, session: Session, why: str) -> CaseResult:
+    """Return the result of a case that this machine lacks something for."""
+    return CaseResult(
+        case.display_name, session.arch, Verdict.SKIPPED, Fault.NONE, why, pipeline=case.pipeline, phase=Phase.PREPARE
+    )
+
+
+class _LacksKvmError(Exception):
+    """Raised if KVM, which the case requires, turned out not to work."""
+
+
 def _boot(case: Case, prepared: PreparedCase, session: Session, logs: Logs) -> tuple[Judge | StepsJudge, str]:
     """Boot the image and judge its console. Return the judge, and QEMU's own output at its end."""
     spec = machine_spec(case, prepared, session)
     argv = arguments.arguments(spec)
+    if why := requirements.lacks_kvm(case.config, argv):
+        raise _LacksKvmError(why)
     with logs.fresh("qemu.sh") as file:
         file.write(arguments.pasteable(argv).encode() + b"\n")
     with logs.fresh("console.log") as file:
@@ -267,12 +288,13 @@ def _with_broken_builds(result: CaseResult, broken: Sequence[BrokenBuild]) -> Ca
     if worst.fault is not Fault.CASE:
         what = f"{what}: {worst.reason}"
     others = [s for s in subtests if s.status is not SubtestStatus.PASS and not s.reason.startswith("not found; ")]
-    if verdict is Verdict.PASS or (verdict is Verdict.FAIL and not others):
+    if verdict in (Verdict.PASS, Verdict.SKIPPED) or (verdict is Verdict.FAIL and not others):
         verdict, reason = worst.verdict, what
     else:
         reason = f"{reason}; {what}"
     said = "\n".join(f"{build.subcase}: {_said(build.error)}" for build in broken)
-    return replace(result, verdict=verdict, fault=worst.fault, reason=reason, subtests=subtests, details=said)
+    result = replace(result, verdict=verdict, fault=worst.fault, reason=reason, subtests=subtests, details=said)
+    return replace(result, by_tests=False, unbuilt=True)
 
 
 def _said(error: QcaseError) -> str:
@@ -291,7 +313,7 @@ def _with_left_out(result: CaseResult, prepared: PreparedCase) -> CaseResult:
         return result
     subtests = tuple(_trusted(subtest, prepared) for subtest in result.subtests)
     if result.verdict is not Verdict.PASS:
-        return replace(result, subtests=subtests)
+        return replace(result, subtests=subtests, by_tests=False, unbuilt=True)
     said = "\n".join(f"{build.subcase}: {_said(build.error)}" for build in prepared.unbuilt)
     worst = max((build.error for build in prepared.unbuilt), key=lambda error: error.exit_code)
     failed = _faulty(result.case, result.arch, worst, 0.0)

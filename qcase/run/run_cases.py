@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack, contextmanager
@@ -27,8 +27,8 @@ _PATIENCE = 10.0  # timeout in seconds for cases to end after an interrupt; the 
 class Plan:
     """Options of a run. `jobs`: limit of parallel cases, None for the machine's capacity. `retries`: for every case, None for the
     value of the case's file. `repeat`: runs of each case. `max_failures`: number of failures after which no case is started; 0
-    for no limit. `seconds`: last durations of the cases, by display name, or by label with several architectures. `shard`,
-    `partition`: see `events.RunStarted`.
+    for no limit. `notes`: returns warnings about the run as a whole, from its results. `seconds`: last durations of the cases, by
+    display name, or by label with several architectures. `shard`, `partition`: see `events.RunStarted`.
     """
 
     jobs: int | None = None
@@ -38,6 +38,7 @@ class Plan:
     seconds: Mapping[str, float] = field(default_factory=dict)
     shard: str = ""
     partition: str = ""
+    notes: Callable[[Sequence[CaseResult]], Sequence[str]] = lambda _: ()
 
 
 def run_cases(
@@ -166,6 +167,8 @@ class _Run:
             if not self._interrupted:
                 self._skip_the_rest()
             results = tuple(self._results[at] for at in sorted(self._results))
+            for note in () if self._interrupted else plan.notes(results):
+                self._emit(events.Warned(note))
             finished = events.RunFinished(results, time.monotonic() - began, self._interrupted)
             self._emit(finished)
         return finished
@@ -190,7 +193,7 @@ class _Run:
             self._budget.give(need)
 
     def _enough(self) -> bool:
-        failures = sum(not result.passed for result in list(self._results.values()))
+        failures = sum(result.red for result in list(self._results.values()))
         return 0 < self._plan.max_failures <= failures
 
     def _started(self, at: int) -> bool:
@@ -245,7 +248,7 @@ class _Run:
 
     def _skip_the_rest(self) -> None:
         enough = self._enough()
-        failures = sum(not result.passed for result in self._results.values())
+        failures = sum(result.red for result in self._results.values())
         reason = f"not run, because {failures} case{' has' if failures == 1 else 's have'} failed"
         for at, task in enumerate(self._tasks):
             if at not in self._results and not enough:

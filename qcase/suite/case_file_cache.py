@@ -3,8 +3,8 @@
     <workspace>/target/qcase/memory/cases.json      {"made_by": …, "cases": {<digest of a file's bytes>: [fields of CaseConfig]}}
 
 Every file is still read in full: a cache entry depends on the file's bytes, and on the version of the parser (`made_by`), never
-on times or names. Only valid files are cached, and only files that depend on nothing else: a file with placeholders, or with
-warnings, is parsed each time. A small suite leaves no cache.
+on times or names. Only valid files are cached, and only files that depend on nothing else: a file with placeholders, with
+warnings, or with known failures, whose places in the file are told, is parsed each time. A small suite leaves no cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from typing import Any
 
 import re2
 
-from qcase.config import case_file, load, matrix, qemu_options, results_table, root_disk, steps_table, workspace_file
+from qcase.config import (
+    case_file,
+    load,
+    matrix,
+    qemu_options,
+    results_table,
+    root_disk,
+    skip_table,
+    steps_table,
+    workspace_file,
+)
 from qcase.config.case_file import CaseConfig, Placeholders
 from qcase.config.load import load_case_config
 from qcase.host import beneath
@@ -50,7 +60,7 @@ class Reader:
             self.used.add(digest)
             return _config(row)
         loaded = load_case_config(path, placeholders=self._placeholders)
-        if digest is not None and not loaded.warnings and _digest(str(path)) == digest:
+        if digest is not None and not loaded.warnings and not loaded.known and _digest(str(path)) == digest:
             self.new[digest] = [getattr(loaded, name) for name in _FIELDS]
         return loaded
 
@@ -88,7 +98,7 @@ def _config(row: list[Any]) -> CaseConfig:
 
 def _made_by() -> str:
     """Return the identity of the parser: qcase's code, and the library that compiles patterns."""
-    modules = (case_file, load, matrix, results_table, steps_table, workspace_file, root_disk, qemu_options)
+    modules = (case_file, load, matrix, results_table, skip_table, steps_table, workspace_file, root_disk, qemu_options)
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return f"{hashlib.blake2b(code, digest_size=20).hexdigest()} {Path(re2.__file__).stat().st_mtime_ns}"
 

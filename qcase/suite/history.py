@@ -48,6 +48,11 @@ class Remembered:
         return self.verdict is Verdict.PASS
 
     @property
+    def red(self) -> bool:
+        """Tell whether the case made its run fail."""
+        return self.verdict not in (Verdict.PASS, Verdict.KNOWN_FAIL)
+
+    @property
     def in_guest(self) -> float | None:
         """Time in seconds that counts against a case's `timeout`; None if the guest reached no verdict."""
         return None if self.boot is None or self.verdict is Verdict.TIMEOUT else self.boot + (self.command or 0.0)
@@ -118,13 +123,17 @@ def other_names(cases: Sequence[Case | BrokenCase]) -> dict[str, tuple[str, ...]
 
 
 def _by_case(results: Sequence[CaseResult]) -> dict[tuple[Arch, str], CaseResult]:
-    """Return the result of each case; for repetitions, the first one that did not pass, if any."""
+    """Return the result of each case; for repetitions, the first of the gravest: red, a known failure, a pass."""
     found: dict[tuple[Arch, str], CaseResult] = {}
     for result in results:
         name = result.arch, result.case.removesuffix(f"#{result.repetition}") if result.repetition else result.case
-        if result.verdict is not Verdict.SKIPPED and (name not in found or found[name].passed):
+        if result.verdict is not Verdict.SKIPPED and (name not in found or _gravity(found[name]) < _gravity(result)):
             found[name] = result
     return found
+
+
+def _gravity(result: CaseResult) -> int:
+    return 2 if result.red else int(result.verdict is Verdict.KNOWN_FAIL)
 
 
 def _run(arch: Arch, target: str) -> str:

@@ -417,8 +417,8 @@ def _tell_of_panic(standstill: Standstill | None, judge: Judge | StepsJudge) -> 
     """Change a pass or an early exit to a panic if the guest reported a panic to its machine."""
     if standstill is None or standstill.whose != "panic" or judge.ruling is None:
         return
-    if judge.ruling.verdict in (Verdict.PASS, Verdict.EXITED):
-        judge.ruling = replace(judge.ruling, verdict=Verdict.PANIC, reason=standstill.why, pattern=None)
+    if judge.ruling.good or judge.ruling.by_tests or judge.ruling.verdict is Verdict.EXITED:
+        judge.ruling = replace(judge.ruling, verdict=Verdict.PANIC, reason=standstill.why, pattern=None, by_tests=False)
 
 
 def _infra(machine: Machine, standstill: Standstill) -> InfraError:

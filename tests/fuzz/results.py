@@ -260,7 +260,11 @@ def complaint_of(seed: int) -> tuple[Stream, Meaning, str]:
         return stream, meaning, f"a wrong fail: {verdict}, {reason}"
     if not meaning.passes and verdict is Verdict.PASS:
         return stream, meaning, f"a wrong pass: {meaning.faults}"
-    if not meaning.passes and (verdict not in (Verdict.FAIL, Verdict.EXITED) or not reason):
+    if verdict is Verdict.SKIPPED and not meaning.skips:
+        return stream, meaning, f"a wrong skip: {reason}"
+    if meaning.skips and meaning.tests and verdict is not Verdict.SKIPPED:
+        return stream, meaning, f"no skip: {verdict}, {reason}"
+    if not meaning.passes and (verdict not in (Verdict.FAIL, Verdict.EXITED, Verdict.SKIPPED) or not reason):
         return stream, meaning, f"no failure: {verdict}, {reason}"
     if verdict is Verdict.EXITED and not (stream.ends and meaning.faults):
         return stream, meaning, f"exited, though nothing is missing: {reason}"

@@ -31,6 +31,11 @@ class Meaning:
         statuses = [status for status, _ in self.tests]
         return not self.faults and "fail" not in statuses and "broken" not in statuses and "pass" in statuses
 
+    @property
+    def skips(self) -> bool:
+        """All tests are skipped or todo. Where no test came, a plan of 0 may have said so."""
+        return not self.faults and {status for status, _ in self.tests} <= {"skip", "todo"}
+
 
 def number_at(text: str) -> tuple[int | None, str]:
     """A number of at most nine digits at the start of a text that a blank or the end follows, and the rest."""

@@ -25,9 +25,11 @@ PASS, FAIL, BROKEN, NOT_RUN = SubtestStatus.PASS, SubtestStatus.FAIL, SubtestSta
 class Script:
     """A guest whose script the test plays. The console echoes unless `echo` is False."""
 
-    def __init__(self, *commands: str, fail: tuple[str, ...] = (), word: str = WORD, echo: bool = True) -> None:
+    def __init__(
+        self, *commands: str, fail: tuple[str, ...] = (), word: str = WORD, echo: bool = True, skips: tuple[int, ...] = ()
+    ) -> None:
         self.commands = commands
-        config = CaseConfig(shell_prefix=PROMPT, test_commands=commands, fail_regex=fail)
+        config = CaseConfig(shell_prefix=PROMPT, test_commands=commands, fail_regex=fail, skip_status=skips)
         self.judge = Judge(boot_plan.group_rules(config, RUNNER, word), started=0.0, limits=Limits(whole=100))
         self.echo = echo
         self.typed = ""
@@ -277,6 +279,46 @@ def test_a_command_that_hangs_has_also_the_line_that_it_did_not_end() -> None:
 
 
 # --- a script that is gone --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statuses", "fail", "verdict", "tests"),
+    [
+        ((0, 4), (), Verdict.PASS, "pass skip"),
+        ((4, 4), (), Verdict.SKIPPED, "skip skip"),
+        ((4, 7), (), Verdict.FAIL, "skip fail"),
+        ((5, 0), (), Verdict.FAIL, "fail pass"),
+        ((4, 4), ("^out",), Verdict.FAIL, "fail fail"),
+    ],
+)
+def test_a_status_by_which_a_command_is_skipped(
+    statuses: tuple[int, int], fail: tuple[str, ...], verdict: Verdict, tests: str
+) -> None:
+    script = Script("a", "b", skips=(4,), fail=fail)
+    for number, status in enumerate(statuses, 1):
+        script.runs(number, "out\r\n", status)
+    script.says(f"done {statuses[0]} {statuses[1]}").prints(RUNNER.all_failed_marker + "\r\n").waits(3)
+    assert script.judge.ruling is not None
+    assert script.judge.ruling.verdict is verdict
+    assert " ".join(one.status for one in script.judge.subtests()) == tests
+    if verdict is Verdict.SKIPPED:
+        assert script.judge.ruling.reason == "all 2 commands were skipped"
+
+
+def test_a_group_tells_whether_its_commands_alone_are_the_reason_of_a_fail() -> None:
+    def by_tests(script: Script) -> bool:
+        script.waits(3)
+        assert script.judge.ruling is not None
+        assert script.judge.ruling.verdict is Verdict.FAIL
+        return script.judge.ruling.by_tests
+
+    done = Script("a", "b").runs(1, status=1).runs(2).says("done 1 0")
+    assert by_tests(done)
+    assert by_tests(Script("a", "b", fail=("^BAD",)).runs(1, "BAD\r\n").runs(2).says("done 0 0"))
+    assert not by_tests(Script("a", "b", fail=("^BAD",)).runs(1, status=1).says("done 1 1").prints("BAD\r\n"))
+    assert not by_tests(Script("a", fail=("^BAD",)).prints("BAD\r\n").runs(1, status=1).says("done 1"))
+    gone = Script("a", "b").runs(1, status=1).begins(2).prints(f"{PROMPT}/# ").waits(5).prints(f"{NAME}: gone\r\n")
+    assert not by_tests(gone)
 
 
 def test_a_prompt_that_comes_back_has_the_shell_asked_and_a_script_that_is_gone_ends_the_group() -> None:

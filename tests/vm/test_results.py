@@ -72,3 +72,55 @@ def test_each_inner_test_is_in_every_report(tmp_path: Path, test_cache: Path) ->
     assert skipped == ["skip: no card", "todo: not there yet"]
     assert "6 tests: 4 pass, 1 skip, 1 todo" in (tmp_path / "html").read_text()
     assert (tmp_path / "events").read_text().count('"event":"subtest-finished"') == 6 + 6 + 3 + 5 + 2
+
+
+KNOWN = """\
+[[known]]
+case = "known"
+test = "time"
+reason = "the clock is late"
+link = "https://example.org/7"
+
+[[known]]
+case = "normal/new"
+test = "time"
+reason = "the clock is late"
+
+[[known]]
+case = "passes"
+reason = "it failed once"
+
+[[known]]
+case = "gone"
+reason = "nobody knows"
+"""
+
+
+def test_known_failures_are_green_and_counted_apart(tmp_path: Path, test_cache: Path) -> None:
+    made = Workspace.make(tmp_path / "w")
+    (made.root / "known.toml").write_text(KNOWN)
+    one = "echo 'KTAP version 1'; echo 1..2; echo '{} 1 files'; echo '{} 2 time'"
+    ktap: dict[str, Any] = {"qcase": {"results": "ktap"}, "success_regex": []}
+    for name, words in {"passes": ("ok", "ok"), "known": ("ok", "not ok"), "new": ("not ok", "not ok")}.items():
+        made.case(name, shell_init_cmd=one.format(*words), **ktap)
+    made.case("none", shell_init_cmd="echo '1..1'; echo 'ok 1 nvme # SKIP no such device'", **ktap)
+    outcome = run(made, "-j", "2", "--junit", str(tmp_path / "junit"), store=test_cache)
+    assert outcome.exit_code == 1
+    assert outcome.verdicts == {"passes": "pass", "known": "known-fail", "new": "fail", "none": "skipped"}, outcome.said
+    known = outcome.case("known")
+    assert (known["excused"], known["fault"], known["known"][0]["entry"]) == ("fail", "none", "known.toml:1")
+    assert [one["status"] for one in known["subtests"]] == ["pass", "known-fail"]
+    assert outcome.case("new")["reason"] == "1 of 2 tests failed: files; 1 more is known to fail"
+    assert "4 cases in" in outcome.said
+    assert "1 passed, 1 known to fail, 1 failed, 1 skipped" in outcome.said
+    assert "known: the clock is late (https://example.org/7) [known.toml:1]" in outcome.said
+    assert "a known failure passes now: normal/passes [known.toml:12]" in outcome.said
+    assert "known.toml:16: no case is called 'gone'" in outcome.said
+    assert re.search(r"repeat just the failures: .* normal/new\n", outcome.said)
+
+    junit = ElementTree.parse(tmp_path / "junit")
+    assert {test.get("name") for test in junit.iter("testcase") if test.find("failure") is not None} == {"files", "new"}
+    strict = run(made, "passes", "none", "--strict-known", "--strict-skips", store=test_cache)
+    assert (strict.exit_code, strict.verdicts) == (1, {"passes": "fail", "none": "skipped"})
+    assert strict.case("none")["fault"] == "case"
+    assert "known.toml:12: the case passes now, take the entry out (it failed once)" in strict.said

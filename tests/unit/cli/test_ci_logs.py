@@ -10,7 +10,7 @@ import pytest
 
 from qcase import events
 from qcase.arch import Arch
-from qcase.model import CaseResult, Phase
+from qcase.model import CaseResult, Fault, KnownFailure, Phase, Verdict
 from qcase.report.terminal import TerminalReport
 from tests.unit.report.test_reports import FAILED, OOPSED, PASSED
 
@@ -109,3 +109,17 @@ def test_the_slowest_cases_are_named_where_there_are_many() -> None:
     results = [replace(PASSED, case=f"normal/c{n}", total=float(n)) for n in range(8)]
     assert "slowest: normal/c7 7.00 s, normal/c6 6.00 s, normal/c5 5.00 s\n" in told(*results)
     assert "slowest" not in told(*results[:4])
+
+
+def test_known_failures_and_skipped_cases_are_notices_and_stale_entries_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    known = KnownFailure("known.toml:3", "later")
+    failed = replace(FAILED, verdict=Verdict.KNOWN_FAIL, fault=Fault.NONE, known=(known,))
+    said = told(failed, replace(PASSED, stale=(known,)), replace(PASSED, verdict=Verdict.SKIPPED, reason="no card"))
+    titles = re.findall(r"(?m)^::(\w+) title=([^,]*),", said)
+    assert titles == [
+        ("notice", "known-fail%3A normal/futex (x86_64)"),
+        ("warning", "pass%3A normal/smoke (x86_64)"),
+        ("notice", "skipped%3A normal/smoke (x86_64)"),
+    ]
+    assert "known: later [known.toml:3]%0A" in said

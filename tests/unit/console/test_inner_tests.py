@@ -53,13 +53,55 @@ def test_it_passes_when_its_plan_is_met_and_the_prompt_is_back() -> None:
         (TWO.replace("1..2", "1..1").replace("ok 2 b", "hello"), ""),
         ("hello\r\n", "no result of a test came"),
         ("", "no result of a test came"),
-        ("1..1\r\nok 1 a # SKIP\r\n", "no test ran: all 1 were skipped"),
+        ("1..0\r\n", "the plan says that no test runs: it is 1..0"),
     ],
 )
 def test_it_fails_and_says_why(text: str, why: str) -> None:
     guest = ran(text)
     assert guest.verdict() is (Verdict.FAIL if why else Verdict.PASS)
     assert reason(guest).startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("1..1\r\nok 1 a # SKIP no card\r\n", "no test ran: 1 was skipped: no card"),
+        ("1..2\r\nok 1 a # SKIP\r\nok 2 b # SKIP no card\r\n", "no test ran: all 2 were skipped: no card"),
+        ("1..2\r\nok 1 a # SKIP\r\nnot ok 2 b # TODO\r\n", "no test ran: all 2 were todo or skipped"),
+        ("1..0 # SKIP no card\r\n", "the plan says that no test runs: no card"),
+    ],
+)
+def test_it_is_skipped_if_no_test_decides_anything(text: str, why: str) -> None:
+    guest = ran(text)
+    assert (guest.verdict(), reason(guest)) == (Verdict.SKIPPED, why)
+
+
+@pytest.mark.parametrize("text", ["1..2\r\nok 1 a # SKIP\r\n", "1..1\r\nok 1 a # SKIP\r\nBail out!\r\n", "ok 1 a # SKIP\r\n"])
+def test_what_does_not_account_for_itself_is_no_skip(text: str) -> None:
+    assert ran(text).verdict() is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("text", "success", "alone"),
+    [
+        (TWO.replace("ok 2", "not ok 2"), (), True),
+        (TWO.replace("ok 2", "not ok 2").replace("1..2", "1..3"), (), False),
+        (TWO.replace("ok 2", "not ok 2"), ("^never$",), False),
+        (TWO.replace("ok 2", "not ok 2") + "BAD\r\n", (), False),
+    ],
+)
+def test_a_fail_tells_whether_its_tests_alone_are_the_reason(text: str, success: tuple[str, ...], alone: bool) -> None:
+    ruling = ran(text, rules(success=success)).judge.ruling
+    assert ruling is not None
+    assert (ruling.verdict, ruling.by_tests) == (Verdict.FAIL, alone)
+
+
+def test_what_comes_behind_failed_tests_wins_over_them() -> None:
+    failed = TWO.replace("ok 2", "not ok 2")
+    for late, verdict in (("BAD\r\n", Verdict.FAIL), ("Kernel panic - not syncing: x\r\n", Verdict.PANIC)):
+        guest = booted(rules()).prints(failed, PROMPT).waits(COMPLETE + 0.1).prints("\r\n", late).waits(5)
+        assert guest.judge.ruling is not None
+        assert (guest.verdict(), guest.judge.ruling.by_tests) == (verdict, False)
 
 
 def test_it_does_not_pass_before_its_command_has_ended() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,11 +25,11 @@ from qcase.console.group import Group
 from qcase.console.judge import Judge
 from qcase.console.rules import Rules
 from qcase.errors import InfraError, UsageError
-from qcase.model import Cache, CaseResult, Fault, LimitUse, Phase, Pipeline, SubtestResult, SubtestStatus, Verdict
+from qcase.model import Cache, CaseResult, Fault, KnownFailure, LimitUse, Phase, Pipeline, SubtestResult, SubtestStatus, Verdict
 from qcase.report import at_end, html_report, junit_report, output_file, results
 from qcase.report.json_report import EventsReport, JsonReport, event_document, results_document
 from qcase.run import run_case
-from tests.unit.report.test_reports import BROKEN, FAILED, GROUP, OOPS, OOPSED, PASSED
+from tests.unit.report.test_reports import BROKEN, FAILED, GROUP, OOPS, OOPSED, PASSED, told
 
 XSD = xmlschema.XMLSchema(Path(__file__).with_name("junit-10.xsd"))
 NASTY = "red \x1b[31m, bell \x07, nul \0, \ufffe, lone \udcff, ]]> & <tag> \"'"
@@ -465,3 +466,53 @@ def test_a_report_to_a_stream_goes_there_whatever_that_is(tmp_path: Path) -> Non
         subprocess.run([sys.executable, "-c", program], stdout=out, check=True)
     assert (tmp_path / "out").read_text() == "x"
     assert Path("/dev/stdout").readlink() == before
+
+
+KNOWN = KnownFailure("known.toml:3", "not there yet", link="https://example.org/1")
+KNOWN_CASE = replace(
+    FAILED, verdict=Verdict.KNOWN_FAIL, fault=Fault.NONE, excused=Verdict.FAIL, known=(KNOWN,), warnings=(), console_tail=()
+)
+KNOWN_TEST = replace(
+    GROUP,
+    verdict=Verdict.KNOWN_FAIL,
+    fault=Fault.NONE,
+    excused=Verdict.FAIL,
+    known=(KNOWN,),
+    subtests=(GROUP.subtests[0], replace(GROUP.subtests[1], status=SubtestStatus.KNOWN_FAIL, known=KNOWN.told)),
+)
+SKIPPED = replace(PASSED, case="normal/nvme", verdict=Verdict.SKIPPED, reason="no test ran: 1 was skipped")
+
+
+def test_known_failures_and_skipped_cases_in_junit() -> None:
+    found = cases_of(KNOWN_CASE, KNOWN_TEST, SKIPPED)
+    messages = {name: None if (skip := test.find("skipped")) is None else skip.get("message") for name, test in found.items()}
+    assert messages == {
+        "x86_64.normal futex": f"known-fail: {KNOWN.told}: matched the fail pattern '^FAIL'",
+        "x86_64.normal.syscalls /usr/bin/a": None,
+        "x86_64.normal.syscalls /usr/bin/b": f"known-fail: {KNOWN.told}",
+        "x86_64.normal nvme": "no test ran: 1 was skipped",
+    }
+    assert not any(test.find("failure") is not None or test.find("error") is not None for test in found.values())
+    red = cases_of(replace(SKIPPED, fault=Fault.CASE), replace(PASSED, verdict=Verdict.FAIL, fault=Fault.CASE, stale=(KNOWN,)))
+    assert all(test.find("failure") is not None for test in red.values())
+
+
+def test_known_failures_are_counted_apart_on_the_terminal_and_the_page() -> None:
+    said = told(PASSED, KNOWN_CASE, KNOWN_TEST, SKIPPED)
+    assert "known: not there yet (https://example.org/1) [known.toml:3]" in said
+    assert "4 cases in 74.2 s: 1 passed, 2 known to fail, 1 skipped\n" in said
+    assert "repeat just" not in said
+    assert "skipped      normal/nvme" in said
+    assert told(SKIPPED).endswith("1 case in 74.2 s: 1 skipped\nnothing was tested: the case was skipped\n")
+    page = html_report.render(loaded(PASSED, KNOWN_CASE))
+    assert "<title>linux: 1 known-fail, 1 pass</title>" in page
+    assert "known: not there yet (https://example.org/1) [known.toml:3]" in page
+
+
+def test_a_known_failure_that_passes_is_in_the_summary_unless_another_repetition_failed() -> None:
+    stale = replace(PASSED, stale=(KNOWN,))
+    assert "a known failure passes now: normal/smoke [known.toml:3]\n" in told(stale)
+    again = replace(PASSED, verdict=Verdict.KNOWN_FAIL, known=(KNOWN,), repetition=2)
+    said = told(replace(stale, repetition=1), again)
+    assert "a known failure passes now" not in said
+    assert re.search(r"(?m)^normal/smoke +2 +0 +0\.0 % +1$", said), said

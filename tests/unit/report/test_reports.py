@@ -206,6 +206,7 @@ def test_json_holds_all_that_the_terminal_says(tmp_path: Path) -> None:
         "exit_status": 7,
         "seconds": 1.5,
         "reason": "",
+        "known": "",
         "output": ["wanted 3", "got \x1b[2J 4"],
     }
 

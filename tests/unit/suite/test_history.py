@@ -82,3 +82,17 @@ def test_a_file_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("in the way")
     (warning,) = run(tmp_path, result("normal/a"))
     assert "could not be noted" in warning
+
+
+def test_a_known_failure_is_not_among_what_failed(tmp_path: Path) -> None:
+    known = replace(result("normal/a", Verdict.KNOWN_FAIL), excused=Verdict.FAIL)
+    run(tmp_path, known, result("normal/b", Verdict.FAIL))
+    recalled = history.recall(tmp_path, Arch.X86_64, TARGET)
+    assert {name: (one.red, one.passed) for name, one in recalled.items()} == {
+        "normal/a": (False, False),
+        "normal/b": (True, False),
+    }
+    for verdicts, red in (((Verdict.PASS, Verdict.KNOWN_FAIL), False), ((Verdict.KNOWN_FAIL, Verdict.FAIL, Verdict.PASS), True)):
+        run(tmp_path, *(replace(result(f"normal/c#{n}", one), repetition=n) for n, one in enumerate(verdicts, 1)))
+        last = history.recall(tmp_path, Arch.X86_64, TARGET)["normal/c"]
+        assert (last.passed, last.red) == (False, red)

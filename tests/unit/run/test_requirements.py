@@ -1,0 +1,66 @@
+"""What cases require of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from qcase.arch import Arch
+from qcase.config.case_file import CaseConfig
+from qcase.model import Pipeline
+from qcase.run import requirements, schedule
+from qcase.suite.cases import Case
+from qcase.vm import machine
+
+
+def missing(*requires: str, accel: str = "tcg", network: str = "restricted", args: tuple[str, ...] = ()) -> str:
+    config = CaseConfig(requires=requires, args=args)
+    path = Path("/w/x")
+    case = Case("x", "normal/x", "normal", "", path, Arch.X86_64, path / "qemu-x86_64.toml", config, Pipeline.PLAIN)
+    run = SimpleNamespace(network=network)
+    session: Any = SimpleNamespace(
+        accelerators=SimpleNamespace(asked=accel), workspace=SimpleNamespace(config=SimpleNamespace(run=run))
+    )
+    return requirements.missing(case, cast(Any, session))
+
+
+@pytest.fixture(autouse=True)
+def qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "devices", lambda _: frozenset({"nvme", "sdhci-pci", "virtio-blk-device"}))
+    monkeypatch.setattr(machine, "version", lambda _: (8, 2))
+    monkeypatch.setattr(schedule, "machine", lambda: schedule.Need(4, 8 << 30))
+    monkeypatch.setattr(requirements, "obstacle", lambda _: "")
+    monkeypatch.setattr(requirements, "_is_connected", lambda: True)
+
+
+def test_what_is_there_is_not_missing() -> None:
+    assert missing("nvme", "sdhci", "virtio-blk", "qemu >= 8.2", "qemu >= 8", "cpus >= 4", "memory >= 8 GiB") == ""
+    assert missing("kvm", accel="kvm") == missing("network", network="user") == ""
+    assert missing("kvm", args=("-accel", "kvm")) == ""
+
+
+def test_what_is_missing_is_told() -> None:
+    assert missing("nvmf") == "needs the device nvmf, which qemu-system-x86_64 does not have"
+    assert missing("qemu >= 9.0") == "needs QEMU 9.0, and this one is 8.2"
+    assert missing("cpus >= 5") == "needs 5 processors, and there are 4"
+    assert missing("memory >= 9 GiB") == "needs 9 GiB of free memory, and there are 8.0 GiB"
+    assert missing("kvm") == 'needs KVM, and this run uses tcg: see [run] accel = "auto"'
+    assert missing("network") == 'needs a network, and its network is "restricted"'
+    assert missing("nvme", "nvmf", "cpus >= 5").count(";") == 1
+
+
+def test_what_the_host_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "obstacle", lambda _: "/dev/kvm cannot be opened: No such file or directory")
+    monkeypatch.setattr(requirements, "_is_connected", lambda: False)
+    assert missing("kvm", accel="auto") == "needs KVM: /dev/kvm cannot be opened: No such file or directory"
+    assert missing("network", network="user") == "needs a network, and this machine has none"
+
+
+def test_a_machine_that_kvm_does_not_run_after_all() -> None:
+    config = CaseConfig(requires=("kvm",))
+    assert requirements.lacks_kvm(config, ["qemu", "-accel", "tcg"]) == "needs KVM, and this run uses tcg"
+    assert requirements.lacks_kvm(config, ["qemu", "-accel", "kvm"]) == ""
+    assert requirements.lacks_kvm(CaseConfig(), ["qemu", "-accel", "tcg"]) == ""
