@@ -28,6 +28,7 @@ from qcase.config.fields import (
     PlacePattern,
     Results,
     Strings,
+    VariableName,
     Words,
     matching,
 )
@@ -128,6 +129,7 @@ class CaseConfig:
     additional files of those builds to install, each as `<folder>\\t<pattern>`. `preserve_commands`: a subcase that runs alone
     runs with all commands of its group. `matrix`: the machines of the case, each as `<name>\\0<argument>\\0…`; empty for
     `args` alone. `profiles`: other files for some subcases, each as `<name>\\0<prefix of the subcases>\\0<file>`.
+    `kernel_env`: variables of the build of the case's kernel, each as `<name>=<value>`.
     """
 
     args: tuple[str, ...] = ()
@@ -163,6 +165,7 @@ class CaseConfig:
     preserve_commands: bool = False
     matrix: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ()
+    kernel_env: tuple[str, ...] = ()
     smp: int = 1
     to_bin: bool = False
     uefi: bool = False
@@ -235,6 +238,7 @@ class QcaseTable(Model):
     configure: Words = ()
     make: Words = ()
     install: dict[GuestFolder, Annotated[tuple[PlacePattern, ...], Strict(False)]] = Field(default={})
+    kernel_env: dict[VariableName, str] = Field(default={})
     matrix: Annotated[tuple[MatrixRow, ...], Strict(False)] = ()
     markers: _Markers = _Markers()
     steps: Steps = ()
@@ -281,6 +285,10 @@ def refuse_environment(file: CaseFile, wrong: Wrong) -> None:
         value = getattr(file, key)
         if any("${env:" in text for text in ([value] if isinstance(value, str) else value)):
             wrong((key,), 'names a variable of the environment: refused under trust = "sandboxed"', "write its value")
+    if any("${env:" in text for text in file.qcase.kernel_env.values()):
+        wrong(
+            ("qcase", "kernel_env"), 'names a variable of the environment: refused under trust = "sandboxed"', "write its value"
+        )
     for at, row in enumerate(file.qcase.matrix):
         if any("${env:" in text for text in row.texts):
             what = 'names a variable of the environment: refused under trust = "sandboxed"'

@@ -138,18 +138,11 @@ def _resolve_case(
         boot_timeout=file.qcase.boot_timeout or None,
         command_timeout=file.qcase.command_timeout or None,
         idle_timeout=file.qcase.idle_timeout or None,
-        reset=file.qcase.reset,
-        tags=file.qcase.tags,
-        packages=file.qcase.packages,
-        rootfs=file.qcase.rootfs,
-        **{key: getattr(file.qcase, key) for key in ("cmake", "meson", "configure", "make")},
+        **{key: getattr(file.qcase, key) for key in _AS_GIVEN},
         install=tuple(f"{folder.rstrip('/')}\t{pattern}" for folder, files in file.qcase.install.items() for pattern in files),
-        retries=file.qcase.retries,
-        build=file.qcase.build,
-        cargo=file.qcase.cargo,
-        cargo_options=file.qcase.cargo_options,
         preserve_commands=file.grouped_command_selection == "preserve_all",
         profiles=tuple("\0".join((one.name, one.subcase_prefix, one.config)) for one in file.grouped_qemu_profiles),
+        kernel_env=tuple(sorted(f"{name}={value}" for name, value in file.qcase.kernel_env.items())),
         matrix=_machines(file, args, placeholders, wrong),
         smp=smp(args),
         to_bin=file.to_bin,
@@ -176,6 +169,13 @@ def _skips(
         success=config.success_regex,
     )
     return {"requires": table.requires, "skip": patterns, "skip_status": table.skip.status}
+
+
+# Keys of `[qcase]` that a case has as they are.
+_AS_GIVEN = (
+    *("reset", "tags", "packages", "rootfs", "retries", "build"),
+    *("cargo", "cargo_options", "cmake", "meson", "configure", "make"),
+)
 
 
 def _check_words(

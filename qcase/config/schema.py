@@ -146,6 +146,7 @@ MEANING: Mapping[str, str] = {
     "qcase.meson": 'options of `meson setup`, likewise: "-Dtests=true"',
     "qcase.configure": 'options of the script `configure`, likewise: "--disable-shared"',
     "qcase.make": 'words on the command line of make, likewise: "V=1", "USE_X=no", "all", "tests"',
+    "qcase.kernel_env": "variables for the command that builds the kernel: a kernel of the case's own",
     "qcase.matrix": "[[qcase.matrix]]: machines for the case, each a case of its own: name, axis, and what differs",
     "qcase.install": 'what of a build in C goes to the guest besides, by folder: { "usr/bin" = ["tests/test-*"] }',
 }

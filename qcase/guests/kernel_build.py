@@ -21,6 +21,7 @@ not the stored one.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -43,6 +44,7 @@ from qcase.host import beneath, file_state, locks, process
 from qcase.host.files import write_aside
 from qcase.host.trees import LARGEST, PlantedError, Tree
 from qcase.host.workspace_folders import target_of
+from qcase.text import printable
 
 if TYPE_CHECKING:
     from qcase.containers.engine import Engine
@@ -56,12 +58,20 @@ _TAIL = 16_384  # bytes of a log that an error carries
 
 @dataclass(frozen=True)
 class Group:
-    """Target of a kernel build. `name` is the build group's, empty where there is none; `config` its build-<target>.toml."""
+    """Target of a kernel build. `name` is the build group's, empty where there is none; `config` its build-<target>.toml.
+
+    `env`: variables of a case with a kernel of its own, each as `<name>=<value>`.
+    """
 
     name: str
     config: Path | None
     arch: Arch
     target: str
+    env: tuple[str, ...] = ()
+
+    def variables(self, recipe: KernelBuild) -> dict[str, str]:
+        """Return the variables of a build: those of the recipe, and over them those of the case."""
+        return {**recipe.env, **dict(pair.split("=", 1) for pair in self.env)}
 
     @property
     def variant(self) -> str:
@@ -70,7 +80,14 @@ class Group:
 
     @property
     def shown(self) -> str:
-        return (self.name or "the suite") + (f", variant {self.variant}" if self.variant else "")
+        shown = (self.name or "the suite") + (f", variant {self.variant}" if self.variant else "")
+        return f"{shown}, {printable(' '.join(self.env))}" if self.env else shown
+
+    @property
+    def log(self) -> str:
+        """The name of the log file of a build."""
+        words = [self.variant, hashlib.sha256("\0".join(self.env).encode()).hexdigest()[:8] if self.env else ""]
+        return "-".join(filter(None, ("kernel", *words))) + ".log"
 
 
 @dataclass(frozen=True)
@@ -132,7 +149,7 @@ class Builder:
 
 def run_build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: Say) -> Kernel:
     """Run the command of a group and take its kernel. Raises `KernelError`, or `InfraError` for faults of the machine."""
-    for text in (recipe.build, recipe.output, *recipe.env.values()):
+    for text in (recipe.build, recipe.output, *group.variables(recipe).values()):
         if group.config is None and "${build_config}" in text:
             raise KernelError(
                 f"${{build_config}} stands for nothing: no build-{group.target}.toml is above the case",
@@ -145,8 +162,7 @@ def run_build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: S
             where=str(group.config),
             hint='where = "host" builds it on this machine',
         )
-    file = f"kernel-{group.variant}.log" if group.variant else "kernel.log"
-    log = target_of(tools.workspace) / "/".join(part for part in ("qcase/logs", group.arch, group.name, file) if part)
+    log = target_of(tools.workspace) / "/".join(part for part in ("qcase/logs", group.arch, group.name, group.log) if part)
     shown = f"target/{log.below.removeprefix('target/')}"
     output = Path(_placeholders(group, tools, tools.workspace).replace(recipe.output))
     output = tools.workspace / output
@@ -227,7 +243,7 @@ def _placeholders(group: Group, tools: Tools, workspace: Path) -> Placeholders:
 def _on_host(recipe: KernelBuild, group: Group, tools: Tools, log: Tree, line: Say) -> tuple[str, str]:
     """Run the command as its author does: in the workspace, with all of the environment. Returns the fault and a hint."""
     names = _placeholders(group, tools, tools.workspace)
-    environment = {**tools.environ, **{name: names.replace(value) for name, value in recipe.env.items()}}
+    environment = {**tools.environ, **{name: names.replace(value) for name, value in group.variables(recipe).items()}}
     with (
         os.fdopen(log.appended(), "wb") as out,
         log.opened() as reading,
@@ -279,7 +295,7 @@ def _in_container(recipe: KernelBuild, group: Group, tools: Tools, log: Tree) ->
         image=tools.image(recipe.where),
         argv=("sh", "-euc", "exec 2>&1\n" + names.replace(recipe.build)),
         mounts=(Mount(tools.workspace, WORKSPACE, False), *_shields(tools, group)),
-        env={name: names.replace(value) for name, value in recipe.env.items()},
+        env={name: names.replace(value) for name, value in group.variables(recipe).items()},
         workdir=WORKSPACE,
         timeout=BUILD_TIMEOUT,
         memory=BUILD_MEMORY,

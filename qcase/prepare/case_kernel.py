@@ -108,7 +108,11 @@ class CaseKernels:
         """Return the key of a kernel build: the case's build group and the nearest build-<target>.toml above the case."""
         configs = ingredients.build_configurations(case, self.workspace, self.target)
         return kernel_build.Group(
-            case.build_group, next((path for path in configs if path.is_file()), None), self.arch, self.target
+            case.build_group,
+            next((path for path in configs if path.is_file()), None),
+            self.arch,
+            self.target,
+            case.config.kernel_env,
         )
 
     def _kernel(self, case: Case) -> Kernel:

@@ -87,7 +87,7 @@ def propose(root: Path) -> Proposal | None:
     for arch, name in untranslated.small_disks(root, configs):
         values[f"guest.{arch}.disks"] = {name: "debian"}
         reasons.append(f"[guest.{arch}] disks: {name} = debian, which is busybox and nothing else")
-    left = untranslated.find(root, configs, tree.boards)
+    left = untranslated.find(root, configs, [path for path in tree.boards if any(_below(path, s) for s in (first, *others))])
     outside = Counter(folder.partition("/")[0] for folder in tree.cases if not any(_below(folder, s) for s in (first, *others)))
     left += [f"not looked at: {count} more below {folder or '.'}" for folder, count in outside.items()]
     return Proposal(values, tuple(reasons), tuple(arch for arch, _ in counts.most_common()), tuple(left))

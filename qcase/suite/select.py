@@ -97,7 +97,7 @@ def named(listed: Catalogue, patterns: Sequence[str]) -> Catalogue:
     used: set[str] = set()
     for group, entries in listed.groups.items():
         for entry in entries:
-            stand_in = OtherCase(entry.name, entry.display_name, ())
+            stand_in: Case | OtherCase = next(iter(entry.cases.values()), OtherCase(entry.name, entry.display_name, ()))
             whole = {pattern for pattern in wanted if _matches(pattern, stand_in)}
             parts = {
                 subcase.name: {pattern for pattern in wanted if _means_part(pattern, stand_in, subcase)}

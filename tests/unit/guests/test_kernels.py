@@ -339,3 +339,18 @@ def test_a_file_for_another_architecture_is_refused(tmp_path: Path) -> None:
         kernel_files.of_file(tmp_path / "k", Arch.RISCV64, "--kernel")
     with pytest.raises(UsageError, match="No such file"):
         kernel_files.of_file(tmp_path / "none", Arch.RISCV64, "--kernel")
+
+
+def test_a_case_with_variables_of_its_own_has_a_kernel_of_its_own(workspace: Path) -> None:
+    """Built once for each set of them, over the variables of the recipe; each build has its log."""
+    build = 'mkdir -p out; echo "$SMP $LOG ${build_group}" >>built; cat kernel.elf >out/kernel; echo "$SMP" >>out/kernel'
+    one = builder(workspace, build, env={"SMP": "1", "LOG": "warn"})
+    plain = group(workspace)
+    four = replace(plain, env=("PLACE=${build_group}", "SMP=4"))
+    kernels = [one.kernel(each, quiet, quiet) for each in (plain, four, plain, four)]
+    assert (workspace / "built").read_text() == "1 warn normal/one\n4 warn normal/one\n"
+    assert kernels[0].sha256 == kernels[2].sha256 != kernels[1].sha256 == kernels[3].sha256
+    assert (plain.log, plain.shown) == ("kernel.log", "normal/one")
+    assert four.shown == "normal/one, PLACE=${build_group} SMP=4"
+    logs = {path.name for path in (workspace / "target/qcase/logs/aarch64/normal/one").iterdir()}
+    assert logs == {"kernel.log", four.log}
