@@ -46,6 +46,8 @@ cache_app = typer.Typer(
     name="cache", help="The store: what it keeps, and what goes.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(cache_app)
+known_app = typer.Typer(name="known", help="The known failures.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(known_app)
 images_app = typer.Typer(name="images", help="The toolchain images.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(images_app)
 

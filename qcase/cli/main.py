@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from qcase.cli import machine_commands, run_commands, suite_commands  # noqa: F401  each registers its commands
+from qcase.cli import known_commands, machine_commands, run_commands, suite_commands  # noqa: F401  each registers its commands
 from qcase.cli.app import COMPLETE, HELP, app, strict_parser
 from qcase.cli.output import INTERRUPTED, PATIENCE
 from qcase.report import inert
@@ -50,6 +50,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "cache verify": ("qcase cache verify", "qcase cache verify --repair"),
     "cache clear": ("qcase cache clear --dry-run", "qcase cache clear --all"),
     "lock": ("qcase lock", "qcase lock --arch x86_64"),
+    "known add": (
+        "qcase known add --reason 'FUTEX_REQUEUE is not there yet'",
+        "qcase known add futex 'fs/*' --reason later --link https://example.org/12 --until 2027-01-31",
+        "qcase known add --reason later --arch aarch64 --dry-run",
+    ),
+    "known list": ("qcase known list", "qcase known list --json"),
     "images build": ("qcase images build c", "qcase images build c --fresh"),
     "images list": ("qcase images list",),
     "images lock": ("qcase images lock", "qcase images lock c --own", "qcase images lock --snapshot 20261122T120000Z"),
@@ -82,6 +88,8 @@ SUMMARIES: dict[str, str] = {
     "cache verify": "Read everything in full.",
     "cache clear": "Take away all that is not in use.",
     "lock": "Pin the packages of all cases.",
+    "known add": "Write down what failed in the last run.",
+    "known list": "What is known to fail, and why.",
     "images build": "Build a toolchain image.",
     "images list": "Which are there, and as pinned.",
     "images lock": "Pin them as they are.",

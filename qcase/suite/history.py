@@ -26,9 +26,11 @@ from qcase.host import beneath
 from qcase.host.files import write_aside
 from qcase.host.workspace_folders import own_folder
 from qcase.model import CaseResult, Verdict
+from qcase.suite import known_failures
 from qcase.suite.cases import BrokenCase, Case
 
 HISTORY_FORMAT = 1
+_EXCUSES = 1_000  # maximum number of failed tests of a case that are remembered
 _PATIENCE = 10.0  # seconds for another run of this workspace to write its own results
 
 
@@ -42,6 +44,7 @@ class Remembered:
     command: float | None = None
     total: float = 0.0
     at: float = 0.0  # when it ended, in seconds since 1970
+    excuses: tuple[tuple[str, tuple[str, ...]], ...] = ()  # the known failures that would excuse it, see `known_failures.wanted`
 
     @property
     def passed(self) -> bool:
@@ -74,6 +77,7 @@ def recall(workspace: Path, arch: Arch, target: str) -> Mapping[str, Remembered]
                 **{name: None if value is None else float(value) for name, value in times.items()},
                 total=float(facts.get("total", 0.0)),
                 at=float(facts.get("at", 0.0)),
+                excuses=tuple((str(test), tuple(map(str, words))) for test, words in facts.get("excuses", ())),
             )
     return found
 
@@ -143,7 +147,8 @@ def _run(arch: Arch, target: str) -> str:
 def _facts(result: CaseResult) -> dict[str, Any]:
     times = {name: getattr(result, name) for name in ("prepare", "boot", "command", "total")}
     rounded = {name: None if value is None else round(value, 3) for name, value in times.items()}
-    return {"verdict": result.verdict.value, **rounded, "at": round(time.time(), 1)}
+    excuses = {"excuses": found} if (found := known_failures.wanted(result)[:_EXCUSES]) else {}
+    return {"verdict": result.verdict.value, **rounded, "at": round(time.time(), 1), **excuses}
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
