@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import ConfigDict, Field, Strict
 
+from qcase.config import steps_table
 from qcase.config.fields import (
     Build,
     Cargo,
@@ -182,8 +183,8 @@ class CaseConfig:
 
     @property
     def stops_at_reset(self) -> bool:
-        """Tell whether the machine is to stand still at a reset, so that what came before it is known."""
-        return any(step.expect == "reboot" for step in self.steps)
+        """Tell whether the machine is to stand still when it resets or powers off, since a step follows on it."""
+        return steps_table.stops_at_reset(self.steps)
 
     @property
     def first_prompt(self) -> str | None:

@@ -224,12 +224,8 @@ def _checked_steps(file: CaseFile, placeholders: Placeholders, wrong: Wrong) -> 
     for key in ("shell_prefix", "shell_init_cmd", "success_regex", "test_commands"):
         if getattr(file, key):
             wrong((key,), f"cannot stand beside [[{table}]]", "say it in a step")
-    if file.qcase.reset and any(step.expect == "reboot" for step in steps):
-        wrong(
-            ("qcase", "reset"),
-            'cannot stand beside a step with expect = "reboot"',
-            "leave it out: that step lets the guest reset",
-        )
+    if file.qcase.reset and steps_table.stops_at_reset(steps):
+        wrong(("qcase", "reset"), "cannot stand beside a step with expect", "leave it out: that step lets the guest reset")
     for key in ("results", "markers"):
         if getattr(file.qcase, key) not in (None, type(file.qcase.markers)()):
             wrong(("qcase", key), f"cannot stand beside [[{table}]]", "make a case of its own of the command that has tests")

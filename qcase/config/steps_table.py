@@ -97,6 +97,11 @@ def decoded(text: str) -> StepConfig:
     return StepConfig(**{**values, "success": tuple(values["success"]), "fail": tuple(values["fail"])})
 
 
+def stops_at_reset(steps: Sequence[StepConfig]) -> bool:
+    """Tell whether a machine is to stand still when it resets or powers off, since a step follows on it."""
+    return any(step.expect == "reboot" or (step.expect and number < len(steps)) for number, step in enumerate(steps, 1))
+
+
 def is_there(data: Mapping[str, Any]) -> bool:
     """Tell whether a file has steps, however well."""
     table = data.get("qcase")
@@ -131,7 +136,7 @@ def checked(
             if value is not None and (not value.strip() or "\0" in value):
                 wrong((*place, key), "must not be empty" if not value.strip() else "must not contain a NUL character")
         prompt = prompt if step.prompt is None else replaced(step.prompt).strip()
-        _check(step, place, words, prompt, last=index == len(given) - 1, theirs=bool(theirs), wrong=wrong)
+        _check(step, place, words, prompt, theirs=bool(theirs), wrong=wrong)
         steps.append(_resolved(step, prompt, place, replaced, wrong))
     if given and not any(step.success_regex or step.expect for step in given):
         what = "no step has success_regex" + ("" if theirs else " or expect") + ": the case can never pass"
@@ -159,7 +164,6 @@ def _check(
     words: tuple[str, str],
     prompt: str | None,
     *,
-    last: bool,
     theirs: bool,
     wrong: Wrong,
 ) -> None:
@@ -183,8 +187,6 @@ def _check(
         wrong((*place, "fail_regex"), "needs success_regex in the same step: without, the step ends once it has typed")
     if theirs and step.timeout is not None and step.command is None:
         wrong((*place, "timeout"), "cannot stand in a step without shell_cmd", "the timeout of the file holds for it")
-    if step.expect == "poweroff" and not last:
-        wrong((*place, "expect"), "is for the last step: behind a power-off there is no machine", 'reboot, or "system_reset"')
 
 
 def _resolved(

@@ -27,11 +27,11 @@ class Console:
         self.search = AllReadings(self.transcript)
         self.suspects = Suspects(rules.prompt)
         self.tail = Tail(self.transcript.written)
-        self.resets = Resets(expected=sum(step.expect == "reboot" for step in rules.steps))
+        self.resets = Resets(expected=sum(bool(step.expect) for step in rules.steps))
         self.times = Times(started, started)
         self.taken = 0  # end of the written text at the last search for kernel trouble
         self.booted = False
-        self.open = not rules.from_prompt
+        self.open = not rules.from_prompt or bool(rules.steps and all(step.prompt is None for step in rules.steps))
         self._typed: tuple[bytes, ...] = ()
 
     def note_typed(self, lines: tuple[bytes, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,6 +33,11 @@ class Step:
     @property
     def typed(self) -> str | None:
         return self.command if self.keys is None else self.keys
+
+
+def stops_at_reset(steps: Sequence[Step]) -> bool:
+    """Tell whether a machine is to stand still when it resets or powers off, since a step follows on it."""
+    return any(step.expect == "reboot" or (step.expect and number < len(steps)) for number, step in enumerate(steps, 1))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Final
 from qcase.console.console import Console
 from qcase.console.judge import Judge
 from qcase.console.keyboard import Keyboard
-from qcase.console.rules import Limits, Rules, Ruling, Step
+from qcase.console.rules import Limits, Rules, Ruling, Step, stops_at_reset
 from qcase.model import KernelTrouble, LimitUse, Phase, SubtestResult, SubtestStatus, Verdict
 
 _OUTPUT: Final = 20  # last lines of the console in the result of a step that did not pass
@@ -72,8 +72,8 @@ class StepsJudge:
 
     @property
     def stops_at_reset(self) -> bool:
-        """Tell whether the machine is to stand still at a reset, until what came before was judged."""
-        return any(step.expect == "reboot" for step in self.rules.steps)
+        """Tell whether the machine is to stand still at a reset or power-off, until what came before was judged."""
+        return stops_at_reset(self.rules.steps)
 
     @property
     def asks_monitor(self) -> bool:
@@ -175,10 +175,19 @@ class StepsJudge:
             self._judge.watch_resets()
             self._go_on(now)
 
+    def powered_off(self, now: float, *, fault: str = "") -> None:
+        """Take a power-off of the machine, which can start again. All text from before it was fed."""
+        self._console.resets.note(now, self._console.times.last_data)
+        self._close(now)
+        if self.ruling is None and self._step.expect == "poweroff" and self._acted and not fault:
+            self._finish_at_end(now)
+        elif self.ruling is None:
+            self.ended(now, "the guest powered off", fault=fault)
+
     def ended(self, now: float, how: str, *, reset: bool = False, fault: str = "", off: bool = False) -> None:
         """See `Judge`. `off`: the guest powered off."""
         self._close(now)
-        if self.ruling is None and off and self._step.expect == "poweroff" and self._acted and not fault:
+        if self.ruling is None and off and self._last and self._step.expect == "poweroff" and self._acted and not fault:
             self._finish_at_end(now)
         if self.ruling is None:
             self._judge.ended(now, how, reset=reset, fault=fault)
@@ -251,7 +260,7 @@ class StepsJudge:
             part=True,
             goes_on=not self._last,
         )
-        limits = replace(self.limits, command=None, boot=None if self._console.booted else self.limits.boot)
+        limits = replace(self.limits, command=None, boot=self.limits.boot if self.prompt_at is None else None)
         self._judge = Judge(
             rules, started=self.started, limits=limits, console=self._console, since=border, keyboard=self._keyboard
         )

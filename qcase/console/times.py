@@ -73,6 +73,8 @@ def limit_reached(
         return f"nothing was printed for {limit:g} s" + (f"; {running} was running" if running else "")
     if rules.prompt is not None and booting:
         return f"the prompt {rules.prompt!r} did not come within {limit:g} s"
+    if rules.group is not None and rules.prompt is None and booting:
+        return f"nothing started the group's script within {limit:g} s, and there is no shell_prefix to type it at"
     if rules.group is not None and name == "command_timeout":
         return f"{running or 'the next command'} did not end within {limit:g} s, nor could the guest end it"
     if rules.group is not None:

@@ -374,7 +374,7 @@ def _tell_of_downs(machine: Machine, judge: StepsJudge, log: ConsoleLog) -> None
         if reason in RESET_REASONS:
             judge.reset(time.monotonic(), fault=fault, by_guest=reason == "guest-reset")
         else:
-            judge.ended(time.monotonic(), "the guest powered off", off=True, fault=fault)
+            judge.powered_off(time.monotonic(), fault=fault)
         if judge.ruling is None:
             machine.send_to_monitor(REVIVE)
 

@@ -18,17 +18,18 @@ WORDS = ("UP", "OK", "DONE", "READY")
 class Played:
     """A guest that reads lines at its prompt and prints what it is told to, and the record of what came from whom.
 
-    `said`: each whole line of a program, with the number of lines that were typed when it came, in order. `bad`: a panic or a
-    fail text came.
+    `said`: each whole line of a program, with the number of lines that were typed when it came, and the boot, in order. `bad`: a
+    panic or a fail text came. In `out`, None is a reset, of which some come by themselves.
     """
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.tame = self.random.random() < 0.5
-        self.said: list[tuple[str, int]] = []
+        self.said: list[tuple[str, int, int]] = []
+        self.boot = 0
         self.bad = False
         self.lines = 0
-        self.out: list[str] = []
+        self.out: list[str | None] = []
         self._keys = ""
 
     def boots(self) -> None:
@@ -51,7 +52,18 @@ class Played:
                 self._runs(self._keys.strip())
                 self._keys = ""
 
+    def _resets(self) -> None:
+        self.out.append(None)
+        self.boot += 1
+        self._keys = ""
+        self.boots()
+
     def _runs(self, line: str) -> None:
+        if line == "reboot" or (not self.tame and self.random.random() < 0.03):
+            for _ in range(self.random.randrange(3)):
+                self._line()
+            self._resets()
+            return
         for _ in range(self.random.randrange(3)):
             self._line()
         if self.tame or self.random.random() < 0.7:
@@ -74,22 +86,27 @@ class Played:
             self._says(self.random.choice((*WORDS, "x", "OK not", "UP and")) if not self.tame else "x")
 
     def _says(self, text: str) -> None:
-        self.said.append((text, self.lines))
+        self.said.append((text, self.lines, self.boot))
         if not self.tame and self.random.random() < 0.1:
             cut = self.random.randrange(len(text) + 1)
             self.out.append(f"{text[:cut]}{KERNEL}{text[cut:]}\r\n")
         else:
             self.out.append(f"{text}\r\n")
 
-    def pieces(self) -> list[bytes]:
-        """What is to come now, in pieces as large as chance has it."""
-        whole = "".join(self.out).encode()
-        self.out.clear()
-        found = []
-        while whole:
-            size = self.random.choice((1, 3, 7, 40, 1000))
-            found.append(whole[:size])
-            whole = whole[size:]
+    def pieces(self) -> list[bytes | None]:
+        """What is to come now, in pieces as large as chance has it, and resets."""
+        found: list[bytes | None] = []
+        while self.out:
+            if (part := self.out.pop(0)) is None:
+                found.append(None)
+                continue
+            while self.out and self.out[0] is not None:
+                part += self.out.pop(0) or ""
+            whole = part.encode()
+            while whole:
+                size = self.random.choice((1, 3, 7, 40, 1000))
+                found.append(whole[:size])
+                whole = whole[size:]
         return found
 
 
@@ -98,24 +115,30 @@ def steps_of(chance: random.Random) -> tuple[Step, ...]:
     steps = [Step("0", prompt=PROMPT.strip(), command=f"echo {(word := chance.choice(WORDS))}", success=(f"^{word}$",))]
     for number in range(1, chance.randrange(2, 6)):
         word = chance.choice(WORDS)
-        kind = chance.choice(("types", "types", "waits", "types only"))
+        kind = chance.choice(("types", "types", "waits", "types only", "reboots"))
+        if kind == "reboots":
+            steps.append(Step(str(number), prompt=PROMPT.strip(), command="reboot", expect="reboot"))
+            continue
         success = () if kind == "types only" else (f"^{word}$",)
         command = None if kind == "waits" else f"echo {word}"
         steps.append(Step(str(number), prompt=PROMPT.strip() if command else None, command=command, success=success))
     return tuple(steps)
 
 
-def could_pass(steps: tuple[Step, ...], said: list[tuple[str, int]]) -> bool:
+def could_pass(steps: tuple[Step, ...], said: list[tuple[str, int, int]]) -> bool:
     """The reference: whether each step's word came in order, each line once; for those that type, behind what they typed."""
-    at, typed = 0, 0
+    at, typed, boot = 0, 0, 0
     for step in steps:
         typed += step.command is not None
+        boot += step.expect == "reboot"
         if not step.success:
             continue
         wanted = step.success[0][1:-1]
         # What came while the step's line was being typed counts as well: one line less may have been read then.
         least = typed - 1 if step.command is not None else 0
-        found = next((n for n in range(at, len(said)) if said[n][0] == wanted and said[n][1] >= least), None)
+        found = next(
+            (n for n in range(at, len(said)) if said[n][0] == wanted and said[n][1] >= least and said[n][2] == boot), None
+        )
         if found is None:
             return False
         at = found + 1
@@ -128,13 +151,16 @@ def test_no_pass_that_the_reference_does_not_give(seed: int) -> None:
     steps = steps_of(guest.random)
     if guest.tame and any(step.command is None for step in steps):
         steps = tuple(step for step in steps if step.command is not None)
-    judge = StepsJudge(Rules(steps=steps, fail=("^FAIL",)), started=0.0, limits=Limits(whole=60.0))
+    judge = StepsJudge(Rules(steps=steps, fail=("^FAIL",), resets=True), started=0.0, limits=Limits(whole=60.0))
     guest.boots()
     now = 0.0
     while judge.ruling is None and now < 200.0:
         for piece in guest.pieces():
-            now += guest.random.choice((0.0, 0.001, 0.02))
-            judge.feed(piece, now)
+            now += guest.random.choice((0.0, 0.001, 0.02)) if piece is not None else 0.3
+            if piece is None:
+                judge.reset(now)
+            else:
+                judge.feed(piece, now)
             if keys := judge.input():
                 guest.hears(keys.decode())
         if not guest.out and judge.ruling is None:

@@ -24,6 +24,7 @@ OFF = {"prompt": kernel.PROMPT, "command": "off", "expect": "poweroff"}
 CASES: dict[str, tuple[list[dict[str, Any]], str, list[str]]] = {
     "talks": ([UP, {"prompt": kernel.PROMPT, "command": "say one"}, {"success_regex": ["^one$"]}, CHECK], "pass", ["pass"] * 4),
     "restarts": ([{**CHECK, "command": "say again ; sleep 300"}, REBOOT, CHECK, OFF], "pass", ["pass"] * 4),
+    "is-off-and-on": ([CHECK, OFF, CHECK, REBOOT, CHECK], "pass", ["pass"] * 5),
     "is-reset": ([UP, RESET, UP, RESET, CHECK], "pass", ["pass"] * 5),
     "says-it-too-early": (
         [
@@ -44,15 +45,17 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, list[str]]] = {
 @pytest.mark.parametrize("arch", kernel.ARCHES)
 def test_steps_of_a_real_machine(arch: Arch, kernels: Mapping[Arch, Path], tmp_path: Path, test_cache: Path) -> None:
     made = kernel.workspace(tmp_path / "w", kernels)
-    for name, (steps, _, _) in CASES.items():
+    # QEMU 7.2 ends at a power-off of riscv64's machine.
+    cases = {name: case for name, case in CASES.items() if arch is not Arch.RISCV64 or name != "is-off-and-on"}
+    for name, (steps, _, _) in cases.items():
         whole = {"args": kernel.ARGS[arch], "fail_regex": ["^FAIL"], "timeout": 60}
         lines = [f"{key} = {json.dumps(value)}" for key, value in whole.items()]
         for step in steps:
             lines += ["[[qcase.steps]]", *(f"{key} = {_toml(value)}" for key, value in step.items())]
         made.broken(name, "\n".join(lines) + "\n", arch=arch)
     outcome = run(made, "-j", "2", f"--junit={tmp_path / 'junit'}", arch=arch, store=test_cache)
-    assert outcome.verdicts == {name: verdict for name, (_, verdict, _) in CASES.items()}, outcome.said
-    for name, (_, _, states) in CASES.items():
+    assert outcome.verdicts == {name: verdict for name, (_, verdict, _) in cases.items()}, outcome.said
+    for name, (_, _, states) in cases.items():
         subtests = outcome.case(name)["subtests"]
         assert [one["status"] for one in subtests] == states, name
         assert all(one["seconds"] is not None for one in subtests if one["status"] == "pass")

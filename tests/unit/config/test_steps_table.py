@@ -78,6 +78,8 @@ send = "q"
     assert config.steps[3].qmp == '{"execute": "device_del", "arguments": {"id": "x"}}'
     assert config.stops_at_reset
     assert config.first_prompt == "login:"
+    assert case(tmp_path, OWN + "expect = 'poweroff'\n" + OWN + ENDS).stops_at_reset
+    assert not case(tmp_path, OWN + ENDS + OWN + "expect = 'poweroff'").stops_at_reset
     assert not case(tmp_path, OWN + ENDS).stops_at_reset
 
 
@@ -102,7 +104,6 @@ send = "q"
         (OWN + ENDS + "prompt = '#'\ncommand = 'x'\nsend = 'y'", "qcase.steps[0].send", "cannot stand beside command"),
         (OWN + ENDS + "expect = 'reboot'", "qcase.steps[0].expect", "cannot stand beside success_regex"),
         (OWN + ENDS + "timeout = 0", "qcase.steps[0].timeout", "must be greater than 0"),
-        (OWN + "expect = 'poweroff'\n" + OWN + ENDS, "qcase.steps[0].expect", "is for the last step"),
         (OWN + "expect = 'halt'", "qcase.steps[0].expect", 'must be "reboot" or "poweroff"'),
         (OWN + ENDS + "qmp = { execute = 'migrate' }", "qcase.steps[0].qmp.execute", "must be"),
         (OWN + ENDS + "send = ''", "qcase.steps[0].send", "must not be empty"),

@@ -114,7 +114,18 @@ def test_a_success_before_the_first_prompt_is_none() -> None:
     assert guest.prints("A\r\n").waits().verdict is Verdict.PASS
 
 
-@pytest.mark.parametrize("text", ["one\r\ntwo\r\n", "one two\r\n", "one\r\n\r\nx\r\ntwo\r\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "one\r\ntwo\r\n",
+        "one two\r\n",
+        "one\r\n\r\nx\r\ntwo\r\n",
+        "x\rone two\r\n",
+        "99%\r100%\r\nx\r\rone\r\nxxx\rtwo\r\n",
+        "\x1b[32mone\x1b[0m\x08e two\r\n",
+        "one[    2.040000] x\r\n\r\ntwo\r\n",
+    ],
+)
 def test_what_a_waiting_step_waits_for_may_come_right_behind_the_match_before_it(text: str) -> None:
     assert Guest(waits_for("one"), waits_for("two")).prints(text).waits().waits().verdict is Verdict.PASS
     single = Guest(waits_for("one"), waits_for("two"))
@@ -254,6 +265,22 @@ def test_the_last_step_without_patterns_passes_once_its_output_is_drained() -> N
     assert Guest(*steps).prints(PROMPT).waits().prints(f"A\r\n{PROMPT}").waits(3).verdict is Verdict.PASS
 
 
+def test_the_limit_of_the_boot_ends_with_the_first_prompt() -> None:
+    guest = Guest(types("reboot", expect="reboot"), types("./b", "^B$"), resets=True, limits=Limits(boot=5.0, whole=90.0))
+    guest.prints(PROMPT).waits().waits(20).resets().prints("x\r\n").waits(20)
+    assert guest.prints(PROMPT).waits().prints("B\r\n").waits().verdict is Verdict.PASS
+    assert Guest(waits_for("^up$"), limits=Limits(boot=5.0)).prints("x\r\n").waits(9).verdict is Verdict.TIMEOUT
+
+
+def test_fail_patterns_from_the_prompt_on_hold_where_no_step_has_a_prompt() -> None:
+    whole = Guest(waits_for("^up$"), waits_for("^there$"), fail=("FAIL",), from_prompt=True)
+    assert whole.prints("up\r\nFAIL\r\n").waits(3).verdict is Verdict.FAIL
+    early = Guest(types("./a", "^A$"), fail=("FAIL",), from_prompt=True).prints("FAIL\r\n", PROMPT).waits()
+    assert early.prints("A\r\n").waits().verdict is Verdict.PASS
+    late = Guest(types("./a", "^A$"), types("./b", "^B$"), fail=("FAIL",), from_prompt=True).prints("FAIL\r\n", PROMPT).waits()
+    assert late.prints(f"A\r\n{PROMPT}").waits().prints("FAIL\r\n").waits().verdict is Verdict.FAIL
+
+
 # --- the machine --------------------------------------------------------------------------------------------------------
 
 BOOTS = types("reboot", expect="reboot"), types("./b", "^B$")
@@ -313,6 +340,25 @@ def test_a_power_off_that_is_expected_passes() -> None:
     assert early.states == ["broken", "not-run"]
 
 
+def test_the_next_boot_behind_a_power_off() -> None:
+    steps = types("poweroff", expect="poweroff"), types("./b", "^B$")
+    guest = Guest(*steps, resets=True).prints(PROMPT).waits().prints(f"B\r\n{PROMPT}B")
+    guest.judge.powered_off(guest.now)
+    guest.waits(2).resets().prints("SeaBIOS\r\n", PROMPT).waits()
+    assert guest.typed == b"poweroff\n./b\n"
+    assert guest.waits(9).verdict is None
+    assert guest.prints("B\r\n").waits().verdict is Verdict.PASS
+    gone = Guest(*steps, resets=True).prints(PROMPT).waits()
+    gone.judge.ended(gone.now, "status 0", off=True)
+    assert gone.verdict is Verdict.EXITED, "QEMU itself is gone"
+    early = Guest(*steps, resets=True).prints("boot\r\n")
+    early.judge.powered_off(early.now)
+    assert early.verdict is Verdict.EXITED
+    panicked = Guest(*steps, resets=True).prints(PROMPT).waits().prints("Kernel panic - not syncing: x")
+    panicked.judge.powered_off(panicked.now)
+    assert panicked.verdict is Verdict.PANIC
+
+
 def test_a_command_for_the_monitor() -> None:
     guest = Guest(Step("unplug", qmp='{"execute": "device_del"}'), waits_for("^gone$"))
     assert guest.judge.requests() == ['{"execute": "device_del"}']
@@ -353,3 +399,12 @@ def test_a_group_that_the_guest_starts_is_judged_by_its_markers(second: str, rig
         assert judge.ruling is not None
         assert judge.ruling.verdict is Verdict.TIMEOUT
         assert judge.ruling.limit == "command_timeout"
+
+
+def test_a_group_that_nothing_starts_says_so() -> None:
+    group = Group("B", "P", "F", "ALL", "NONE", ("a",), ("a",))
+    judge = Judge(Rules(success=("^ALL$",), group=group), started=0.0, limits=Limits(whole=9.0))
+    judge.feed(b"root@x:/# ", 1.0)
+    judge.tick(9.0)
+    assert judge.ruling is not None
+    assert judge.ruling.reason.startswith("nothing started the group's script within 9 s")
