@@ -35,6 +35,7 @@ from qcase.config.fields import (
 )
 from qcase.config.known_file import Known, Tables
 from qcase.config.matrix import MatrixRow
+from qcase.config.services_table import HostHttpServer, ServiceTables
 from qcase.config.skip_table import Requirements, SkipTable
 from qcase.config.steps_table import ShellCheckSteps, StepConfig, Steps, decoded, texts
 from qcase.errors import Problem
@@ -125,11 +126,12 @@ class CaseConfig:
 
     `steps_as_json`: the steps of a case that has some, see `steps`.
 
-    `smp` and `memory`: the number of processors and the bytes in `args`. `retries`: the number of further attempts for a case
-    that does not pass. `cargo_options`: for the build in Rust; `cmake`, `meson`, `configure`, `make`: for builds in C. `install`:
-    additional files of those builds to install, each as `<folder>\\t<pattern>`. `preserve_commands`: a subcase that runs alone
-    runs with all commands of its group. `matrix`: the machines of the case, each as `<name>\\0<argument>\\0…`; empty for
-    `args` alone. `profiles`: other files for some subcases, each as `<name>\\0<prefix of the subcases>\\0<file>`.
+    `services`: of the host, each as `services_table.Service.text`. `smp` and `memory`: the number of processors and the bytes in
+    `args`. `retries`: the number of further attempts for a case that does not pass. `cargo_options`: for the build in Rust;
+    `cmake`, `meson`, `configure`, `make`: for builds in C. `install`: additional files of those builds to install, each as
+    `<folder>\\t<pattern>`. `preserve_commands`: a subcase that runs alone runs with all commands of its group.
+    `matrix`: the machines of the case, each as `<name>\\0<argument>\\0…`; empty for `args` alone. `profiles`: other files for
+    some subcases, each as `<name>\\0<prefix of the subcases>\\0<file>`.
     `kernel_env`: variables of the build of the case's kernel, each as `<name>=<value>`.
     """
 
@@ -171,6 +173,7 @@ class CaseConfig:
     to_bin: bool = False
     uefi: bool = False
     memory: int = 128 << 20
+    services: tuple[str, ...] = ()
     known: tuple[Known, ...] = ()
     requires: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
@@ -241,6 +244,7 @@ class QcaseTable(Model):
     install: dict[GuestFolder, Annotated[tuple[PlacePattern, ...], Strict(False)]] = Field(default={})
     kernel_env: dict[VariableName, str] = Field(default={})
     matrix: Annotated[tuple[MatrixRow, ...], Strict(False)] = ()
+    services: ServiceTables = ()
     markers: _Markers = _Markers()
     steps: Steps = ()
     known: Tables = ()
@@ -277,6 +281,9 @@ class CaseFile(Model):
     fail_regex: Strings = ()
     timeout: Seconds = 0.0
     shell_check_steps: ShellCheckSteps = ()
+    snapshot: bool = True
+    rootfs_write_policy: Literal["discard", "persist"] = "discard"
+    host_http_server: HostHttpServer = HostHttpServer()
     qcase: QcaseTable = QcaseTable()
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from qcase.config import matrix, qemu_options, results_table, root_disk, skip_table, steps_table
+from qcase.config import matrix, qemu_options, results_table, root_disk, services_table, skip_table, steps_table
 from qcase.config.case_file import CaseConfig, CaseFile, Placeholders, QcaseTable, Wrong, memory, refuse_environment, smp
 from qcase.config.known_file import Known, KnownFile, KnownTable, known_of
 from qcase.config.patterns import PatternError, compile_pattern
@@ -117,8 +117,7 @@ def _resolve_case(
     patterns = _checked_patterns(file, placeholders, wrong)
     results, markers = results_table.checked(file, test_commands, command, wrong)
     steps = _checked_steps(file, placeholders, wrong)
-    decides = _decides(document, patterns["success_regex"] or test_commands)
-    if not (decides or broken & {"success_regex", "test_commands"}):
+    if not (_decides(document, patterns["success_regex"] or test_commands) or broken & {"success_regex", "test_commands"}):
         wrong(("success_regex",), "no success_regex: the case can never pass", "say what the guest prints when all is well")
     return CaseConfig(
         args=args,
@@ -148,6 +147,7 @@ def _resolve_case(
         to_bin=file.to_bin,
         uefi=file.uefi,
         memory=memory(args),
+        services=_services(file, wrong),
         warnings=warnings,
     )
 
@@ -240,6 +240,16 @@ def _machines(file: CaseFile, args: tuple[str, ...], placeholders: Placeholders,
 
     found = matrix.machines(file.qcase.matrix, args, placeholders.replace, fault)
     return tuple("\0".join((name, *words)) for name, words in found)
+
+
+def _services(file: CaseFile, wrong: Wrong) -> tuple[str, ...]:
+    """Return the services of the host. Refuses to keep what a guest writes to its disks."""
+    hint = "leave it out: a test's writes are thrown away"
+    if not file.snapshot:
+        wrong(("snapshot",), "must not be false: a guest would write into an image that other cases boot", hint)
+    if file.rootfs_write_policy == "persist":
+        wrong(("rootfs_write_policy",), 'must be "discard": a guest would write into an image that other cases boot', hint)
+    return services_table.checked(file.host_http_server, file.qcase.services, file.qcase.network, wrong)
 
 
 def _checked_patterns(file: CaseFile, placeholders: Placeholders, wrong: Wrong) -> dict[str, tuple[str, ...]]:

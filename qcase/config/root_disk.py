@@ -32,7 +32,7 @@ _SHORT: Mapping[str, str] = {
     "mtdblock": "if=mtd",
     "pflash": "if=pflash",
 }
-_UNSEEN = ("none", "pflash", "floppy", "mtd")  # interfaces that attach nothing, or nothing that could be a root disk
+UNSEEN = ("none", "pflash", "floppy", "mtd")  # interfaces that attach nothing, or nothing that could be a root disk
 
 # Keys of the drive itself, independent of its content. All other keys belong to the file or the format that it named.
 _OF_THE_DRIVE = frozenset(
@@ -220,7 +220,7 @@ def _root(options: Sequence[Option], found: Sequence[Drive]) -> Drive | None:
             return drive
     if ROOT in users:
         return None
-    own = [drive for drive in found if drive.interface not in _UNSEEN and drive.opts.get("media") != "cdrom"]
+    own = [drive for drive in found if drive.interface not in UNSEEN and drive.opts.get("media") != "cdrom"]
     first = [drive for drive in own if drive.is_first] or own
     if len(first) > 1:
         shown = " and ".join(drive.written for drive in first[:2])

@@ -10,7 +10,8 @@ Debian's archive (see `qcase.guests.debian`), once, and kept in the store:
         rootfs.img                           raw, sparse: one bare ext4 of 1 GiB
         kernel                               as QEMU starts it at once: x86_64 an ELF (PVH), else an Image
         manifest.json                        sha256, size and stat facts of the files beside it
-    <store>/guests/initramfs-<key>-<arch>/   made from rootfs.img by `qcase.guests.initramfs`; <key> from both
+    <store>/guests/initramfs-<key>-<arch>/   made from rootfs.img by `qcase.guests.initramfs`; <key> from both, and the kinds of
+                                             disks that a machine has
         initramfs.cpio
         manifest.json
     <store>/guests/.staging-<name>-<unique>/ being made, or taken out of the way
@@ -31,13 +32,14 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from qcase import plugins
 from qcase.arch import Arch
+from qcase.config.disk_kinds import USUAL, Disks
 from qcase.config.workspace_file import BUILT_IN_GUESTS, Download, is_guest
 from qcase.errors import InfraError, UsageError
 from qcase.events import Emit, Progress
@@ -74,7 +76,8 @@ class Guest:
     `append`: the kernel's command line. `digests`: sha256 by file name, of the files in the store. `looks`: the stat facts of the
     store's files when they were checked.
 
-    `kernel`: None if a command makes it, for each build group (see `qcase.guests.kernel_build`).
+    `kernel`: None if a command makes it, for each build group (see `qcase.guests.kernel_build`). `source`: the image that has the
+    modules of qcase's own initramfs, and its sha256; None if `initrd` is not qcase's.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Guest:
     append: str
     digests: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     looks: Mapping[Path, file_state.Facts] = field(default_factory=lambda: MappingProxyType({}))
+    source: tuple[Path, str] | None = None
 
     @property
     def is_as_checked(self) -> bool:
@@ -181,18 +185,38 @@ def built_in(
     records = fetched.records(make, emit)
     rootfs = fetched.folder / "rootfs.img"
 
-    made_of = hashlib.sha256(f"{records['rootfs.img']['sha256']} {initramfs.recipe()}".encode()).hexdigest()
-    derived = FileSet(cache, f"initramfs-{made_of[:16]}-{arch}", ("initramfs.cpio",), notes)
-    more = derived.records(lambda staged: _derive(rootfs, arch, staged), emit)
-    return Guest(
+    plain = Guest(
         name=fetched.name,
         arch=arch,
         rootfs=rootfs,
         kernel=fetched.folder / "kernel",
-        initrd=derived.folder / "initramfs.cpio",
+        initrd=None,
         append=command_line(arch, DEFAULT_HOSTNAME),
-        digests=MappingProxyType(digests_of(records | more)),
-        looks=MappingProxyType(fetched.looks(records) | derived.looks(more)),
+        digests=MappingProxyType(digests_of(records)),
+        looks=MappingProxyType(fetched.looks(records)),
+        source=(rootfs, records["rootfs.img"]["sha256"]),
+    )
+    return for_disks(plain, USUAL, cache, notes=notes, emit=emit)
+
+
+def for_disks(guest: Guest, disks: Disks, cache: Path, *, notes: Path | None = None, emit: Emit) -> Guest:
+    """Return a guest with the initramfs for a machine with these disks; a guest whose initrd is not qcase's, as it is.
+
+    The initramfs is made if it is missing; `notes` as with `built_in`. Raises `UsageError` if the kernel has no driver for them.
+    """
+    if guest.source is None:
+        return guest
+    image, digest = guest.source
+    flavour = "" if disks == USUAL else f" {' '.join(disks.kinds)} {bool(disks.serial)}"
+    made_of = hashlib.sha256(f"{digest} {initramfs.recipe()}{flavour}".encode()).hexdigest()
+    derived = FileSet(cache, f"initramfs-{made_of[:16]}-{guest.arch}", ("initramfs.cpio",), notes)
+    more = derived.records(lambda staged: _derive(image, guest.arch, disks, staged), emit)
+    looks = {path: facts for path, facts in guest.looks.items() if path != guest.initrd} | derived.looks(more)
+    return replace(
+        guest,
+        initrd=derived.folder / "initramfs.cpio",
+        digests=MappingProxyType({**guest.digests, **digests_of(more)}),
+        looks=MappingProxyType(looks),
     )
 
 
@@ -252,6 +276,7 @@ def resolve(
         append=append,
         digests=booted.digests,
         looks=looks,
+        source=booted.source if initrd is None else None,
     )
 
 
@@ -398,9 +423,9 @@ def needs_engine(*chosen: object) -> bool:
     return any(spec_of(str(name)).needs_engine for name in chosen if is_guest(name))
 
 
-def _derive(rootfs: Path, arch: Arch, staged: Path) -> None:
+def _derive(rootfs: Path, arch: Arch, disks: Disks, staged: Path) -> None:
     """Fill the folder `staged` with initramfs.cpio."""
     from qcase.disk.ext4 import Ext4Image
 
     with Ext4Image.open(rootfs) as image:
-        (staged / "initramfs.cpio").write_bytes(initramfs.archive(image, arch))
+        (staged / "initramfs.cpio").write_bytes(initramfs.archive(image, arch, disks))

@@ -8,7 +8,8 @@ It needs neither root, a loop device nor a tool of the host: the image is read b
     lib/libc.musl-<arch>.so.1  the name under which busybox asks for that library
     dev/console, dev/null      device nodes that the kernel opens for PID 1
     links/                     /dev/fd and its kin, which devtmpfs does not have; copied there
-    modules/disk, modules/net  kernel modules, unpacked, numbered in the order in which they have to go in
+    modules/disk, modules/net  kernel modules, unpacked, numbered in the order in which they have to go in: those of the disks
+                               that a machine has, since the others would cost time in every boot
     newroot/                   mount point of the guest's disk
 
 The archive is not compressed: unpacking it in an emulated machine takes longer than reading the bytes that it would save. It is
@@ -32,15 +33,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qcase.arch import Arch
-from qcase.errors import InfraError
+from qcase.config.disk_kinds import USUAL, Disks, Kind
+from qcase.errors import InfraError, UsageError
 from qcase.guests.kernel_modules import NET_MODULES, disk_modules, load_order, module_name, parse_dependencies, unpack
+from qcase.vm.arguments import DNS_PARAMETER, SERIAL_PARAMETER
 
 if TYPE_CHECKING:
     from qcase.disk.ext4 import Ext4Image
 
 
 HOSTNAME_PARAMETER = "qcase.hostname"  # on the kernel's command line, so that one initramfs serves every name
-_APPLETS = ("cp", "ifconfig", "insmod", "mkdir", "mount", "poweroff", "route", "sh", "sleep", "switch_root")
+_APPLETS = ("cp", "ifconfig", "insmod", "mkdir", "mount", "poweroff", "route", "sh", "sleep", "switch_root", "umount")
 
 # Every command costs 10 to 20 ms in an emulated machine, so the shell uses its built-ins where it can.
 INIT = """\
@@ -59,13 +62,8 @@ mount -t devtmpfs dev /dev
 for module in /modules/disk/*; do
     insmod "$module" || give_up "cannot load $module"
 done
-tries=0
-until [ -b /dev/vda ]; do
-    tries=$((tries + 1))
-    [ $tries -le 200 ] || give_up 'there is no disk /dev/vda'
-    sleep 0.03
-done
-mount -t ext4 /dev/vda /newroot || give_up 'cannot mount /dev/vda as ext4'
+FIND_ROOT
+mount -t ext4 DISK /newroot || give_up "cannot mount DISK as ext4"
 cd /newroot
 for folder in proc sys dev run; do
     [ -d $folder ] || mkdir $folder
@@ -80,10 +78,13 @@ mount -t devpts -o gid=5,mode=0620,ptmxmode=0666,nosuid,noexec devpts dev/pts
 mount -t tmpfs -o mode=1777,nosuid,nodev shm dev/shm
 cp -d /links/* dev
 
-name=qcase
+name=qcase dns=
 read -r line <proc/cmdline
 for word in $line; do
-    case $word in HOSTNAME_PARAMETER=*) name=${word#*=} ;; esac
+    case $word in
+    HOSTNAME_PARAMETER=*) name=${word#*=} ;;
+    DNS_PARAMETER=*) dns=${word#*=} ;;
+    esac
 done
 echo "$name" >proc/sys/kernel/hostname
 
@@ -96,6 +97,7 @@ for kind in sys/bus/virtio/devices/*/device; do
         insmod "$module"
     done
     ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up && route add default gw 10.0.2.2
+    [ -z "$dns" ] || [ -s etc/resolv.conf ] || echo "nameserver $dns" >etc/resolv.conf
     break
 done
 
@@ -113,7 +115,43 @@ if [ sbin/init -ef bin/busybox ] || [ sbin/init -ef /bin/busybox ]; then # the s
     exec switch_root -c /dev/console /newroot /sbin/init single
 fi
 OWN_INIT
-""".replace("HOSTNAME_PARAMETER", HOSTNAME_PARAMETER)
+""".replace("HOSTNAME_PARAMETER", HOSTNAME_PARAMETER).replace("DNS_PARAMETER", DNS_PARAMETER)
+
+# The first disk of its kind.
+_BY_NAME = """\
+tries=0
+until [ -b DISK ]; do
+    tries=$((tries + 1))
+    [ $tries -le 200 ] || give_up 'there is no disk DISK'
+    sleep 0.03
+done"""
+
+# One of several: the kernel names them in any order. Bytes of SCSI's page of the serial number come before it; its length may be
+# that of a line feed.
+_BY_SERIAL = """\
+mkdir /proc /sys
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+read -r line </proc/cmdline
+for word in $line; do
+    case $word in SERIAL_PARAMETER=*) serial=${word#*=} ;; esac
+done
+umount /proc
+disk= tries=0
+until [ -b "$disk" ]; do
+    for file in /sys/block/PREFIX*/PLACE; do
+        first= second=
+        { read -r first; read -r second; } 2>/dev/null <"$file"
+        case $first$second in *"$serial") disk=${file#/sys/block/} disk=/dev/${disk%%/*} ;; esac
+    done
+    tries=$((tries + 1))
+    [ $tries -le 200 ] || give_up "there is no disk with the serial number $serial"
+    [ -b "$disk" ] || sleep 0.03
+done
+umount /sys""".replace("SERIAL_PARAMETER", SERIAL_PARAMETER)
+
+_NAMES = {"vd": "vda", "nvme": "nvme0n1", "sd": "sda", "mmcblk": "mmcblk0"}
+_SERIALS = {"vd": "serial", "nvme": "device/serial", "sd": "device/vpd_pg80"}
 
 # Commands that make our busybox the init of an image with another init: with its loader, or, if static, alone.
 _DYNAMIC_INIT = """\
@@ -138,13 +176,39 @@ class Member:
 
 def recipe() -> str:
     """Return a digest of this module's recipe: a different recipe makes a different initramfs."""
-    disk = disk_modules(Arch.X86_64)  # of one architecture: each guest's name has its own
-    parts = (INIT, _DYNAMIC_INIT, _STATIC_INIT, disk, NET_MODULES, _APPLETS, sorted(_LINKS.items()), "cpio 1")
+    disk = disk_modules(Arch.X86_64, tuple(Kind))  # of one architecture: each guest's name has its own
+    parts = (
+        INIT,
+        _BY_NAME,
+        _BY_SERIAL,
+        sorted(_NAMES.items()),
+        sorted(_SERIALS.items()),
+        _DYNAMIC_INIT,
+        _STATIC_INIT,
+        disk,
+        NET_MODULES,
+        _APPLETS,
+        sorted(_LINKS.items()),
+        "cpio 1",
+    )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def archive(image: Ext4Image, arch: Arch) -> bytes:
-    """Build the archive for a guest's image. Raises `InfraError` if the image lacks a required file."""
+def script(disks: Disks, own_init: str) -> str:
+    """Return the script `init` for a machine with these disks. `own_init`: the commands that put our busybox in place of init."""
+    prefix = disks.root.name_prefix
+    if disks.serial:
+        find, disk = _BY_SERIAL.replace("PREFIX", prefix).replace("PLACE", _SERIALS[prefix]), "$disk"
+    else:
+        find, disk = _BY_NAME, f"/dev/{_NAMES[prefix]}"
+    return INIT.replace("FIND_ROOT", find).replace("DISK", disk).replace("OWN_INIT", own_init)
+
+
+def archive(image: Ext4Image, arch: Arch, disks: Disks = USUAL) -> bytes:
+    """Build the archive for a guest's image, in a machine with these disks.
+
+    Raises `InfraError` if the image lacks a required file, `UsageError` if its kernel has no driver for a disk.
+    """
     loader = arch.musl_loader
     busybox = _content(image, "/bin/busybox")
     libraries = []
@@ -156,7 +220,7 @@ def archive(image: Ext4Image, arch: Arch) -> bytes:
             Member(f"lib/libc.musl-{arch}.so.1", stat.S_IFLNK | 0o777, loader.encode()),
         ]
     members = [
-        Member("init", stat.S_IFREG | 0o755, INIT.replace("OWN_INIT", own_init).encode()),
+        Member("init", stat.S_IFREG | 0o755, script(disks, own_init).encode()),
         Member("bin/busybox", stat.S_IFREG | 0o755, busybox),
         *(Member(f"bin/{applet}", stat.S_IFLNK | 0o777, b"busybox") for applet in _APPLETS),
         *libraries,
@@ -164,7 +228,7 @@ def archive(image: Ext4Image, arch: Arch) -> bytes:
         Member("dev/null", stat.S_IFCHR | 0o666, device=(1, 3)),
         *(Member(f"links/{name}", stat.S_IFLNK | 0o777, target.encode()) for name, target in _LINKS.items()),
         Member("newroot", stat.S_IFDIR | 0o755),
-        *_modules(image, arch),
+        *_modules(image, arch, disks),
     ]
     return cpio(members)
 
@@ -211,7 +275,7 @@ def _record(inode: int, member: Member) -> bytes:
 # --- kernel modules -----------------------------------------------------------------------------------------------------
 
 
-def _modules(image: Ext4Image, arch: Arch) -> list[Member]:
+def _modules(image: Ext4Image, arch: Arch, disks: Disks) -> list[Member]:
     """Collect the modules with all their dependencies."""
     top = image.lookup("/lib/modules")
     versions = [] if top is None else list(image.listdir(top))
@@ -221,9 +285,13 @@ def _modules(image: Ext4Image, arch: Arch) -> list[Member]:
     dependencies = parse_dependencies(_content(image, f"{base}/modules.dep").decode())
     builtin = {module_name(path) for path in _content(image, f"{base}/modules.builtin").decode().split()}
     try:
-        disk = load_order(dependencies, disk_modules(arch), builtin)
+        disk = load_order(dependencies, disk_modules(arch, disks.kinds), builtin)
         net = [path for path in load_order(dependencies, NET_MODULES, builtin) if path not in disk]
     except KeyError as error:
+        if error.args[0] not in disk_modules(arch):
+            kinds = ", ".join(disks.kinds)
+            what = f"the guest's kernel has no driver for one of these disks: {kinds} (no module {error.args[0]})"
+            raise UsageError(what, where=f"[guest.{arch}] kernel", hint="choose another disk or another kernel") from None
         raise InfraError(f"the kernel has no module {error.args[0]}", where=f"{image.path}: {base}") from None
     return [
         Member(f"modules/{group}/{number:02}-{module_name(path)}.ko", stat.S_IFREG | 0o644, unpack(path, content))

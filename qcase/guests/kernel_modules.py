@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from qcase.arch import Arch
+from qcase.config.disk_kinds import USUAL, Kind
 from qcase.errors import InfraError
 
 # Modules to keep, by their folder. Those that the initramfs loads are among them.
@@ -17,6 +18,11 @@ KEPT = (
     r"drivers/(block|char/hw_random|virtio|vhost)/",
     r"drivers/net/[^/]+$",
     r"drivers/.*/virtio[^/]*$",
+    r"drivers/nvme/host/nvme\.",
+    r"drivers/ata/(ahci|ata_piix)\.",
+    r"drivers/scsi/sd_mod\.",
+    r"drivers/mmc/(core/mmc_block|host/sdhci-pci)\.",
+    r"drivers/usb/(host/(xhci|ehci)-pci|storage/uas)\.",
 )
 
 
@@ -111,9 +117,21 @@ def index(paths: Mapping[str, str], direct: Mapping[str, Sequence[str]]) -> str:
 NET_MODULES = ("virtio_net",)
 
 
-def disk_modules(arch: Arch) -> tuple[str, ...]:
-    """Return the modules that mount a root disk."""
-    return (*arch.spec.virtio_modules, "virtio_blk", "ext4")
+_DISK_MODULES: Mapping[Kind, tuple[str, ...]] = {
+    Kind.VIRTIO: ("virtio_blk",),
+    Kind.NVME: ("nvme",),
+    Kind.AHCI: ("ahci", "sd_mod"),
+    Kind.IDE: ("ata_piix", "sd_mod"),
+    Kind.SCSI: ("virtio_scsi", "sd_mod"),
+    Kind.USB: ("xhci_pci", "ehci_pci", "uas", "sd_mod"),
+    Kind.SD: ("sdhci_pci", "mmc_block"),
+}
+
+
+def disk_modules(arch: Arch, kinds: Sequence[Kind] = USUAL.kinds) -> tuple[str, ...]:
+    """Return the modules that mount a root disk, and find all disks of these kinds."""
+    of_kinds = (name for kind in kinds for name in _DISK_MODULES[kind])
+    return tuple(dict.fromkeys((*arch.spec.virtio_modules, *of_kinds, "ext4")))
 
 
 def parse_dependencies(text: str) -> dict[str, list[str]]:

@@ -32,6 +32,9 @@ def check_case(case: Case, workspace: Workspace) -> None:
     if workspace.config.run.trust != "sandboxed":
         return
     file = workspace.relative(case.config_path)
+    if case.config.services:
+        what = 'services of the host need a QEMU that may start programs: refused under trust = "sandboxed"'
+        raise ConfigError([Problem(what, file, hint="leave out host_http_server and [[qcase.services]]")])
     named = [case.path, case.config_path, *(place.path / place.folder for place in ingredients.source_places(case))]
     for path in (*named, *root_images.files(case, workspace)):
         if not inside(path, workspace.root):

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qcase.arch import Arch
+from qcase.config.disk_kinds import USUAL, Disks
 from qcase.config.workspace_file import KernelBuild
 from qcase.disk import image_digest
 from qcase.events import Emit
-from qcase.guests.guest import Guest, GuestChoice, Tools, resolve
+from qcase.guests.guest import Guest, GuestChoice, Tools, for_disks, resolve
 from qcase.host.workspace_folders import own_folder
 from qcase.prepare.once import Once
 from qcase.store.store import Store
@@ -58,6 +59,21 @@ class BaseGuest:
         name = "guest" if self.root is None else f"guest {self.root}"
         return self.once.get(f"{name} {self._number}", self._find)
 
+    def for_disks(self, disks: Disks) -> Guest:
+        """Return the guest as a machine with these disks boots it. Raises `UsageError` if its kernel has no driver for them."""
+        guest = self.current
+        if disks == USUAL or guest.source is None:
+            return guest
+        kind = f"{' '.join(disks.kinds)} {bool(disks.serial)}"
+        return self.once.get(f"guest {self.root} {self._number} {kind}", lambda: self._used(self._for_disks(guest, disks)))
+
+    def _for_disks(self, guest: Guest, disks: Disks) -> Guest:
+        return for_disks(guest, disks, self.store.root, notes=self._notes, emit=self.emit)
+
+    @property
+    def _notes(self) -> Path | None:
+        return memory_of(self.workspace, self.store) / "guests" if self.store.readonly else None
+
     def check(self) -> None:
         """Drop the cached guest if the stat data of its files changed since the last check, because a run may take hours. The
         next use reads or builds the guest again.
@@ -83,16 +99,20 @@ class BaseGuest:
         kernel = None if self.has_kernel or isinstance(config.kernel, KernelBuild) else config.kernel
         spec = GuestChoice(self.root or config.rootfs, kernel, config.initrd, hostname=config.hostname, append=config.append)
         self.hold()  # before a garbage collector can remove the guest
-        guest = resolve(
+        found = resolve(
             spec,
             self.arch,
             self.workspace.root,
             self.store.root,
             self.emit,
             offline=self.offline,
-            notes=memory_of(self.workspace, self.store) / "guests" if self.store.readonly else None,
+            notes=self._notes,
             tools=self.tools,
         )
+        return self._used(found)
+
+    def _used(self, guest: Guest) -> Guest:
+        """Note the time of use of the guest's entries in the store."""
         for path in (guest.rootfs, guest.kernel, guest.initrd):
             if path is not None and path.parent.parent == self.store.root / "guests" and not self.store.readonly:
                 with contextlib.suppress(OSError):

@@ -98,6 +98,7 @@ class CaseKernels:
         if self.file is None and is_guest(config.kernel) and config.initrd is None:
             rootfs = self.guest.current.rootfs
             plain = replace(spec, args=("-nographic", "-m", "256M"), image=rootfs, network="none", processors=1)
+            plain = replace(plain, initrd=self.guest.current.initrd, root_serial="")
             return prove(plain, kernel.sha256, f"root@{config.hostname}:", memory)
         if case.config.first_prompt is None:
             why = obstacle(self.arch)

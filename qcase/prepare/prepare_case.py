@@ -19,7 +19,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from qcase.errors import BuildError, InfraError, QcaseError, StoppedError, UsageError
+from qcase.config import disk_kinds, qemu_options
+from qcase.errors import BuildError, ConfigError, InfraError, Problem, QcaseError, StoppedError, UsageError
+from qcase.guests.guest import Guest
 from qcase.host.trees import Tree
 from qcase.model import Cache
 from qcase.pipelines import group_commands
@@ -47,7 +49,7 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
     began = time.monotonic()
     session = session.for_case(case)
     session.base_guest.check()
-    guest = session.guest
+    guest = booted_guest(case, session)
     others = session.disks(case)
     kernel = session.kernels.kernel(case)
     uefi = session.kernels.uefi(case, kernel)
@@ -59,7 +61,22 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
             return
         prepared = _prepared_from_settled_inputs(case, layout, session, build_log, stack)
         uefi = session.kernels.uefi(case, prepared.kernel)  # checked again, because a build may have taken minutes
-        yield replace(prepared, seconds=time.monotonic() - began, uefi=uefi, disks=others)
+        yield replace(prepared, guest=guest, seconds=time.monotonic() - began, uefi=uefi, disks=others)
+
+
+def booted_guest(case: Case, session: Session) -> Guest:
+    """Return the guest of a case with the initramfs for its disks."""
+    guest = session.guest
+    return guest if guest.source is None else session.base_guest.for_disks(disks_of(case, session))
+
+
+def disks_of(case: Case, session: Session) -> disk_kinds.Disks:
+    """Return the disks of a case that boots a built-in guest. Raises `ConfigError` if the guest could not find its root."""
+    try:
+        return disk_kinds.of(qemu_options.split(case.config.args), case.arch.machine)
+    except qemu_options.ArgumentError as error:
+        file = session.workspace.relative(case.config_path)
+        raise ConfigError([Problem(str(error), file, key="args", hint=error.hint)]) from None
 
 
 def _prepared_from_settled_inputs(

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 from qcase.config import qemu_options
 from qcase.config.case_file import CaseConfig
+from qcase.config.services_table import Service
 from qcase.config.steps_table import StepConfig
 from qcase.config.workspace_file import GroupedRunner, is_guest
 from qcase.errors import ConfigError, InfraError, Problem
@@ -25,12 +26,13 @@ from qcase.host.workspace_folders import target_of
 from qcase.model import Booted, CaseResult
 from qcase.pipelines.group_commands import distinct
 from qcase.pipelines.group_script import label
-from qcase.prepare.prepare_case import prepare_case_assets
+from qcase.prepare.prepare_case import disks_of, prepare_case_assets
 from qcase.prepare.prepared import PreparedCase
 from qcase.prepare.run_folders import case_asset_layout
 from qcase.prepare.session import Session
 from qcase.suite.cases import Case
 from qcase.vm import arguments
+from qcase.vm.services import DROPPED, NONE, Forwards, check_folders, planned, running
 
 if TYPE_CHECKING:
     from qcase.console.rules import Limits, Rules, Step
@@ -81,7 +83,7 @@ def group_rules(config: CaseConfig, runner: GroupedRunner, nonce: str = "", limi
     )
 
 
-_LOG_NAMES = ("build.log", "console.log", "qemu.sh")
+_LOG_NAMES = ("build.log", "console.log", "qemu.sh", "services.log")
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,14 @@ class Logs:
     def clear(self) -> None:
         """Remove the logs of earlier runs, by name: the folder may contain the log folder of a case below this one."""
         for old in self.folder.iterdir() if self.folder.is_dir() else ():
-            if re.fullmatch(rf"({'|'.join(map(re.escape, _LOG_NAMES))})(\.attempt-\d+)?", old.name) and not old.is_dir():
+            known = rf"({'|'.join(map(re.escape, _LOG_NAMES))}|{DROPPED}.*)(\.attempt-\d+)?"
+            if re.fullmatch(known, old.name, re.DOTALL) and not old.is_dir():
                 old.unlink(missing_ok=True)
 
     def put_by(self, result: CaseResult, attempt: int) -> CaseResult:
         """Rename the logs of an attempt, so that the next attempt keeps them. Return the result with the log's new name."""
-        for name in _LOG_NAMES:
+        sent = [name for name in self.folder.names() if name.startswith(DROPPED) and not re.search(r"\.attempt-\d+$", name)]
+        for name in (*_LOG_NAMES, *sent):
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / name).rename(self.folder / f"{name}.attempt-{attempt}")
         kept = f"{result.console_log}.attempt-{attempt}" if result.console_log else None
@@ -221,14 +225,35 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> argume
         firmware = prepared.uefi.firmware
         flash = (firmware.code,) if firmware.variables is None else (firmware.code, firmware.variables)
         spec = replace(spec, flash=flash, system_partition=prepared.uefi.partition)
+    if guest.source is not None:
+        spec = replace(spec, own_init=True, root_serial=disks_of(case, session).serial)
+    services = services_of(case)
+    file = session.workspace.relative(case.config_path)
+    check_folders(services, session.workspace.root, file)
+    spec = replace(spec, forwards=planned(services))
     try:
         arguments.arguments(spec)
     except qemu_options.ArgumentError as error:
-        file = session.workspace.relative(case.config_path)
         raise ConfigError([Problem(str(error), file, key="args", hint=error.hint)]) from None
     if arguments.names_accelerator(spec.args):
         return spec
     return replace(spec, accel=session.accelerator(case, prepared.kernel, spec))
+
+
+def services_of(case: Case) -> list[Service]:
+    """Return the services of the host that a case asks for."""
+    return [Service.parse(text) for text in case.config.services]
+
+
+@contextmanager
+def services_running(case: Case, session: Session, logs: Logs) -> Iterator[Forwards]:
+    """Run the services of a case; what its guest sends is kept with its logs."""
+    services = services_of(case)
+    if not services:
+        yield NONE
+        return
+    with logs.fresh("services.log") as log, running(services, session.workspace.root, logs.folder, log) as forwards:
+        yield forwards
 
 
 def booted(case: Case, prepared: PreparedCase, session: Session) -> Booted:

@@ -31,7 +31,7 @@ from qcase.prepare.prepared import BrokenBuild, PreparedCase
 from qcase.prepare.run_folders import case_asset_layout
 from qcase.prepare.session import Session
 from qcase.run import requirements
-from qcase.run.boot_plan import Logs, booted, limits_of, logs_below, machine_spec, rules_of
+from qcase.run.boot_plan import Logs, booted, limits_of, logs_below, machine_spec, rules_of, services_running
 from qcase.suite.cases import BrokenCase, Case
 from qcase.vm import arguments
 from qcase.vm.machine import ConsoleLog, converse, start
@@ -221,6 +221,13 @@ class _LacksKvmError(Exception):
 def _boot(case: Case, prepared: PreparedCase, session: Session, logs: Logs) -> tuple[Judge | StepsJudge, str]:
     """Boot the image and judge its console. Return the judge, and QEMU's own output at its end."""
     spec = machine_spec(case, prepared, session)
+    with services_running(case, session, logs) as forwards:
+        return _boot_with(replace(spec, forwards=forwards), case, prepared, session, logs)
+
+
+def _boot_with(
+    spec: arguments.MachineSpec, case: Case, prepared: PreparedCase, session: Session, logs: Logs
+) -> tuple[Judge | StepsJudge, str]:
     argv = arguments.arguments(spec)
     if why := requirements.lacks_kvm(case.config, argv):
         raise _LacksKvmError(why)

@@ -48,6 +48,7 @@ def shell(case: Case | BrokenCase, session: Session, options: ShellOptions) -> i
     with ExitStack() as stack:
         prepared = stack.enter_context(prepare_case_assets(case, layout, session, logs.build))
         spec = replace(boot_plan.machine_spec(case, prepared, session), reset=True, stays=False)
+        spec = replace(spec, forwards=stack.enter_context(boot_plan.services_running(case, session, logs)))
         argv = arguments.arguments(spec)
         extra: list[str] = []
         if options.gdb:

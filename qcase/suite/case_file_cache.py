@@ -27,6 +27,7 @@ from qcase.config import (
     qemu_options,
     results_table,
     root_disk,
+    services_table,
     skip_table,
     steps_table,
     workspace_file,
@@ -98,7 +99,18 @@ def _config(row: list[Any]) -> CaseConfig:
 
 def _made_by() -> str:
     """Return the identity of the parser: qcase's code, and the library that compiles patterns."""
-    modules = (case_file, load, matrix, results_table, skip_table, steps_table, workspace_file, root_disk, qemu_options)
+    modules = (
+        case_file,
+        load,
+        matrix,
+        results_table,
+        services_table,
+        skip_table,
+        steps_table,
+        workspace_file,
+        root_disk,
+        qemu_options,
+    )
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in modules)
     return f"{hashlib.blake2b(code, digest_size=20).hexdigest()} {Path(re2.__file__).stat().st_mtime_ns}"
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from qcase.arch import Arch
-from qcase.config import qemu_options, root_disk
+from qcase.config import disk_kinds, qemu_options, root_disk
 from qcase.config.fields import TcgThreads
 from qcase.config.qemu_options import ArgumentError, Option
 from qcase.vm import network, sandbox
 from qcase.vm.network import Network
+from qcase.vm.services import NONE, Forwards
 
 Accel = Literal["tcg", "kvm"]
+
+# Parameters of qcase's initramfs on the kernel's command line.
+SERIAL_PARAMETER = "qcase.serial"
+DNS_PARAMETER = "qcase.dns"
 
 _ESP = "qcase-esp"
 _DRIVE_PREFIX = f"id={root_disk.ROOT},if=none,format=raw,file="
@@ -46,6 +51,9 @@ class MachineSpec:
     system_partition: Path | None = None  # disk from which the firmware boots; it starts the kernel, not QEMU
     images: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
     stranger: Path | None = None
+    own_init: bool = False  # qcase's initramfs boots, and reads its parameters on the kernel's command line
+    forwards: Forwards = NONE  # services of the host
+    root_serial: str = ""  # serial number by which that initramfs finds the root disk; empty if it needs none
 
 
 def arguments(spec: MachineSpec) -> list[str]:
@@ -55,17 +63,24 @@ def arguments(spec: MachineSpec) -> list[str]:
     bypass the network policy.
     """
     args, append = _take_append(spec.args)
+    if spec.forwards and spec.network == "none":
+        raise ArgumentError('network = "none" leaves no way to the services of the host', hint='"restricted" does')
     attached = root_disk.attach(qemu_options.split(args), spec.image, spec.images)
     options = network.limit(attached.options, spec.network)
+    if spec.root_serial:
+        options = disk_kinds.with_serial(options, spec.root_serial)
     if spec.stranger is not None:
         if spec.network == "user":
             raise ArgumentError('network = "user" is refused under trust = "sandboxed": it reaches whatever this machine reaches')
         sandbox.check(options, [spec.image, *spec.images.values()], spec.stranger)
     if spec.accel == "kvm":
         options = _own_processor(options, spec.arch)
+    if spec.forwards and (network.has_backend(options) or network.has_own_cards(options)):
+        options = _with_services(options, spec)
     patch: list[str] = []
     if not attached.attached:
-        patch += ["-device", f"virtio-blk-{spec.arch.spec.virtio},drive={root_disk.ROOT}"]
+        serial = f",serial={spec.root_serial}" if spec.root_serial else ""
+        patch += ["-device", f"virtio-blk-{spec.arch.spec.virtio},drive={root_disk.ROOT}{serial}"]
     if root_disk.root(options) is None:
         patch += ["-drive", f"{_DRIVE_PREFIX}{_quoted(spec.image)}"]
     patch += _card(options, spec, attached.usual)
@@ -88,12 +103,22 @@ def arguments(spec: MachineSpec) -> list[str]:
         kernel = []
     if spec.initrd is not None:
         kernel += ["-initrd", str(spec.initrd)]
-    whole = " ".join(part for part in (spec.append, append) if part)
+    parameters = _parameters(spec, [*options, *qemu_options.split(patch)]) if spec.own_init else ()
+    whole = " ".join(part for part in (spec.append, *parameters, append) if part)
     if whole:
         kernel += ["-append", whole]
     snapshot = [] if "snapshot" in kinds else ["-snapshot"]
     machine = [] if "machine" in kinds else ["-machine", spec.arch.machine]
     return [spec.arch.qemu, *qemu_options.join(options), *patch, *snapshot, *machine, *kernel]
+
+
+def _parameters(spec: MachineSpec, options: Sequence[Option]) -> Iterator[str]:
+    """Yield the parameters of qcase's initramfs."""
+    if spec.root_serial:
+        yield f"{SERIAL_PARAMETER}={spec.root_serial}"
+    dns = network.nameserver(options) if spec.network == "user" else None
+    if dns is not None:
+        yield f"{DNS_PARAMETER}={dns}"
 
 
 def _card(options: Sequence[Option], spec: MachineSpec, usual: bool) -> list[str]:
@@ -105,14 +130,22 @@ def _card(options: Sequence[Option], spec: MachineSpec, usual: bool) -> list[str
     if network.has_own_cards(options):
         return []
     card, backend = network.has_card(options), network.has_backend(options)
-    wanted = card or backend or (spec.network != "none" and (usual or network.is_asked_for(options)))
+    asked = bool(spec.forwards) or network.is_asked_for(options)
+    wanted = card or backend or (spec.network != "none" and (usual or asked))
     if not wanted:
         return [] if network.is_asked_for(options) else ["-nic", "none"]
     made = [] if card else ["-device", f"virtio-net-{spec.arch.spec.virtio},netdev={network.CARD}"]
     if not backend:
         user = qemu_options.Option("netdev", f"user,id={network.CARD}")
-        made += qemu_options.join(network.limit([user], spec.network))
+        made += qemu_options.join(_with_services(network.limit([user], spec.network), spec))
     return made
+
+
+def _with_services(options: Sequence[Option], spec: MachineSpec) -> list[Option]:
+    """Return the arguments of networks with the services of the host."""
+    if not spec.forwards:
+        return list(options)
+    return network.forward(options, spec.forwards.commands, spec.forwards.tftp)
 
 
 def _accelerator(spec: MachineSpec) -> str:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from typing import Literal
 
@@ -42,6 +43,46 @@ def limit(options: Sequence[Option], network: Network) -> list[Option]:
     return limited
 
 
+def forward(options: Sequence[Option], commands: Sequence[tuple[int, str]], tftp: str | None) -> list[Option]:
+    """Return the arguments with services of the host: a program for each connection to a port, and a folder for TFTP.
+
+    Every `user` network gets them at the address of its host. QEMU refuses to forward that, so its host moves to the address with
+    the number 4. Raises `ArgumentError` if there is no such network.
+    """
+    changed = []
+    found = False
+    for option in options:
+        opts = option.opts() if option.kind in _OPTIONS else None
+        if opts is None or opts.get("type") != "user":
+            changed.append(option)
+            continue
+        found = True
+        changed.append(option.with_value(_forwarding(option, opts, commands, tftp).text))
+    if not found:
+        raise ArgumentError("the services of the host need a card on a `user` network", hint="-netdev user,id=net0 is one")
+    return changed
+
+
+def _forwarding(option: Option, opts: Opts, commands: Sequence[tuple[int, str]], tftp: str | None) -> Opts:
+    services = opts.get("host") or address(opts, 2)
+    moved = address(opts, 4)
+    if services is None or moved is None or moved in (services, opts.get("dns"), opts.get("dhcpstart")):
+        raise ArgumentError("leaves no address for the services of the host", option.shown, "let QEMU choose the addresses")
+    if tftp is not None and "tftp" in opts:
+        raise ArgumentError("has a TFTP server already", option.shown, "leave out tftp= or the service")
+    parts = [part for part in opts.parts if part[0] != "host"]
+    rules = [f"tcp:{services}:{port}-cmd:{command}" for port, command in commands]
+    parts += [("host", moved)] if rules else [part for part in opts.parts if part[0] == "host"]
+    if opts.nested:
+        old = [value for name, value in parts if name == "guestfwd" and isinstance(value, list)]
+        parts = [part for part in parts if part[0] != "guestfwd"]
+        parts += [("guestfwd", [*(old[0] if old else []), *({"str": rule} for rule in rules)])] if rules else []
+    else:
+        parts += [("guestfwd", rule) for rule in rules]
+    parts += [("tftp", tftp)] if tftp is not None else []
+    return Opts(tuple(parts), opts.implied, opts.nested)
+
+
 def is_asked_for(options: Sequence[Option]) -> bool:
     """Tell whether the arguments mention a network."""
     return any(option.kind in _OPTIONS for option in options) or any(
@@ -62,6 +103,29 @@ def has_card(options: Sequence[Option]) -> bool:
 def has_backend(options: Sequence[Option]) -> bool:
     """Tell whether the arguments define the usual backend."""
     return any(option.kind == "netdev" and option.opts().get("id") == CARD for option in options)
+
+
+def nameserver(options: Sequence[Option]) -> str | None:
+    """Return the address of the name server that the first network of a guest offers; None if it offers none."""
+    for option in options:
+        if option.kind in _OPTIONS and (opts := option.opts()).get("type") == "user":
+            return opts.get("dns") or address(opts, 3)
+    return None
+
+
+def address(opts: Opts, number: int) -> str | None:
+    """Return the address of a `user` network with QEMU's default `number`: 2 is the host, 3 the name server, 15 the guest.
+
+    None if its `net` cannot be read. As in QEMU (`net/slirp.c`), a `net` without a mask has that of its class.
+    """
+    said = opts.get("net") or "10.0.2.0/24"
+    try:
+        first = ipaddress.IPv4Address(said.partition("/")[0])
+        bits = "8" if int(first) < 128 << 24 else "16" if int(first) < 192 << 24 else "24"
+        found = ipaddress.IPv4Network(said if "/" in said else f"{said}/{bits}", strict=False)
+    except ValueError:
+        return None
+    return str(found.network_address + ((0x0200 | number) & int(found.hostmask)))
 
 
 _HINT = 'if the case needs it: [qcase] network = "user"'

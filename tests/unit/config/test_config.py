@@ -521,7 +521,7 @@ def test_unknown_key_of_a_case_warns_with_the_nearest_one(case: Callable[..., Ca
         "suite/smoke/qemu-x86_64.toml:2: timout: unknown key (did you mean 'timeout'?)",
         "suite/smoke/qemu-x86_64.toml:3: board: unknown key (known here: args, cmdline, uefi, to_bin, shell_prefix, "
         "shell_init_cmd, test_commands, grouped_qemu_profiles, grouped_command_selection, success_regex, fail_regex, timeout, "
-        "shell_check_steps, qcase)",
+        "shell_check_steps, snapshot, rootfs_write_policy, host_http_server, qcase)",
     ]
     assert config.timeout is None
 

@@ -137,6 +137,22 @@ def test_what_is_typed_is_told_nothing_either(root: Path) -> None:
     assert isinstance(found(root)[0], BrokenCase)
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "[host_http_server]\nport = 80",
+        '[[qcase.services]]\nkind = "tftp"\nfolder = "suite"',
+        '[[qcase.services]]\nkind = "echo"\nport = 7',
+    ],
+)
+def test_services_of_the_host_are_refused(table: str, root: Path) -> None:
+    case(root, f"{table}\n")
+    one, workspace = found(root)
+    assert isinstance(one, Case)
+    with pytest.raises(ConfigError, match="services of the host need a QEMU that may start programs"):
+        trust.check_case(one, workspace)
+
+
 @pytest.mark.parametrize("name", ["sh", "disk", "rootfs"])
 def test_nothing_of_a_strangers_case_lies_outside(name: str, root: Path, tmp_path: Path) -> None:
     if name == "sh":

@@ -13,6 +13,7 @@ from qcase.config.qemu_options import ArgumentError
 from qcase.vm import network
 from qcase.vm.arguments import MachineSpec, arguments
 from qcase.vm.network import Network
+from qcase.vm.services import Forwards
 
 JSON = '{"type":"user","id":"n"}'
 
@@ -98,3 +99,81 @@ def test_which_card_a_case_is_given(words: str, policy: Network, cards: list[str
     given = qemu_options.split(line[1 + len(words.split()) :])
     told = [" ".join(o.words) for o in given if o.kind in ("netdev", "nic", "net") or "netdev=" in (o.value or "")]
     assert told == cards
+
+
+# --- services of the host -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "after"),
+    [
+        ("-netdev user,id=n", "-netdev user,id=n,host=10.0.2.4,guestfwd=tcp:10.0.2.2:80-cmd:x"),
+        ("-nic user,model=e1000", "-nic user,model=e1000,host=10.0.2.4,guestfwd=tcp:10.0.2.2:80-cmd:x"),
+        ("-net nic -net user", "-net nic -net user,host=10.0.2.4,guestfwd=tcp:10.0.2.2:80-cmd:x"),
+        (f"-netdev {JSON}", f'-netdev {JSON[:-1]},"host":"10.0.2.4","guestfwd":[{{"str":"tcp:10.0.2.2:80-cmd:x"}}]}}'),
+        (
+            "-netdev user,id=n,net=10.0.3.0/24,dhcpstart=10.0.3.15",
+            "-netdev user,id=n,net=10.0.3.0/24,dhcpstart=10.0.3.15,host=10.0.3.4,guestfwd=tcp:10.0.3.2:80-cmd:x",
+        ),
+        ("-netdev user,id=n,host=10.0.2.9", "-netdev user,id=n,host=10.0.2.4,guestfwd=tcp:10.0.2.9:80-cmd:x"),
+        (
+            "-netdev user,id=n,net=192.168.7.0",
+            "-netdev user,id=n,net=192.168.7.0,host=192.168.7.4,guestfwd=tcp:192.168.7.2:80-cmd:x",
+        ),
+    ],
+)
+def test_services_are_where_the_host_was(words: str, after: str) -> None:
+    options = qemu_options.split(words.split())
+    assert qemu_options.join(network.forward(options, [(80, "x")], None)) == after.split()
+
+
+def test_tftp_alone_leaves_the_host_where_it_is() -> None:
+    options = qemu_options.split(["-netdev", "user,id=n,host=10.0.2.9"])
+    assert qemu_options.join(network.forward(options, [], "/a,b"))[1] == "user,id=n,host=10.0.2.9,tftp=/a,,b"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("-nic none", "need a card on a `user` network"),
+        ("", "need a card on a `user` network"),
+        ("-netdev hubport,id=n,hubid=0", "need a card on a `user` network"),
+        ("-netdev user,id=n,host=10.0.2.4", "leaves no address"),
+        ("-netdev user,id=n,dns=10.0.2.4", "leaves no address"),
+        ("-netdev user,id=n,net=nonsense", "leaves no address"),
+        ("-netdev user,id=n,tftp=/x", "has a TFTP server already"),
+    ],
+)
+def test_services_without_a_place_are_refused(words: str, why: str) -> None:
+    with pytest.raises(ArgumentError, match=why):
+        network.forward(qemu_options.split(words.split()), [(80, "x")], "/folder")
+
+
+def test_a_machine_with_services_gets_a_card_whatever_its_root_disk(tmp_path: Path) -> None:
+    args = ("-device", "nvme,drive=nvm,serial=x", "-drive", "if=none,id=nvm,file=a")
+    spec = MachineSpec(Arch.X86_64, args, tmp_path / "i", tmp_path / "k", forwards=Forwards(((80, "x"),)))
+    words = arguments(spec)
+    assert "user,id=net0,restrict=on,host=10.0.2.4,guestfwd=tcp:10.0.2.2:80-cmd:x" in words
+    assert "virtio-net-pci,netdev=net0" in words
+    with pytest.raises(ArgumentError, match="leaves no way to the services"):
+        arguments(MachineSpec(Arch.X86_64, args, tmp_path / "i", tmp_path / "k", network="none", forwards=spec.forwards))
+
+
+@pytest.mark.parametrize(
+    ("words", "name_server"),
+    [
+        ("-netdev user,id=n", "10.0.2.3"),
+        ("-nic user,net=10.0.3.0/24", "10.0.3.3"),
+        ("-netdev user,id=n,dns=1.2.3.4", "1.2.3.4"),
+        ("-netdev tap,id=n", None),
+        ("-nic none", None),
+    ],
+)
+def test_the_name_server_of_a_network(words: str, name_server: str | None) -> None:
+    assert network.nameserver(qemu_options.split(words.split())) == name_server
+
+
+def test_our_initramfs_is_told_of_it_where_it_answers(tmp_path: Path) -> None:
+    for policy, own, told in (("user", True, True), ("user", False, False), ("restricted", True, False)):
+        spec = MachineSpec(Arch.X86_64, (), tmp_path / "i", tmp_path / "k", append="a", network=policy, own_init=own)  # type: ignore[arg-type]
+        assert ("a qcase.dns=10.0.2.3" in arguments(spec)) is told
