@@ -178,6 +178,7 @@ class CaseConfig:
     requires: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     skip_status: tuple[int, ...] = ()
+    select: str = ""
     warnings: tuple[Problem, ...] = ()
 
     @property
@@ -250,6 +251,7 @@ class QcaseTable(Model):
     known: Tables = ()
     requires: Requirements = ()
     skip: SkipTable = SkipTable()
+    select: Annotated[str, matching(r"[^\0\r\n]*\S[^\0\r\n]*", "must be a command in one line")] | None = None
 
 
 class GroupedProfile(Model):

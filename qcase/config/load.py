@@ -155,7 +155,7 @@ def _resolve_case(
 def _skips(
     table: QcaseTable, config: CaseConfig, document: Document, placeholders: Placeholders, problems: list[Problem]
 ) -> dict[str, Any]:
-    """Return what skips a case. Adds faults to `problems`."""
+    """Return what skips a case, and how one of its tests is selected. Adds faults to `problems`."""
 
     def wrong(loc: tuple[str | int, ...], what: str, hint: str = "") -> None:
         problems.append(document.problem(loc, what, hint))
@@ -168,7 +168,15 @@ def _skips(
         has_results=bool(config.results),
         success=config.success_regex,
     )
-    return {"requires": table.requires, "skip": patterns, "skip_status": table.skip.status}
+    select = placeholders.replace(table.select or "").strip()
+    if select and results_table.TEST not in select:
+        what = f"has no {results_table.TEST}, where the name of the test is to stand"
+        wrong(("qcase", "select"), what, f'such as "prog --only {results_table.TEST}"')
+    if select and not config.results:
+        wrong(
+            ("qcase", "select"), "needs results or markers: else no test inside is known", "say how its tests tell their results"
+        )
+    return {"select": select, "requires": table.requires, "skip": patterns, "skip_status": table.skip.status}
 
 
 # Keys of `[qcase]` that a case has as they are.

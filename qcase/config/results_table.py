@@ -8,6 +8,7 @@ from typing import Any, Final
 from qcase.config.case_file import CaseFile, Wrong
 from qcase.config.patterns import compile_pattern
 
+TEST: Final = "{test}"  # stands for the name of a test in `[qcase] select`, quoted for the shell
 COUNTS: Final = ("total", "passed", "failed", "skipped")  # groups of the pattern `summary`
 
 

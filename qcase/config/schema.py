@@ -135,6 +135,7 @@ MEANING: Mapping[str, str] = {
     "qcase.markers.skip": "it was skipped",
     "qcase.markers.summary": "the end, with what was counted. Groups: total, passed, failed, skipped",
     "qcase.known": "Known failures of the case or of tests inside: reason, test, link, until, excuses; also [[qcase.known]].",
+    "qcase.select": 'the command for one of its tests, which `qcase run case::test` asks for: "prog --only {test}"',
     "qcase.requires": 'skipped without: kvm, network, a device of QEMU, "memory >= 4 GiB", "cpus >= 4", "qemu >= 8.2"',
     "qcase.skip": "What the guest says when a case cannot run there.",
     "qcase.skip.regex": "patterns (RE2) that skip the case, by the rules of success_regex",

@@ -25,6 +25,7 @@ from qcase.errors import UsageError
 from qcase.suite import history
 from qcase.suite.cases import BrokenCase, Case, Discovery, Workspace, pipeline_names
 from qcase.suite.catalogue import Catalogue
+from qcase.suite.inner_selection import select_with_tests
 from qcase.suite.select import parents, select
 from qcase.text import printable
 
@@ -66,7 +67,7 @@ def choose(workspace: Workspace, discovery: Discovery, patterns: Sequence[str], 
 
     Raises `UsageError` for an unknown pattern, tag, pipeline or revision, and for `--failed` without a recorded run.
     """
-    chosen = select(discovery, patterns)
+    chosen = select_with_tests(discovery, patterns)
     failed: frozenset[str] = frozenset()
     if filters.failed:
         failed = _failed(workspace, discovery)

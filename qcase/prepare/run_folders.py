@@ -15,6 +15,7 @@ name. The random part of a run's name is never used again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import re
@@ -177,7 +178,16 @@ class CaseLayout:
         return self.run_dir.parent
 
 
+def folder_of(display_name: str) -> str:
+    """Return the path below which the files of a case lie: its display name, with a harmless word in place of a test inside."""
+    case, sign, test = display_name.partition("::")
+    if not sign:
+        return case
+    word = re.sub("[^A-Za-z0-9_-]+", "_", test)[:60]
+    return f"{case}::{word}-{hashlib.blake2b(test.encode(errors='surrogateescape'), digest_size=4).hexdigest()}"
+
+
 def case_asset_layout(workspace: Path, target: str, display_name: str) -> CaseLayout:
     """Return the layout of a new run, with a run folder of its own. Creates no folders."""
-    work_dir = resolve_target_dir(workspace, target) / "qemu-cases" / display_name
+    work_dir = resolve_target_dir(workspace, target) / "qemu-cases" / folder_of(display_name)
     return CaseLayout(work_dir, work_dir / "runs" / next_case_run_id())

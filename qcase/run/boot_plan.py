@@ -28,7 +28,7 @@ from qcase.pipelines.group_commands import distinct
 from qcase.pipelines.group_script import label
 from qcase.prepare.prepare_case import disks_of, prepare_case_assets
 from qcase.prepare.prepared import PreparedCase
-from qcase.prepare.run_folders import case_asset_layout
+from qcase.prepare.run_folders import case_asset_layout, folder_of
 from qcase.prepare.session import Session
 from qcase.suite.cases import Case
 from qcase.vm import arguments
@@ -140,7 +140,7 @@ def logs_of(case: Case, session: Session) -> Logs:
 
 
 def logs_below(session: Session, case: str) -> Logs:
-    below = f"qcase/logs/{session.arch}/{case}"
+    below = f"qcase/logs/{session.arch}/{folder_of(case)}"
     shown = session.workspace.relative(session.workspace.root / "target" / below)
     return Logs(target_of(session.workspace.root) / below, shown)
 

@@ -33,6 +33,7 @@ from qcase.prepare.session import Session
 from qcase.run import requirements
 from qcase.run.boot_plan import Logs, booted, limits_of, logs_below, machine_spec, rules_of, services_running
 from qcase.suite.cases import BrokenCase, Case
+from qcase.suite.known_failures import matches
 from qcase.vm import arguments
 from qcase.vm.machine import ConsoleLog, converse, start
 
@@ -202,9 +203,19 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
         by_tests=ruling.by_tests,
         booted=booted(case, prepared, session),
     )
+    result = of_selected(result, case.test)
     if prepared.broken:
         result = _with_broken_builds(result, prepared.broken)
     return _with_left_out(result, prepared) if prepared.unbuilt else result
+
+
+def of_selected(result: CaseResult, test: str) -> CaseResult:
+    """Return a pass, as a fail if a test was selected and is not among those that passed: its command ran others."""
+    passed = (one.name for one in result.subtests if one.status is SubtestStatus.PASS)
+    if not test or result.verdict is not Verdict.PASS or any(test in name or matches(test, name) for name in passed):
+        return result
+    what = f"no test passed that is called {test!r}: the command ran others"
+    return replace(result, verdict=Verdict.FAIL, fault=Fault.CASE, reason=what)
 
 
 def _skipped(case: Case, session: Session, why: str) -> CaseResult:

@@ -157,12 +157,14 @@ class Case:
     machine: str = ""  # of `[[qcase.matrix]]`; its name ends with it
     profile: str = ""  # of `[[grouped_qemu_profiles]]`; its name ends with it
     prefix: str = ""  # of its display names: the name of one of the further suites, and a slash
+    test: str = ""  # the one test inside that is run, where it was chosen as `<case>::<test>`
     repetition: int = 0  # counts from 1 where a case runs several times in one run; then `#<n>` ends its display name
 
     @property
     def plain_name(self) -> str:
-        """The display name without the number of the repetition."""
-        return self.display_name.removesuffix(f"#{self.repetition}") if self.repetition else self.display_name
+        """The display name without the number of the repetition and without a test inside."""
+        name = self.display_name.removesuffix(f"#{self.repetition}") if self.repetition else self.display_name
+        return name.removesuffix(f"::{self.test}") if self.test else name
 
     @property
     def whole(self) -> str:
@@ -185,6 +187,8 @@ class Case:
     @property
     def other_names(self) -> tuple[str, ...]:
         """The display name in a run of several groups, and that in a run of its group alone, as far as they are others."""
+        if self.test:
+            return ()  # its result is not that of the case
         return tuple({self.prefix + path_name(self.group, self.below), self.in_group} - {"", self.plain_name})
 
     def by_path(self) -> Case:

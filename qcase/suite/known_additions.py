@@ -87,6 +87,7 @@ def _whole_names(workspace: Workspace) -> Callable[[str], str]:
     names = {name for group in scan.groups(workspace) for found in scan.names(workspace, [group]) for name in found[:2]}
 
     def whole(case: str) -> str:
+        case = case.partition("::")[0]  # a run of one test inside
         above = case.rpartition("/")[0]
         return above if case not in names and above in names else case
 

@@ -127,7 +127,7 @@ def _subject(entry: KnownFailure) -> str:
 
 def names_of(case: Case) -> frozenset[str]:
     """Return the names of the whole case: its name, and its display names in runs of one group and of several."""
-    names = (case.name, case.plain_name, *case.other_names)
+    names = (case.name, case.plain_name, *replace(case, test="", display_name=case.plain_name, repetition=0).other_names)
     return frozenset(name.removesuffix(f"/{case.only}") if case.only else name for name in names)
 
 

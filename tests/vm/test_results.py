@@ -124,3 +124,13 @@ def test_known_failures_are_green_and_counted_apart(tmp_path: Path, test_cache: 
     assert (strict.exit_code, strict.verdicts) == (1, {"passes": "fail", "none": "skipped"})
     assert strict.case("none")["fault"] == "case"
     assert "known.toml:12: the case passes now, take the entry out (it failed once)" in strict.said
+
+
+def test_one_inner_test_is_run_alone(tmp_path: Path, test_cache: Path) -> None:
+    made = Workspace.make(tmp_path / "w")
+    qcase = {"results": "ktap", "select": "echo 1..1; echo ok 1 {test}"}
+    made.case("files", shell_init_cmd="echo 1..1; echo not ok 1 all", success_regex=[], qcase=qcase)
+    outcome = run(made, "files::it's; not all", store=test_cache)
+    assert outcome.verdicts == {"files::it's; not all": "pass"}, outcome.said
+    (inner,) = outcome.case("files::it's; not all")["subtests"]
+    assert inner["name"] == "it's; not all"

@@ -10,8 +10,8 @@ import pytest
 
 from qcase.arch import Arch
 from qcase.config.case_file import CaseConfig
-from qcase.model import Pipeline
-from qcase.run import requirements, schedule
+from qcase.model import CaseResult, Fault, Pipeline, SubtestResult, SubtestStatus, Verdict
+from qcase.run import requirements, run_case, schedule
 from qcase.suite.cases import Case
 from qcase.vm import machine
 
@@ -64,3 +64,13 @@ def test_a_machine_that_kvm_does_not_run_after_all() -> None:
     assert requirements.lacks_kvm(config, ["qemu", "-accel", "tcg"]) == "needs KVM, and this run uses tcg"
     assert requirements.lacks_kvm(config, ["qemu", "-accel", "kvm"]) == ""
     assert requirements.lacks_kvm(CaseConfig(), ["qemu", "-accel", "tcg"]) == ""
+
+
+def test_a_selected_test_has_to_be_among_those_that_passed() -> None:
+    tests = (SubtestResult("files/open", "", SubtestStatus.PASS), SubtestResult("shut", "", SubtestStatus.SKIP))
+    passed = CaseResult("normal/x", Arch.X86_64, Verdict.PASS, Fault.NONE, subtests=tests)
+    for test in ("", "open", "files/open", "f*n"):
+        assert run_case.of_selected(passed, test) == passed
+    for test in ("shut", "close"):
+        found = run_case.of_selected(passed, test)
+        assert (found.verdict, found.fault) == (Verdict.FAIL, Fault.CASE)
