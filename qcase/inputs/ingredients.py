@@ -98,7 +98,7 @@ def of_case(
         found |= steps(named)
     if isinstance(case, BrokenCase):
         return frozenset(found)
-    for path in (case.config_path, *build_configurations(case, workspace, case.arch.default_target)):
+    for path in (*_configurations(case), *build_configurations(case, workspace, case.arch.default_target)):
         found |= steps(path)
     for place in source_places(case):
         found |= place.reach(workspace, ignored or Ignored())
@@ -111,11 +111,18 @@ def of_case(
     return frozenset(found)
 
 
+def _configurations(case: Case) -> tuple[Path, ...]:
+    """Return the files of a case's configuration: two for a profile of a group."""
+    return (case.config_path,) if case.group_config is None else (case.config_path, case.group_config)
+
+
 def other_configurations(case: Case | BrokenCase) -> frozenset[Path]:
     """Return the configuration files of other architectures and variants in a case's folder."""
     if isinstance(case, BrokenCase):
         return frozenset()
-    return frozenset({*(case.path / f"qemu-{arch}.toml" for arch in Arch), *case.path.glob("qemu-*.toml")} - {case.config_path})
+    return frozenset(
+        {*(case.path / f"qemu-{arch}.toml" for arch in Arch), *case.path.glob("qemu-*.toml")} - {*_configurations(case)}
+    )
 
 
 def build_configurations(case: Case | BrokenCase, workspace: Workspace, target: str) -> list[Path]:

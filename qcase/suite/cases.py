@@ -156,6 +156,7 @@ class Case:
     in_group: str = ""  # its display name in a run of its group alone, if that is another one
     machine: str = ""  # of `[[qcase.matrix]]`; its name ends with it
     profile: str = ""  # of `[[grouped_qemu_profiles]]`; its name ends with it
+    group_config: Path | None = None  # of a profile: the file of the group, whose keys count where `config_path` has none
     prefix: str = ""  # of its display names: the name of one of the further suites, and a slash
     test: str = ""  # the one test inside that is run, where it was chosen as `<case>::<test>`
     repetition: int = 0  # counts from 1 where a case runs several times in one run; then `#<n>` ends its display name

@@ -48,7 +48,7 @@ def of_group(case: Case, workspace: Workspace, reader: Reader) -> tuple[Case, ..
         rest = [subcase for subcase in rest if subcase not in own]
         names = {key: f"{getattr(case, key)}-{name}" for key in ("name", "display_name", "below")}
         part = replace(case, name=names["name"], display_name=names["display_name"], below=names["below"], profile=name)
-        part = replace(part, config_path=path, config=reader.load_over(case.config_path, path))
+        part = replace(part, config_path=path, group_config=case.config_path, config=reader.load_over(case.config_path, path))
         found.append(_with(part, own, workspace, wrong))
     return (_with(case, rest, workspace, wrong), *found) if rest else tuple(found)
 

@@ -12,7 +12,7 @@ from qcase.arch import Arch
 from qcase.config.case_file import CaseConfig
 from qcase.errors import ConfigError, UsageError
 from qcase.inputs import case_filters
-from qcase.inputs.ingredients import build_configurations, other_configurations
+from qcase.inputs.ingredients import build_configurations, of_case, other_configurations
 from qcase.model import Pipeline
 from qcase.suite.cases import BrokenCase, Case, Discovery, Subcase, Workspace
 from qcase.suite.catalogue import catalogue, listing
@@ -742,6 +742,11 @@ def test_subcases_of_a_profile_run_with_its_file(tree: Suite, file: str) -> None
         ("-DQCASE_GROUPED_C_SUBCASES=usb-audio;usb-disk",),
     ]
     assert chosen(tree.discover(), "g") == ["normal/g", "normal/g-usb"]
+    for case, needed in ((rest, {"qemu-x86_64.toml"}), (usb, {"qemu-x86_64.toml", file})):
+        made_of = of_case(case, tree.open(), {}) - other_configurations(case)
+        assert {
+            path.name for path in made_of if path.parent == case.path and path.name.endswith(("usb.toml", "64.toml"))
+        } == needed
     assert chosen(tree.discover(), "g/usb-disk") == ["normal/g-usb/usb-disk"]
     assert [e.display_name for e in catalogue(tree.open()).groups["normal"]] == ["normal/g", "normal/g-usb"]
 
