@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -175,7 +174,7 @@ class Tree:
 
     def each(self) -> Iterator[tuple[str, os.stat_result]]:
         """Yield the entries of the folder with their `lstat`, without a limit, and in no order."""
-        with self.folder() as fd, self._fault(), os.scandir(fd) as found:
+        with self.folder() as fd, self.fault(), os.scandir(fd) as found:
             for item in found:
                 with contextlib.suppress(FileNotFoundError):
                     yield item.name, item.stat(follow_symlinks=False)
@@ -203,14 +202,12 @@ class Tree:
 
     def _listed(self, fd: int, limit: int) -> list[tuple[bytes, os.stat_result]]:
         rows = []
-        with self._fault():
-            with os.scandir(fd) as found:
-                if sum(1 for _ in itertools.islice(found, limit + 1)) > limit:
+        with self.fault(), os.scandir(fd) as found:
+            for count, item in enumerate(found):
+                if count == limit:
                     raise PlantedError(f"{self.what} has more than the {NAMES} files that qcase takes", hint=HINT)
-            with os.scandir(fd) as found:
-                for item in itertools.islice(found, limit + 1):
-                    with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                        rows.append((os.fsencode(item.name), item.stat(follow_symlinks=False)))
+                with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                    rows.append((os.fsencode(item.name), item.stat(follow_symlinks=False)))
         rows.sort()
         return rows
 
@@ -219,7 +216,7 @@ class Tree:
     @contextmanager
     def opened(self) -> Iterator[int]:
         """Open a regular file to read, and give its descriptor. It never blocks; any other kind of file is an error."""
-        with self._fault():
+        with self.fault():
             fd = self._open(_FILE)
         try:
             about = os.fstat(fd)
@@ -232,7 +229,7 @@ class Tree:
     @contextmanager
     def folder(self) -> Iterator[int]:
         """Open a folder, to list or to work in, and give its descriptor."""
-        with self._fault():
+        with self.fault():
             fd = self._open(_FOLDER)
         try:
             yield fd
@@ -341,7 +338,7 @@ class Tree:
         Setuid and setgid are dropped: they are for the guest alone, and recorded in the manifest. `special`: they are set, in an
         overlay that is being built, for the store to record.
         """
-        with self._fault():
+        with self.fault():
             handle = self._open(_HANDLE)
             try:
                 if stat.S_ISLNK(os.fstat(handle).st_mode):
@@ -431,7 +428,7 @@ class Tree:
     @contextmanager
     def _parent(self) -> Iterator[tuple[int, str]]:
         """Open the folder above this place. Gives its descriptor and the name in it. Errors name this place."""
-        with self._fault():
+        with self.fault():
             above = self.parent
             if above is None:
                 fd = os.open(self.root.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -445,7 +442,8 @@ class Tree:
                 os.close(fd)
 
     @contextmanager
-    def _fault(self) -> Iterator[None]:
+    def fault(self) -> Iterator[None]:
+        """Tell what is wrong at this place where an error of the `with` block says that something was planted there."""
         try:
             yield
         except OSError as error:

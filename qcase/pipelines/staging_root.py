@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from qcase.disk.ext4 import Ext4Image, Kind
+from qcase.host.filling import Filling
 from qcase.host.trees import Tree
 
 STAGING_RECIPE = 1
@@ -19,16 +20,16 @@ def unpack(base: Path, folder: Tree) -> None:
     is made readable for its owner, so that an unprivileged user can read files that only root could read.
     """
     left = _DATA
-    with Ext4Image.open(base) as image:
+    with Ext4Image.open(base) as image, Filling(folder) as filling:
         for path, node in image.walk("/"):
             if path == "/":
                 folder.chmod((node.mode & 0o777) | 0o700)
                 continue
-            target = folder / path.lstrip("/")
+            place = path.lstrip("/")
             if node.kind is Kind.DIR:
-                target.mkdir((node.mode & 0o777) | 0o700)
+                filling.mkdir(place, (node.mode & 0o777) | 0o700)
             elif node.kind is Kind.SYMLINK:
-                target.symlink_to(image.readlink(node))
+                filling.symlink_to(place, image.readlink(node))
             elif node.kind is Kind.FILE:
-                with target.created((node.mode & 0o777) | 0o400) as fd, os.fdopen(fd, "wb", closefd=False) as file:
+                with filling.created(place, (node.mode & 0o777) | 0o400) as fd, os.fdopen(fd, "wb", closefd=False) as file:
                     left -= image.copy_out(node, file, left)
