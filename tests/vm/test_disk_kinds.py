@@ -8,7 +8,6 @@ import pytest
 
 from qcase.arch import Arch
 from tests.vm import workspaces
-from tests.vm.test_services import store_with
 from tests.vm.workspaces import Workspace
 
 pytestmark = pytest.mark.vm
@@ -49,7 +48,7 @@ def test_a_guest_finds_its_root_on_any_bus(arch: Arch, kinds: tuple[str, ...], t
         )
     sd = ["-device", "sdhci-pci", "-device", "sd-card,drive=disk0"]
     made.case("sd", arch=arch, args=[*workspaces.ARGS[arch], *ROOT, *sd], success_regex=["x"])
-    outcome = workspaces.run(made, store=store_with(test_cache, tmp_path / "store"), arch=arch)
+    outcome = workspaces.run(made, store=workspaces.fresh_store(tmp_path / "store", test_cache), arch=arch)
     assert outcome.verdicts == {**dict.fromkeys(kinds, "pass"), "sd": "error"}, outcome.said
     assert "the guest's kernel has no driver for one of these disks: sd" in outcome.case("sd")["reason"]
     assert outcome.exit_code == 2

@@ -21,15 +21,6 @@ MD5 = hashlib.md5(b"b" * 1_000_000, usedforsecurity=False).hexdigest()
 ASK = f"wget -q -O - http://10.0.2.2:{PORT}/any"
 
 
-def store_with(guests: Path, folder: Path) -> Path:
-    """A store with the tests' guests, into which more can be written."""
-    (folder / "guests").mkdir(parents=True)
-    for entry in (guests / "guests").iterdir():
-        if not entry.name.startswith("."):
-            (folder / "guests" / entry.name).symlink_to(entry)
-    return folder
-
-
 def with_table(case: Path, table: str) -> None:
     for file in case.glob("qemu-*.toml"):
         file.write_text(f"{file.read_text()}{table}")
@@ -37,7 +28,7 @@ def with_table(case: Path, table: str) -> None:
 
 def test_all_services_under_a_restricted_network_in_cases_side_by_side(test_cache: Path, tmp_path: Path) -> None:
     made = Workspace.make(tmp_path / "w")
-    store = store_with(test_cache, tmp_path / "store")
+    store = workspaces.fresh_store(tmp_path / "store", test_cache)
     served = made.root / "served" / "below"
     served.mkdir(parents=True)
     (served / "a file").write_text("in a folder\n")
@@ -100,7 +91,7 @@ def test_nothing_of_a_service_outlives_a_qcase_that_is_killed(test_cache: Path, 
     made = Workspace.make(tmp_path / "w")
     temporary = tmp_path / "t"
     temporary.mkdir()
-    store = store_with(test_cache, tmp_path / "store")
+    store = workspaces.fresh_store(tmp_path / "store", test_cache)
     with_table(
         made.case("open", shell_init_cmd="nc 10.0.2.2 7", success_regex=["^never"]),
         '[[qcase.services]]\nkind = "echo"\nport = 7\n',
@@ -117,7 +108,7 @@ def test_nothing_of_a_service_outlives_a_qcase_that_is_killed(test_cache: Path, 
 
 def test_a_restricted_guest_has_no_name_server_and_a_free_one_has(test_cache: Path, tmp_path: Path) -> None:
     made = Workspace.make(tmp_path / "w")
-    store = store_with(test_cache, tmp_path / "store")
+    store = workspaces.fresh_store(tmp_path / "store", test_cache)
     made.case("free", shell_init_cmd="cat /etc/resolv.conf", success_regex=["^nameserver 10.0.2.3$"], qcase={"network": "user"})
     outcome = workspaces.run(made, store=store)
     assert outcome.verdicts == {"free": "pass"}, outcome.said
@@ -125,7 +116,7 @@ def test_a_restricted_guest_has_no_name_server_and_a_free_one_has(test_cache: Pa
 
 def test_services_that_cannot_be_are_errors_of_their_cases(test_cache: Path, tmp_path: Path) -> None:
     made = Workspace.make(tmp_path / "w", '[run]\nnetwork = "none"\n')
-    store = store_with(test_cache, tmp_path / "store")
+    store = workspaces.fresh_store(tmp_path / "store", test_cache)
     echo = '[[qcase.services]]\nkind = "echo"\nport = 7\n'
     keys: dict[str, Any] = {"success_regex": ["x"]}
     with_table(made.case("none", **keys), echo)

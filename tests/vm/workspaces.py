@@ -337,6 +337,10 @@ def fresh_store(folder: Path, test_cache: Path) -> Path:
     """An empty store, but for the guests and the record of the toolchain image: those are the tests' own."""
     provide(test_cache)
     folder.mkdir(parents=True)
-    for name in ("guests", "images", "memory"):
+    for name in ("images", "memory"):
         (folder / name).symlink_to(test_cache / name, target_is_directory=True)
+    (folder / "guests").mkdir()
+    for made in (test_cache / "guests").iterdir():  # one by one: what these tests do not have yet is made here
+        if not made.name.startswith("."):
+            (folder / "guests" / made.name).symlink_to(made, target_is_directory=True)
     return folder
