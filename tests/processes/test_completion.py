@@ -31,7 +31,7 @@ def test_names_of_cases_their_groups_and_subcases() -> None:
     assert completion.cases("syscalls/e", LINUX, "") == ["syscalls/eventfd"]
     assert completion.cases("nothing", LINUX, "") == []
     assert completion.groups("", LINUX) == ["normal"]
-    assert completion.tags("", LINUX) == ["smoke"]
+    assert completion.tags("", LINUX) == ["machine", "smoke"]
     assert completion.tags("!s", LINUX) == ["!smoke"]
 
 
@@ -58,7 +58,7 @@ def test_where_something_is_broken_nothing_is_said(tmp_path: Path) -> None:
         ("qcase cache g", ["gc"]),
         ("qcase run fu", ["futex"]),
         ("qcase list --group ", ["normal"]),
-        ("qcase run --tag ", ["smoke"]),
+        ("qcase run --tag ", ["machine", "smoke"]),
         ("qcase run --pipeline p", ["plain", "python"]),
         ("qcase explain --arch a", ["aarch64"]),
         ("qcase schema ", ["qcase", "qemu", "results", "events"]),

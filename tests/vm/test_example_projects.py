@@ -37,7 +37,7 @@ def test_every_project_passes_its_own_tests(fetched: Path, tmp_path: Path, test_
     shutil.copytree(fetched, root / "fetched", symlinks=True)
     subprocess.run([sys.executable, str(root / "fetch.py")], check=True, cwd=ROOT)  # makes the links
     store = workspaces.fresh_store(tmp_path / "store", test_cache)
-    outcome = run(root, "--arch", "x86_64", "--arch", "aarch64", store=store, arch=None)
+    outcome = run(root, "--arch", "x86_64", "--arch", "aarch64", store=store, arch=None, timeout=1500)
     assert outcome.report is not None, outcome.said
     found = {(case["case"].removeprefix("normal/"), case["arch"]): case["verdict"] for case in outcome.report["cases"]}
     assert found == {(name, arch): "pass" for name in projects for arch in ("x86_64", "aarch64")}, outcome.said

@@ -239,9 +239,11 @@ def run(
     arch: Arch | None = Arch.AARCH64,
     json_file: Path | None = None,
     prefix: Sequence[str] = (),
+    timeout: float = PATIENCE,
 ) -> Outcome:
     """`qcase run` from start to end. No run may ever show a traceback."""
-    outcome = start(workspace, *arguments, store=store, env=env, arch=arch, json_file=json_file, prefix=prefix).outcome()
+    started = start(workspace, *arguments, store=store, env=env, arch=arch, json_file=json_file, prefix=prefix)
+    outcome = started.outcome(timeout)
     assert "Traceback" not in outcome.said, outcome.said
     return outcome
 
