@@ -138,7 +138,7 @@ KINDS: Mapping[str, Kind] = {
     "cursor": _cursor,
     "random bytes": _bytes,
 }
-KEPT = ("plain", "colour", "kernel", "utf8", "mixed", "counters", "wget", "pip")  # what guests write by the megabyte
+KEPT = ("plain", "colour", "kernel", "utf8", "mixed", "counters", "wget", "pip", "apk")  # what guests write by the megabyte
 
 
 def output(kind: str, size: int, seed: int) -> bytes:
