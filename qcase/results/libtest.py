@@ -77,6 +77,8 @@ class LibtestReader(Reader):
             self._compare(found, line)
             return True
         if self._promised is None:
+            if self.begun and (found := _TEST.fullmatch(line)) and _STATUS.fullmatch(found[2]):
+                self._fault(f"{found[1]} ended outside of any program", line)
             return False
         if found := _SECTION.fullmatch(line):
             self._section = self._places.get(found[1])

@@ -20,6 +20,7 @@ from qcase.model import SubtestStatus
 from qcase.results.reader import Fault, Reader, inner_test
 
 _RESULT: Final = re.compile(r"(?:(\S+?:\d+)|(\S+)\s+(\d+)|(\S+)):?\s+(TPASS|TFAIL|TBROK|TCONF|TWARN)\s*:\s*(.*)")
+_BEGIN: Final = re.compile(r"\S.*\bTINFO\s*:\s*LTP version: .*")  # the first line of each program of newer LTP
 _OTHER: Final = re.compile(r"\S.*\b(?:TINFO|TDEBUG)\s*:.*")
 _SUMMARY: Final = re.compile(r"(passed|failed|broken|skipped|warnings)\s+(\d{1,9})")
 _STATUS: Final = {
@@ -31,6 +32,7 @@ _STATUS: Final = {
 }
 _COUNTED: Final = {"TPASS": "passed", "TFAIL": "failed", "TBROK": "broken", "TCONF": "skipped", "TWARN": "warnings"}
 _WORDS: Final = tuple(_COUNTED.values())
+_ALWAYS: Final = ("passed", "failed", "skipped", "warnings")  # older LTP has no line of what is broken
 
 
 class LtpReader(Reader):
@@ -78,16 +80,19 @@ class LtpReader(Reader):
             output = self._own_lines()
             self._add(inner_test(name, _STATUS[word], message, self._took(at), (*output, line)))
             return True
+        if (self._counted or self._talks) and _BEGIN.fullmatch(line):
+            self._fault("a program began before the summary of the one before it", line)
+            self._counted.clear()
         if _OTHER.fullmatch(line):
             self.begun = self._talks = True
         return False
 
     def _compare(self, said: dict[str, int], line: str) -> None:
         for word in _WORDS:
-            if word not in said:
+            if word not in said and word in _ALWAYS:
                 self._fault(f"the summary does not say how many {word}", line)
-            elif said[word] != self._counted.get(word, 0):
-                self._fault(f"the summary says {said[word]} {word}, {self._counted.get(word, 0)} were counted", line)
+            elif said.get(word, 0) != self._counted.get(word, 0):
+                self._fault(f"the summary says {said.get(word, 0)} {word}, {self._counted.get(word, 0)} were counted", line)
         self._said_counts = None
         self._counted.clear()
         self._talks = False

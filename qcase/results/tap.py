@@ -9,9 +9,9 @@ r"""TAP 13 and 14, KTAP, and kselftest's and KUnit's forms of it.
     ok 1 epoll                        result of `epoll`, which the nested document belongs to
     not ok 2 futex # TODO not there   a directive: SKIP, TODO, and in KTAP XFAIL, TIMEOUT, ERROR
 
-A document accounts for itself by its plan and by numbers without a gap or a repetition; each nested one by its own, and by the
-result of the test that it belongs to. A second version line at the outermost level begins another document, which has to
-account for itself as well.
+A document accounts for itself by its plan and by numbers without a gap or a repetition; each nested one by its own (or, of
+KUnit, by the counts behind it), and by the result of the test that it belongs to. A second version line at the outermost level
+begins another document, which has to account for itself as well.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class _Level:
     count: int = 0
     children: list[SubtestResult] = field(default_factory=list)
     tally: dict[SubtestStatus, int] = field(default_factory=dict)  # of the level's own results
+    bare: int = 0  # results right below it, behind `# `, that no plan is for
+    told: bool = False  # a summary says how many results it has
 
     def copy(self) -> _Level:
         return replace(self, children=list(self.children), tally=dict(self.tally))
@@ -70,7 +72,8 @@ class _Level:
     def lacks(self, plan: str, none: str) -> Iterator[Fault]:
         """Return what it lacks at its end."""
         if self.plan is None:
-            yield Fault(none)
+            if not self.told:
+                yield Fault(none)
         elif self.plan != self.count:
             yield Fault(f"{plan} says {self.plan} test{'' if self.plan == 1 else 's'}, {self.count} came")
         if self.children:
@@ -81,8 +84,10 @@ class TapReader(Reader):
     """Reads TAP or one of its forms.
 
     `kernels`: KTAP, where each result has its number and more directives are known. `hashes`: lines of nested documents begin
-    with `# `. `comments_follow`: comments behind a failed test are about that test.
+    with `# `. `comments_follow`: comments behind a failed test are about that test. `lone_needs_no_plan`: of a nested document.
     """
+
+    lone_needs_no_plan = False
 
     def __init__(self, *, kernels: bool = True, hashes: bool = False, comments_follow: bool = False) -> None:
         super().__init__()
@@ -96,6 +101,7 @@ class TapReader(Reader):
         self._yaml: int | None = None  # indentation of the YAML block that the line stands in
         self._behind_result = False
         self._after: int | None = None  # index of the result to which the following lines may belong
+        self._behind_hash = False  # the line is one of a nested document that begins with `# `
 
     # --- queries -------------------------------------------------------------------------------------------------------
 
@@ -160,8 +166,8 @@ class TapReader(Reader):
         return other
 
     def _read(self, line: str, at: float) -> bool:
-        text = line.lstrip(" ")
-        indent = len(line) - len(text)
+        text = line.lstrip(" \t")
+        indent = len(line[: len(line) - len(text)].expandtabs())
         behind, self._behind_result = self._behind_result, False
         if self._yaml is not None:
             if indent >= self._yaml or not text:
@@ -178,8 +184,10 @@ class TapReader(Reader):
         if text[:1] not in _FIRST:
             self._after = None
             return False
+        self._behind_hash = False
         if self._hashes and text.startswith("# "):
-            indent, text = _unhashed(indent, text)
+            outer, (indent, text) = indent, _unhashed(indent, text)
+            self._behind_hash = indent > outer
         if self._structure(line, text, indent, at):
             return True
         if self._comments_follow and self._after is not None and text.startswith("#"):
@@ -238,6 +246,7 @@ class TapReader(Reader):
         """End the innermost level: what it lacks now, it lacks."""
         called = self._called(self._levels[-1])
         level = self._levels.pop()
+        level.told = level.told or (self.lone_needs_no_plan and level.version and level.count == 1)
         for fault in level.lacks(f"the plan of {called}", f"{called} has no plan (1..N)"):
             self._fault(fault.what)
 
@@ -273,6 +282,8 @@ class TapReader(Reader):
             self._heading = name
 
     def _plan(self, count: int, comment: str, line: str, indent: int, at: float) -> None:
+        if self._is_of_bare(count, indent):
+            return
         level = self._level(indent, at, opens=True)
         if level is None:
             return
@@ -289,12 +300,21 @@ class TapReader(Reader):
             level.why_none = plain(found[1] if found else comment) or "it is 1..0"
             level.skips_all = found is not None
 
+    def _is_of_bare(self, count: int, indent: int) -> bool:
+        """Tell whether a plan is that of the results before it, which are comments as far as kselftest knows."""
+        top = self._levels[-1]
+        return self._behind_hash and indent > top.indent and count == top.bare > 0
+
     def _totals(self, name: str, counts: str, line: str, indent: int) -> None:
         """Compare a summary with what was counted on its level: kselftest's totals, and those that KUnit says of a suite."""
-        level = next((one for one in self._levels if one.indent == indent), None)
         said = {key: int(number) for key, number in _COUNT.findall(counts)}
-        if level is None or name != ("Totals" if "total" not in said else level.name):
+        if "total" in said:  # KUnit's, on the level of the test that it names or of the one around it
+            level = next((one for one in self._levels[:0:-1] if one.name == name), None)
+        else:
+            level = next((one for one in self._levels if one.indent == indent and name == "Totals"), None)
+        if level is None:
             return
+        level.told = "total" in said
         tally = level.tally
         theirs = {
             "passed": sum(said.get(key, 0) for key in ("pass", "xfail", "xpass")),
@@ -315,13 +335,13 @@ class TapReader(Reader):
     def _result(self, found: re.Match[str], line: str, indent: int, at: float) -> bool:
         good, number, text = found[1] == "ok", found[2], found[3] or ""
         if number is None and self._kernels:
-            if not good and indent == 0:
+            if not good and not self._behind_hash:
                 self.begun = True
                 self._fault(f"a result without a number: {line.strip()}", line)
             return False
-        level = self._level(indent, at, opens=not self._hashes)
+        level = self._level(indent, at, opens=not self._behind_hash)
         if level is None:
-            return False
+            return self._bare_result(text, line, good=good)
         self.begun = True
         due = level.last + 1
         value = due if number is None else int(number)
@@ -332,6 +352,7 @@ class TapReader(Reader):
         if level.plan_last:
             self._fault(f"result {value} came behind the plan", line)
         self._heading = ""
+        level.bare = 0
         level.last = max(level.last, value)
         level.count += 1
         name, status, reason = _judged(text, good=good, kernels=self._kernels)
@@ -356,6 +377,19 @@ class TapReader(Reader):
             self._levels[-2].children += [*children, result]
             self._after = None
         return True
+
+    def _bare_result(self, text: str, line: str, *, good: bool) -> bool:
+        """Take a result of a nested document without a version and a plan before it: a comment, but for one that failed."""
+        if not self._behind_hash:
+            self.begun = True
+            self._fault(f"a test is nested more than {_DEPTH - 1} deep: {line.strip()}", line)
+            return False
+        self._levels[-1].bare += 1
+        name, status, _ = _judged(text, good=good, kernels=self._kernels)
+        if status in BAD:
+            self.begun = True
+            self._fault(f"a nested test failed that no plan is for: {name or line.strip()}", line)
+        return False
 
 
 def _unhashed(indent: int, text: str) -> tuple[int, str]:

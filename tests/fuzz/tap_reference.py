@@ -19,6 +19,7 @@ class Item:
     number: int | None = None
     good: bool = False
     text: str = ""
+    hashed: bool = False  # it stands behind `# `
 
 
 @dataclass
@@ -114,6 +115,7 @@ def hashed(indent: int, text: str) -> Item | None:
         text, steps = text[2:], steps + 1
         item = item_of(indent + 2 * steps, text)
         if item is not None:
+            item.hashed = True
             return item
     return None
 
@@ -145,7 +147,7 @@ class Reading:
 
     def may_open(self, item: Item) -> bool:
         if item.kind == "result":
-            return self.dialect != "kselftest"
+            return not item.hashed
         if item.kind == "subtest":
             return not self.announced
         return item.kind in ("version", "plan")
@@ -157,7 +159,7 @@ class Reading:
         own: list[str] = []
         plan: int | None = None
         late = versioned = False
-        last = count = 0
+        last = count = bare = 0
         first = True
         self.announced = self.announced and outermost
         self.open = [at for at in self.open if at < indent] + [indent]
@@ -173,13 +175,19 @@ class Reading:
                     self.totals(item.text, own)
                 continue
             if item.kind == "result" and item.number is None and self.dialect != "tap":
-                if not item.good and item.indent == 0:
+                if not item.good and not item.hashed:
                     self.fault("not ok without a number")
                 self.at += 1
                 continue
             self.open = [at for at in self.open if at <= indent]
-            if item.kind == "result" and self.dialect == "kselftest" and item.indent not in self.open:
+            if item.kind == "result" and item.hashed and item.indent not in self.open:
                 self.at += 1  # a comment that looks like a result
+                bare += 1
+                if judged(item, self.dialect)[0] in ("fail", "broken"):
+                    self.fault("a failed comment")
+                continue
+            if item.kind == "plan" and item.hashed and item.indent > indent and item.number == bare > 0:
+                self.at += 1
                 continue
             if item.kind == "subtest" and (item.indent <= indent or self.announced):
                 # It names this document if nothing but its version came, or the next one.
@@ -216,7 +224,7 @@ class Reading:
                     self.fault("numbers")
                 if late:
                     self.fault("behind the plan")
-                last, count = max(last, number), count + 1
+                last, count, bare = max(last, number), count + 1, 0
                 status, name = judged(item, self.dialect)
                 name = name or str(number)
                 if status == "todo":

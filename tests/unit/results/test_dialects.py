@@ -46,6 +46,7 @@ def test_ltp() -> None:
     [
         ("passed   2", "passed   3", "the summary says 3 passed, 2 were counted"),
         ("skipped  1\n", "", "the summary does not say how many skipped"),
+        ("broken   1\n", "", "the summary says 0 broken, 1 were counted"),
         ("warnings 0\n", "", "the last summary is not whole"),
         ("failed   1", "hello", "a summary is not whole"),
         ("warnings 0", "warnings 0\nopen02.c:1: TPASS: yes", "the last program has no summary"),
@@ -54,6 +55,19 @@ def test_ltp() -> None:
 )
 def test_a_summary_of_ltp_that_does_not_agree(before: str, after: str, fault: str) -> None:
     assert fault in faults(read("ltp", LTP.replace(before, after)))
+
+
+def test_a_program_of_ltp_that_ends_without_a_summary() -> None:
+    begins = "tst_test.c:1833: TINFO: LTP version: 20240524\n"
+    assert faults(read("ltp", begins + LTP)) == []
+    assert faults(read("ltp", LTP + begins + "Segmentation fault\n" + begins + LTP)) == [
+        "a program began before the summary of the one before it"
+    ]
+
+
+def test_a_summary_of_ltp_without_what_is_broken() -> None:
+    said = "a.c:1: TPASS: yes\nSummary:\npassed   1\nfailed   0\nskipped  0\nwarnings 0\n"
+    assert faults(read("ltp", said)) == []
 
 
 def test_ltp_of_the_old_kind() -> None:

@@ -64,6 +64,12 @@ def test_a_test_has_its_own_lines_and_its_time() -> None:
         ("1..1\nok 1 a\n  ---\n  x: 1\nhello\n", "a YAML block has no end"),
         ("KTAP version 1\n1..2\nok 1 a\nKTAP version 1\n1..1\nok 1 b\n", "the plan says 2 tests, 1 came"),
         ("KTAP version 1\n", "no plan (1..N) came"),
+        ("1..1\n  not ok x\nok 1 a\n", "a result without a number: not ok x"),
+        ("1..1\n" + " " * 20 + "not ok 1 x\nok 1 a\n", "the nested test 1 has no plan (1..N)"),
+        (
+            "".join(f"{' ' * depth}1..1\n" for depth in range(17)) + " " * 16 + "not ok 1 x\n",
+            "a test is nested more than 15 deep: not ok 1 x",
+        ),
         ("hello\n", "no result of a test came"),
         ("", "no result of a test came"),
         ("1..0\n", "the plan says that no test runs: it is 1..0"),
@@ -134,6 +140,12 @@ def test_a_failed_nested_test_counts_though_the_test_around_it_passed() -> None:
     assert reader.counted()[SubtestStatus.FAIL] == 1
 
 
+def test_a_nested_test_may_be_indented_by_tabs() -> None:
+    for dialect in ("ktap", "tap", "kselftest", "auto"):
+        reader = read(dialect, "TAP version 14\n1..1\n\t1..1\n\tnot ok 1 x\nok 1 a\n")
+        assert (statuses(reader), faults(reader)) == (["fail a/x", "pass a"], [])
+
+
 def test_nested_tests_of_a_todo_are_todo() -> None:
     assert statuses(read("ktap", "1..1\n  1..1\n  not ok 1 x\nnot ok 1 a # TODO\n")) == ["todo a/x", "todo a"]
 
@@ -182,6 +194,23 @@ def test_kselftest_nests_by_hashes_and_says_what_begins() -> None:
     assert faults(reader) == ["the plan says 3 tests, 2 came"]
 
 
+def bare(results: str) -> list[str]:
+    """Faults of a stream in which a program says results without a plan before them."""
+    return faults(read("kselftest", f"TAP version 13\n1..1\n# selftests: net: a\n{results}ok 1 selftests: net: a\n"))
+
+
+def test_a_failure_that_no_plan_is_for_counts() -> None:
+    assert bare("# ok 1 x\n# ok 2 y\n") == []
+    assert bare("# ok 1 x\n# not ok 2 y\n") == ["a nested test failed that no plan is for: y"]
+    assert bare("# ok 1 x\n# not ok 2 y # SKIP\n") == []
+    assert bare("  ok 1 x\n  not ok 2 y\n") != []  # what no runner has printed
+
+
+def test_a_plan_behind_results_is_about_them() -> None:
+    assert bare("# ok 1 x\n# ok 2 y\n# 1..2\n") == []
+    assert bare("# ok 1 x\n# 1..2\n") == ["the plan of 'selftests: net: a' says 2 tests, 0 came"]
+
+
 def test_totals_of_kselftest_have_to_agree() -> None:
     reader = read("kselftest", "1..2\nok 1 a\nok 2 b # SKIP\n# Totals: pass:2 fail:0 xfail:0 xpass:0 skip:0 error:0\n")
     assert faults(reader) == [
@@ -192,9 +221,45 @@ def test_totals_of_kselftest_have_to_agree() -> None:
 
 def test_a_suite_of_kunit_has_to_agree_with_what_it_says_of_itself() -> None:
     text = "KTAP version 1\n1..1\n    # Subtest: s\n    1..1\n    not ok 1 a\n# s: pass:1 fail:0 skip:0 total:1\nnot ok 1 s\n"
-    assert faults(read("ktap", text)) == []  # on another level it is a comment
-    text = text.replace("# s: pass", "    # s: pass")
     assert faults(read("ktap", text))[0] == "the summary says that 1 passed, 0 were counted"
+    assert faults(read("ktap", text.replace("# s: pass", "    # s: pass")))[0] == "the summary says that 1 passed, 0 were counted"
+    assert faults(read("ktap", text.replace("# s: pass", "# other: pass"))) == []
+
+
+PARAMETERS = """\
+KTAP version 1
+1..1
+    KTAP version 1
+    # Subtest: example
+    1..2
+        KTAP version 1
+        # Subtest: several
+        ok 1 three
+        ok 2 two
+    # several: pass:2 fail:0 skip:0 total:2
+    ok 1 several
+        KTAP version 1
+        # Subtest: one
+        ok 1 alone
+    ok 2 one
+# example: pass:2 fail:0 skip:0 total:2
+# Totals: pass:3 fail:0 skip:0 total:3
+ok 1 example
+"""
+
+
+def kunit(text: str) -> list[str]:
+    reader = KunitReader()
+    for line in text.splitlines():
+        reader.take_kernel(line, 0.0, stamped=True)
+    return faults(reader)
+
+
+def test_parameters_of_a_kunit_test_are_counted_in_place_of_a_plan() -> None:
+    assert kunit(PARAMETERS) == []
+    assert kunit(PARAMETERS.replace("        ok 2 two\n", "")) == ["the summary says that 2 passed, 1 were counted"]
+    assert kunit(PARAMETERS.replace("    # several: pass:2 fail:0 skip:0 total:2\n", "")) == ["'several' has no plan (1..N)"]
+    assert kunit(PARAMETERS.replace("    1..2\n", "")) == []  # the suite's own counts are as good
 
 
 def test_kunit_reads_the_kernels_lines_and_no_others() -> None:
