@@ -210,12 +210,20 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
 
 
 def of_selected(result: CaseResult, test: str) -> CaseResult:
-    """Return a pass, as a fail if a test was selected and is not among those that passed: its command ran others."""
-    passed = (one.name for one in result.subtests if one.status is SubtestStatus.PASS)
-    if not test or result.verdict is not Verdict.PASS or any(test in name or matches(test, name) for name in passed):
+    """Return a result, as a fail if a test was selected and its command ran others. Nothing that is known excuses that.
+
+    A pass needs a test of that name that passed; what is skipped, or fails by its tests, one of whatever status.
+    """
+    tests = [one for one in result.subtests if test in one.name or matches(test, one.name)]
+    if result.verdict is Verdict.PASS:
+        tests = [one for one in tests if one.status is SubtestStatus.PASS]
+    decided = result.verdict is Verdict.PASS or (result.subtests and (result.by_tests or result.verdict is Verdict.SKIPPED))
+    if not test or tests or not decided:
         return result
-    what = f"no test passed that is called {test!r}: the command ran others"
-    return replace(result, verdict=Verdict.FAIL, fault=Fault.CASE, reason=what)
+    ended = "passed" if result.verdict is Verdict.PASS else "ran"
+    what = f"no test {ended} that is called {test!r}: the command ran others"
+    reason = f"{what}; {result.reason}" if result.verdict is Verdict.FAIL else what
+    return replace(result, verdict=Verdict.FAIL, fault=Fault.CASE, reason=reason, by_tests=False)
 
 
 def _skipped(case: Case, session: Session, why: str) -> CaseResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,9 +11,11 @@ import pytest
 
 from qcase.arch import Arch
 from qcase.config.case_file import CaseConfig
+from qcase.config.known_file import Known
 from qcase.model import CaseResult, Fault, Pipeline, SubtestResult, SubtestStatus, Verdict
 from qcase.run import requirements, run_case, schedule
 from qcase.suite.cases import Case
+from qcase.suite.known_failures import excused
 from qcase.vm import machine
 
 
@@ -74,3 +77,19 @@ def test_a_selected_test_has_to_be_among_those_that_passed() -> None:
     for test in ("shut", "close"):
         found = run_case.of_selected(passed, test)
         assert (found.verdict, found.fault) == (Verdict.FAIL, Fault.CASE)
+
+
+def test_a_selected_test_that_did_not_run_is_neither_skipped_nor_excused() -> None:
+    shut = SubtestResult("shut", "", SubtestStatus.FAIL)
+    failed = CaseResult("normal/x", Arch.X86_64, Verdict.FAIL, Fault.CASE, subtests=(shut,), by_tests=True)
+    known = [Known("known.toml:1", "it is not there", test="shut")]
+    assert excused(run_case.of_selected(failed, "shut"), known).verdict is Verdict.KNOWN_FAIL
+    assert excused(run_case.of_selected(failed, "open"), known).verdict is Verdict.FAIL
+    skipped = CaseResult(
+        "normal/x", Arch.X86_64, Verdict.SKIPPED, Fault.NONE, subtests=(replace(shut, status=SubtestStatus.SKIP),)
+    )
+    assert run_case.of_selected(skipped, "shut") == skipped
+    assert run_case.of_selected(skipped, "open").verdict is Verdict.FAIL
+    assert run_case.of_selected(replace(skipped, subtests=()), "open").verdict is Verdict.SKIPPED  # 1..0 # SKIP
+    out = replace(failed, verdict=Verdict.TIMEOUT, by_tests=False)
+    assert run_case.of_selected(out, "open") == out
