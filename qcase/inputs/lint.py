@@ -40,6 +40,7 @@ from qcase.host import beneath
 from qcase.inputs import trust
 from qcase.model import Pipeline
 from qcase.pipelines import group_commands, group_script
+from qcase.pipelines.pipeline import hint_without
 from qcase.pipelines.registry import PIPELINES
 from qcase.suite import catalogue, history, root_images, scan
 from qcase.suite.cases import Case, Workspace, source_folders
@@ -214,7 +215,7 @@ def _sources(workspace: Workspace, folder: Path, pipeline: Pipeline) -> Iterator
     wanted = PIPELINES[pipeline].project_files
     place = folder / pipeline.value
     if wanted and not any((place / name).is_file() for name in wanted):
-        hint = f"a project is built by one of {', '.join(wanted)}" if len(wanted) > 1 else ""
+        hint = hint_without(wanted, [path.name for path in place.iterdir()])
         yield _error("sources", Problem(f"has no {wanted[0]}", workspace.relative(place), hint=hint))
     if not wanted and not any(path.is_file() for path in place.iterdir()):
         yield _error("sources", Problem("has no file to install", workspace.relative(place)))

@@ -21,7 +21,8 @@ from enum import StrEnum
 
 from qcase.arch import Arch
 from qcase.host.trees import Tree
-from qcase.pipelines import extra_files
+from qcase.pipelines import extra_files, make_habits
+from qcase.pipelines.make_habits import PLAIN, Habits
 from qcase.pipelines.pipeline import BUILD, OVERLAY, STAGING
 from qcase.suite.discover import MAKEFILES
 
@@ -209,16 +210,47 @@ def make_environment() -> dict[str, str]:
     }
 
 
-def _binaries(tools: Tools) -> str:
-    """Assignments of the tools to the variable names that makefiles and `configure` scripts use."""
+_BINUTILS = ("ar", "ranlib", "nm", "strip", "objcopy", "objdump")
+
+
+def _binaries(tools: Tools, without: Collection[str] = ()) -> str:
+    """Assignments of the tools to the variable names that makefiles and `configure` scripts use, less those of `without`."""
     binaries = {"CC": tools.cc, "CXX": tools.cxx, "LD": f"{tools.prefix}-ld"}
-    binaries |= {name.upper(): f"{tools.prefix}-{name}" for name in ("ar", "ranlib", "nm", "strip", "objcopy", "objdump")}
-    return " ".join(f"{name}={value}" for name, value in binaries.items())
+    binaries |= {name.upper(): f"{tools.prefix}-{name}" for name in _BINUTILS}
+    return " ".join(f"{name}={value}" for name, value in binaries.items() if name not in without)
 
 
-def _make_variables(tools: Tools) -> str:
+def _make_variables(tools: Tools, habits: Habits) -> str:
     """Variables for make's command line, where they override a makefile's own `CC = gcc`."""
-    return f"{_binaries(tools)} CROSS_COMPILE={tools.arch}-linux-musl- ARCH={tools.arch.spec.makefiles}"
+    found = f"{_binaries(tools, habits.own)} CROSS_COMPILE={tools.arch}-linux-musl- ARCH={tools.arch.spec.makefiles}"
+    return f"{found} {_OF_BUILDER}" if habits.named else found
+
+
+# Names of the building machine's compiler in makefiles.
+_OF_BUILDER = " ".join(
+    [f'{name}="$own_cc"' for name in ("HOSTCC", "HOST_CC", "BUILD_CC", "BUILDCC", "CC_FOR_BUILD", "NATIVE_CC")]
+    + [f'{name}="$own_cxx"' for name in ("HOSTCXX", "HOST_CXX", "BUILD_CXX", "CXX_FOR_BUILD")]
+)
+
+
+def _tools_by_name(tools: Tools, habits: Habits) -> str:
+    """Return the part of a program that puts the guest's tools into the PATH, under the names of the building machine's.
+
+    `strip` always: `install -s` calls it. A compiler looks for its linker in the PATH, too, and gets `-B` for that.
+    """
+    named = {"strip": f"{tools.prefix}-strip"}
+    begin = f"export {_binaries(tools)}\n"
+    if habits.named:
+        named |= dict.fromkeys(("cc", "gcc", "musl-gcc"), tools.cc) | dict.fromkeys(("c++", "g++"), tools.cxx)
+        named |= {name: f"{tools.prefix}-{name}" for name in ("clang", "clang++", "ld", "readelf", *_BINUTILS)}
+        named |= {f"gcc-{name}": f"{tools.prefix}-gcc-{name}" for name in ("ar", "nm", "ranlib")}
+        begin += "".join(
+            f'own_{name}=$(command -v {program} || :)\nown_{name}="$own_{name} -B${{own_{name}%/*}}/"\n'
+            for name, program in (("cc", "gcc"), ("cxx", "g++"))
+        )
+    begin += f"mkdir {BUILD}/tools\n"
+    begin += "".join(f"printf '#!/bin/sh\\nexec {path} \"$@\"\\n' >{BUILD}/tools/{name}\n" for name, path in named.items())
+    return f"{begin}chmod 755 {BUILD}/tools/*\nPATH={BUILD}/tools:$PATH\n"
 
 
 # For a folder of the kernel's selftests without the kernel around it: the rules that its makefiles count on.
@@ -248,20 +280,26 @@ umask 022
 stage() {{ printf '%s' "$1" > {BUILD}/{STAGE}; printf -- '-- %s\\n' "$1"; }}
 """
 # Libraries for a guest that has no musl, or no libstdc++.
+# A project that knows no DESTDIR makes links to where it was installed.
 _END = f"""
+find {OVERLAY} -type l | while IFS= read -r link; do
+    target=$(readlink "$link")
+    case $target in {OVERLAY}/*) ln -sfn "${{target#{OVERLAY}}}" "$link" ;; esac
+done
 for library in "$SYSROOT"/lib/libc.so "$SYSROOT"/lib/libstdc++.so.6; do
     if [ -f "$library" ]; then cp -L "$library" {BUILD}/libraries/; fi
 done
 """
 
 
-def program(system: System, tools: Tools) -> str:
+def program(system: System, tools: Tools, habits: Habits = PLAIN) -> str:
     """Return the program that `sh -eu` runs in the folder of the sources, with the user's options as its arguments.
 
     The `stage` file names the current stage, for errors. `$STAGING_VARIABLE`: the CMake variable with the path of the staging
     root.
     """
-    text = _PROGRAMS[system].replace("@VARIABLES@", _make_variables(tools)).replace("@BINARIES@", _binaries(tools))
+    text = _PROGRAMS[system].replace("@VARIABLES@", _make_variables(tools, habits)).replace("@BINARIES@", _binaries(tools))
+    text = text.replace("@TOOLS@", _tools_by_name(tools, habits)).replace("@BELOW@", _BELOW_PREFIX if habits.only_prefix else "")
     return _BEGIN + text + extra_files.PROGRAM.replace("@BUILT@", _BUILT.get(system, "")) + _END
 
 
@@ -326,11 +364,12 @@ set +f
 _MAKE_INSTALL = f"""\
 stage install
 if [ -z "$QCASE_INSTALL" ] || ! make -n "$@" install 2>&1 | grep -q "No rule to make target 'install'\\."; then
-    make DESTDIR={OVERLAY} "$@" install
+    make DESTDIR={OVERLAY} "$@"@BELOW@ install
 fi
 """
+_BELOW_PREFIX = f" prefix={OVERLAY}/usr PREFIX={OVERLAY}/usr"  # the last one counts
 _MAKE = f"""\
-stage build
+@TOOLS@stage build
 set -- @VARIABLES@ prefix=/usr PREFIX=/usr "$@"
 {_MAKE_TARGETS}{_MAKE_INSTALL}"""
 # One that Autoconf did not make knows neither --host nor --build, and may stop at an option that it does not know.
@@ -345,7 +384,7 @@ eval "set -- $QCASE_MAKE"
 stage build
 {_MAKE_TARGETS}{_MAKE_INSTALL}"""
 _KSELFTESTS = f"""\
-stage build
+@TOOLS@stage build
 set -- @VARIABLES@ -I{_SELFTESTS}/a -I{_SELFTESTS}/a/b -I{_SELFTESTS}/a/b/c "$@"
 {_MAKE_TARGETS}stage install
 make INSTALL_PATH={OVERLAY}/usr/bin "$@" install
@@ -399,12 +438,18 @@ def environment(system: System, tools: Tools, options: Mapping[str, tuple[str, .
 def recipe(tools: Tools) -> str:
     """Return the text of all programs and files that are used: an edit of it changes the keys of all cases in C."""
     parts = [program(system, tools) + str(environment(system, tools, {})) + str(files(system, tools)) for system in System]
+    parts.append(program(System.MAKE, tools, make_habits.EVERY))
     return "\0".join(parts)
 
 
 _NO_NETWORK = re.compile(
     r"could not find git for clone of |[Cc]ould(?:n't| not) resolve host|[Nn]ame resolution|unable to access|"
     r"Each download failed|wrap-based subproject downloading is disabled"
+)
+_NO_TOOL = re.compile(r"(?m)\b([\w+.-]+): (?:command )?not found$|^make(?:\[\d+\])?: ([\w+.-]+): No such file or directory$")
+_NOT_IN_MUSL = re.compile(
+    r"fatal error: ((?:sys/(?:cdefs|queue|tree)|fts|argp|obstack|execinfo|error|gnu/\w+|printf|bits/\w+)\.h):"
+    r"|unknown type name [‘']((?:__BEGIN_DECLS|off64_t|comparison_fn_t|sigval_t|error_t)\b)"
 )
 _DEPENDENCY = re.compile(r"clone of (\S+?)-populate|_deps/([\w-]+?)-(?:subbuild|src|build)\b")
 
@@ -420,8 +465,23 @@ def hint(system: System, said: str) -> str:
         return f'{what}, and say where: [qcase] cmake = ["-DFETCHCONTENT_SOURCE_DIR_{name}=/qcase/src/…"]'
     if "No rule to make target 'install'" in said:
         return 'the makefile needs a target `install`; or name what it builds: [qcase] install = { "usr/bin" = ["…"] }'
+    if re.search(r"(?:install|cp|mkdir|ln|mv)\b.*(?:Read-only file system|Permission denied)", said):
+        return (
+            "the target install heeds no DESTDIR; a variable of the makefile says where: "
+            '[qcase] make = ["<VARIABLE>=$(DESTDIR)/usr"]'
+        )
+    if missing := _NO_TOOL.search(said):
+        name = missing[1] or missing[2]
+        return (
+            f"the toolchain image has no {name}: keep what it makes among the sources, as releases do; or [toolchain.c] image in"
+            f" qcase.toml names an image that has it"
+        )
+    if lacking := _NOT_IN_MUSL.search(said):
+        return f"musl has no {lacking[1] or lacking[2]}, which is glibc's: Alpine has patches and packages for what needs it"
     if "works in the build folder alone" in said:
         return "have the target install call libtool --mode=install; or name it in [qcase] install, for the program itself"
+    if "Exec format error" in said and "check-TESTS" in said:
+        return 'the target check runs the tests; [qcase] make = ["check", "TESTS="] builds them, for [qcase] install'
     if "Exec format error" in said:
         return "a program for the guest was run by the build; $(CROSS_COMPILE)run runs it in an emulator"
     return ""

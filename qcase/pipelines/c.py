@@ -23,7 +23,7 @@ from qcase.errors import BuildError
 from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import build_systems, cmake_installs, elf_libraries, extra_files, prebuild
+from qcase.pipelines import build_systems, cmake_installs, elf_libraries, extra_files, make_habits, prebuild
 from qcase.pipelines.build_systems import System, Tools
 from qcase.pipelines.pipeline import (
     BUILD,
@@ -35,6 +35,7 @@ from qcase.pipelines.pipeline import (
     STEP_TIMEOUT,
     BuildContext,
     PipelineSpec,
+    hint_without,
     require_folder,
     stage_of,
 )
@@ -70,7 +71,7 @@ def _build(source: Tree, folder: str, overlay: Tree, context: BuildContext) -> N
     own = source / folder if folder else source
     system = build_systems.system_of(source, folder, context.options)
     if system is None:
-        hint = f"a project is built by one of {', '.join(BUILD_FILES)}"
+        hint = hint_without(BUILD_FILES, own.names())
         raise BuildError(f"there is no {f'{folder}/' if folder else ''}{BUILD_FILES[0]}", where=context.case, hint=hint)
     tools = tools_of(context.arch, context.config)
     out = context.folder("build")
@@ -78,7 +79,9 @@ def _build(source: Tree, folder: str, overlay: Tree, context: BuildContext) -> N
     root = prebuild.staging_root(context, own)
     prebuild.run(source, folder, IMAGE, root, out, overlay, context)
     context.services.say("compiling")
-    step = _step(system, tools, source, folder, root, out, overlay, context)
+    habits = make_habits.of(own) if System.MAKE.value in system.options else make_habits.PLAIN
+    program = build_systems.program(system, tools, habits)
+    step = _step(system, tools, program, source, folder, root, out, overlay, context)
     run = context.services.run if root == context.services.staging() else context.services.engine().run
     result = run(step)
     if result.exit_status != 0:
@@ -89,7 +92,8 @@ def _build(source: Tree, folder: str, overlay: Tree, context: BuildContext) -> N
             what = f"{stage}: {said.strip().rpartition(chr(10))[2]}"
         raise BuildError(what, where=context.case, hint=hint or build_systems.hint(system, result.output), log=said)
     if not overlay.names():
-        raise BuildError("the build installed nothing", where=context.case, hint=_INSTALL[system])
+        hint = f"{_INSTALL[system]}; or name in [qcase] install what it builds"
+        raise BuildError("the build installed nothing", where=context.case, hint=hint)
     elf_libraries.complete(overlay, context.base, context.arch, context.case, toolchain=out / "libraries", staging=root)
 
 
@@ -103,7 +107,15 @@ _INSTALL = {
 
 
 def _step(
-    system: System, tools: Tools, source: Tree, folder: str, root: Tree, out: Tree, overlay: Tree, context: BuildContext
+    system: System,
+    tools: Tools,
+    program: str,
+    source: Tree,
+    folder: str,
+    root: Tree,
+    out: Tree,
+    overlay: Tree,
+    context: BuildContext,
 ) -> Step:
     mounts = [
         Mount(source, SRC, False),
@@ -115,7 +127,7 @@ def _step(
         mounts.append(Mount(checks, build_systems.CHECKS, True))
     return Step(
         image=context.services.image(IMAGE),
-        argv=("sh", "-euc", build_systems.program(system, tools), system.value, *context.options.get(system.options[0], ())),
+        argv=("sh", "-euc", program, system.value, *context.options.get(system.options[0], ())),
         mounts=tuple(mounts),
         env={
             **build_systems.environment(system, tools, context.options),

@@ -8,7 +8,7 @@ the build may write to it. Every folder that a step may write to is a `qcase.hos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -175,6 +175,18 @@ class PipelineSpec:
     template: Callable[[str], Sources] | None = None
     recipes: Path | None = None
     build: Callable[[Tree, Tree, BuildContext], None]
+
+
+def hint_without(wanted: Sequence[str], names: Collection[str]) -> str:
+    """Return advice about a folder without any of the `wanted` project files. `names`: the names of what is in the folder."""
+    made = next(
+        (name for name in ("configure.ac", "configure.in", "autogen.sh") if name in names and "configure" in wanted), None
+    )
+    if made is not None:
+        return (
+            f"it has {made}: its authors' tools, run once outside (autoreconf -i), make the script configure that a release has"
+        )
+    return f"a project is built by one of {', '.join(wanted)}" if len(wanted) > 1 else ""
 
 
 def make_folders(overlay: Tree, path: str) -> Tree:

@@ -308,6 +308,9 @@ def test_sources_with_nothing_in_them(tree: Suite) -> None:
         "suite/normal/a/c: has no CMakeLists.txt",
         "suite/normal/b/sh: has no file to install",
     ]
+    assert "a project is built by one of CMakeLists.txt, meson.build" in tree.said()[0]
+    tree.file("suite/normal/a/c/configure.ac")
+    assert "it has configure.ac: its authors' tools, run once outside (autoreconf -i)" in tree.said()[0]
     tree.file("suite/normal/a/c/meson.build")
     assert "suite/normal/b/sh" in tree.only()
 

@@ -94,6 +94,16 @@ SAYS = [
     (System.MESON, "meson.build:3:6: ERROR: Automatic wrap-based subproject downloading is disabled", "a build has no network"),
     (System.MAKE, "make: *** No rule to make target 'install'.  Stop.", "needs a target `install`"),
     (System.MAKE, "/bin/sh: 1: ./mktable: Exec format error", "was run by the build"),
+    (
+        System.MAKE,
+        "bison p.y\nmake: bison: No such file or directory\nmake: *** [Makefile:3: p] Error 127",
+        "has no bison",
+    ),
+    (System.CONFIGURE, "./configure: 12: m4: not found\n", "has no m4: keep what it makes"),
+    (System.MAKE, "utf8.h:30:1: error: unknown type name ‘__BEGIN_DECLS’", "musl has no __BEGIN_DECLS"),
+    (System.MAKE, "a.c:1:10: fatal error: execinfo.h: No such file or directory", "musl has no execinfo.h"),
+    (System.MAKE, "mkdir: cannot create directory ‘/usr/local/man’: Read-only file system", "heeds no DESTDIR"),
+    (System.MAKE, "a.c:1:10: fatal error: mine.h: No such file or directory", ""),
     (System.CMAKE, "main.c:3:1: error: unknown type name 'in'", ""),
 ]
 

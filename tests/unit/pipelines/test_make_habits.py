@@ -1,0 +1,61 @@
+"""How makefiles name their tools, and what make is told about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qcase.arch import Arch
+from qcase.host.trees import Tree
+from qcase.pipelines import build_systems, make_habits
+from qcase.pipelines.build_systems import System, Tools
+from qcase.pipelines.make_habits import Habits
+
+HABITS = {
+    "CC = gcc\nprog: prog.o\n\t$(CC) -o $@ $^\n": Habits(),
+    "CC = gcc -std=c89\n": Habits(frozenset({"CC"})),
+    "CC := \\\n\tgcc \\\n\t-pthread\n": Habits(frozenset({"CC"})),
+    "export CC ?= clang -Wall # quiet\n": Habits(frozenset({"CC"})),
+    "CC = $(CROSS_COMPILE)gcc -m64\n": Habits(frozenset({"CC"})),
+    "CC = gcc # -m64\n": Habits(),
+    "CC = icc -fast\n": Habits(),
+    "CC += -Wall\n": Habits(),
+    "AR= ar rcu\nRANLIB= ranlib\n": Habits(frozenset({"AR"})),
+    "LD = ld\n": Habits(),
+    "LD = gcc\n": Habits(frozenset({"LD"})),
+    "LD ?= $(CC)\n": Habits(frozenset({"LD"})),
+    "LD = ld -r\n": Habits(frozenset({"LD"})),
+    "arm:\n\tCC=gcc MORE=-static $(MAKE) prog\n": Habits(),
+    "ifdef X\n  AR = ar cr\nendif\n": Habits(frozenset({"AR"})),
+    "prog: prog.c\n\tgcc -o prog prog.c\n": Habits(by_name=True),
+    "prog: prog.c\n\t@gcc -o prog prog.c\ntool:\n\t$(HOSTCC) tool.c\n": Habits(),
+    "tool: tool.c\n\tgcc -o tool tool.c\nprog: prog.c\n\t$(CC) prog.c\n": Habits(),
+    "install:\n\tcp prog $(PREFIX)/bin\n": Habits(only_prefix=True),
+    "install:\n\tcp prog $(DESTDIR)$(PREFIX)/bin\n": Habits(),
+    "install:\n\tcp prog /opt\n": Habits(),
+}
+
+
+@pytest.mark.parametrize("text", HABITS)
+@pytest.mark.parametrize("name", ["Makefile", "src/GNUmakefile", "rules.mk", "Makefile.inc"])
+def test_the_habits_of_makefiles(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    (tmp_path / "Makefile~").write_text("AR = ar q\n")
+    (tmp_path / "main.c").write_text("CC = gcc -x\n")
+    assert make_habits.of(Tree(tmp_path)) == HABITS[text]
+
+
+def test_a_tool_that_a_makefile_sets_with_an_option_is_left_to_it() -> None:
+    tools = Tools(Arch.AARCH64, "gcc")
+    plain = build_systems.program(System.MAKE, tools)
+    told = build_systems.program(System.MAKE, tools, Habits(frozenset({"CC", "LD"})))
+    begin, kept = (text.partition("set -- ")[2].splitlines()[0] for text in (plain, told))
+    assert " CC_FOR_BUILD=" in f" {kept}"
+    assert " HOSTCC=" not in f" {begin}"
+    assert begin.startswith("CC=/usr/local/bin/aarch64-linux-musl-gcc CXX=")
+    assert kept.startswith("CXX=/usr/local/bin/aarch64-linux-musl-g++ AR=")
+    assert "exec /usr/local/bin/aarch64-linux-musl-gcc" in told
+    assert "exec /usr/local/bin/aarch64-linux-musl-gcc" not in plain
+    assert "exec /usr/local/bin/aarch64-linux-musl-strip" in plain  # for `install -s`
