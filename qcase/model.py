@@ -18,6 +18,7 @@ class Pipeline(StrEnum):
     SH = "sh"
     PYTHON = "python"
     RUST = "rust"
+    KTEST = "ktest"
 
     @classmethod
     def _missing_(cls, value: object) -> Pipeline | None:

@@ -76,7 +76,9 @@ class Subject:
         kernel = self.guest.kernel
         in_container = isinstance(kernel, KernelBuild) and kernel.where != "host"
         made = any(case.config.to_bin or case.config.packages for case in self.cases)
-        return bool(self.kinds - {Pipeline.PLAIN}) or needs_engine(self.guest.rootfs, kernel) or in_container or made
+        return (
+            bool(self.kinds - {Pipeline.PLAIN, Pipeline.KTEST}) or needs_engine(self.guest.rootfs, kernel) or in_container or made
+        )
 
     @property
     def images(self) -> list[str]:

@@ -170,7 +170,7 @@ def argv_command(
                 if len(chosen) > 1:
                     print(f"# {one.display_name}")
                 print(arguments.pasteable(command))
-                if not image.exists():
+                if image is not None and not image.exists():
                     instead = f"`qcase shell {shlex.quote(one.display_name)} --arch {one.arch}`"
                     what = f"{one.display_name}: its image is not kept, see [cache] write: run it with {instead} instead"
                     warn(session.emit, what)

@@ -13,7 +13,8 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import ConfigDict, Field, Strict
 
-from qcase.config import steps_table
+from qcase.config import ktest_table, steps_table
+from qcase.config.exit_table import ExitTable
 from qcase.config.fields import (
     Build,
     Cargo,
@@ -132,7 +133,10 @@ class CaseConfig:
     `<folder>\\t<pattern>`. `preserve_commands`: a subcase that runs alone runs with all commands of its group.
     `matrix`: the machines of the case, each as `<name>\\0<argument>\\0…`; empty for `args` alone. `profiles`: other files for
     some subcases, each as `<name>\\0<prefix of the subcases>\\0<file>`.
-    `kernel_env`: variables of the build of the case's kernel, each as `<name>=<value>`.
+    `kernel_env`: variables of the build of the case's kernel, each as `<name>=<value>`. `ktest`: the case is its kernel's own
+    tests; `own_kernel`: command, output and place of its build, empty for that of the guest, and `kernel_args` words for
+    the command.
+    `exits`: what an end of QEMU says, each as `<outcome>\\t<word>`.
     """
 
     args: tuple[str, ...] = ()
@@ -169,6 +173,10 @@ class CaseConfig:
     matrix: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ()
     kernel_env: tuple[str, ...] = ()
+    ktest: bool = False
+    own_kernel: tuple[str, ...] = ()
+    kernel_args: tuple[str, ...] = ()
+    exits: tuple[str, ...] = ()
     smp: int = 1
     to_bin: bool = False
     uefi: bool = False
@@ -243,7 +251,9 @@ class QcaseTable(Model):
     configure: Words = ()
     make: Words = ()
     install: dict[GuestFolder, Annotated[tuple[PlacePattern, ...], Strict(False)]] = Field(default={})
+    pipeline: ktest_table.Named | None = None
     kernel_env: dict[VariableName, str] = Field(default={})
+    kernel: ktest_table.KernelTable = ktest_table.KernelTable()
     matrix: Annotated[tuple[MatrixRow, ...], Strict(False)] = ()
     services: ServiceTables = ()
     markers: _Markers = _Markers()
@@ -251,6 +261,7 @@ class QcaseTable(Model):
     known: Tables = ()
     requires: Requirements = ()
     skip: SkipTable = SkipTable()
+    exit: ExitTable = ExitTable()
     select: Annotated[str, matching(r"[^\0\r\n]*\S[^\0\r\n]*", "must be a command in one line")] | None = None
 
 
@@ -299,6 +310,13 @@ def refuse_environment(file: CaseFile, wrong: Wrong) -> None:
         wrong(
             ("qcase", "kernel_env"), 'names a variable of the environment: refused under trust = "sandboxed"', "write its value"
         )
+    for key in ("build", "output"):
+        if "${env:" in (getattr(file.qcase.kernel, key) or ""):
+            wrong(
+                ("qcase", "kernel", key),
+                'names a variable of the environment: refused under trust = "sandboxed"',
+                "write its value",
+            )
     for at, row in enumerate(file.qcase.matrix):
         if any("${env:" in text for text in row.texts):
             what = 'names a variable of the environment: refused under trust = "sandboxed"'

@@ -13,7 +13,17 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from qcase.config import matrix, qemu_options, results_table, root_disk, services_table, skip_table, steps_table
+from qcase.config import (
+    exit_table,
+    ktest_table,
+    matrix,
+    qemu_options,
+    results_table,
+    root_disk,
+    services_table,
+    skip_table,
+    steps_table,
+)
 from qcase.config.case_file import CaseConfig, CaseFile, Placeholders, QcaseTable, Wrong, memory, refuse_environment, smp
 from qcase.config.known_file import Known, KnownFile, KnownTable, known_of
 from qcase.config.patterns import PatternError, compile_pattern
@@ -147,6 +157,8 @@ def _resolve_case(
         to_bin=file.to_bin,
         uefi=file.uefi,
         memory=memory(args),
+        **ktest_table.checked(file, wrong),
+        exits=_exits(file, args, on_console=bool(patterns["success_regex"] or results), wrong=wrong),
         services=_services(file, wrong),
         warnings=warnings,
     )
@@ -220,7 +232,7 @@ def _check_words(
 
 def _decides(document: Document, named: tuple[str, ...]) -> bool:
     """Tell whether a file says what passes the case, however well: `named` patterns or commands, inner tests, steps."""
-    return bool(named) or any(table.is_there(document.data) for table in (results_table, steps_table))
+    return bool(named) or any(table.is_there(document.data) for table in (results_table, steps_table, exit_table))
 
 
 def _checked_steps(file: CaseFile, placeholders: Placeholders, wrong: Wrong) -> tuple[str, ...]:
@@ -258,6 +270,19 @@ def _services(file: CaseFile, wrong: Wrong) -> tuple[str, ...]:
     if file.rootfs_write_policy == "persist":
         wrong(("rootfs_write_policy",), 'must be "discard": a guest would write into an image that other cases boot', hint)
     return services_table.checked(file.host_http_server, file.qcase.services, file.qcase.network, wrong)
+
+
+def _exits(file: CaseFile, args: tuple[str, ...], *, on_console: bool, wrong: Wrong) -> tuple[str, ...]:
+    """Return what an end of QEMU says of the case. `on_console`: the console has to say something besides."""
+    tables = (("test_commands", file.test_commands), ("shell_check_steps", file.shell_check_steps), ("steps", file.qcase.steps))
+    return exit_table.checked(
+        file.qcase.exit,
+        wrong,
+        beside=next((key for key, value in tables if value), ""),
+        has_skip=bool(file.qcase.skip.regex),
+        on_console=on_console,
+        semihosting=any("semihosting" in arg for arg in args),
+    )
 
 
 def _checked_patterns(file: CaseFile, placeholders: Placeholders, wrong: Wrong) -> dict[str, tuple[str, ...]]:

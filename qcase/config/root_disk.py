@@ -120,8 +120,8 @@ def drives(options: Sequence[Option]) -> list[Drive]:
     return sorted(found, key=lambda drive: drive.positions[-1])
 
 
-def attach(options: Sequence[Option], image: Path, images: Mapping[str, Path]) -> Attached:
-    """Put the case's image on the root disk, and managed images, by name, on the other ones.
+def attach(options: Sequence[Option], image: Path | None, images: Mapping[str, Path]) -> Attached:
+    """Put the case's image on the root disk, if it has one, and managed images, by name, on the other disks.
 
     Raises `ArgumentError` if the root disk is ambiguous, or if a guest could write into a file of the host.
     """
@@ -133,7 +133,7 @@ def attach(options: Sequence[Option], image: Path, images: Mapping[str, Path]) -
     for drive in found:
         gone |= set(drive.positions)
         opts = drive.opts.without("snapshot")
-        if drive == chosen:
+        if drive == chosen and image is not None:
             opts = _holding(drive, image)
         elif named(drive.file) in images:
             opts = opts.set("file", str(images[named(drive.file)])).without("filename").set("format", "raw").without("driver")

@@ -159,8 +159,11 @@ def added_toolchains() -> tuple[str, ...]:
     return plugins.names(plugins.PIPELINES, tuple(Pipeline))
 
 
-# COMPAT's, and those of a build: the nearest build-<target>.toml and its folder.
-KERNEL_PLACEHOLDERS = ("workspace", "workspaceFolder", "package", "tmpDir", "arch", "target", "build_group", "build_config")
+# COMPAT's, those of a build (the nearest build-<target>.toml and its folder), and those of a case with a kernel of its own.
+KERNEL_PLACEHOLDERS = (
+    *("workspace", "workspaceFolder", "package", "tmpDir", "arch", "target", "build_group", "build_config"),
+    *("case", "case_dir", "args"),
+)
 
 
 class PackagesConfig(Model):
@@ -214,7 +217,7 @@ def _check_kernel_text(value: str) -> str:
     return value
 
 
-def _check_where(value: str) -> str:
+def check_where(value: str) -> str:
     places = ("host", *Toolchains.model_fields, *added_toolchains())
     if value not in places:
         raise error(f"must be {any_of(places)}, not {shown(value)}")
@@ -241,7 +244,7 @@ class KernelBuild(Model):
     build: KernelText
     output: KernelText
     env: dict[VariableName, KernelText] = Field(default={})
-    where: Annotated[str, AfterValidator(_check_where)] = "host"
+    where: Annotated[str, AfterValidator(check_where)] = "host"
 
 
 BUILT_IN_GUESTS = ("alpine", "debian")

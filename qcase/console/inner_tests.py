@@ -81,6 +81,7 @@ class InnerTests:
     def __init__(self, rules: Rules, transcript: Transcript) -> None:
         self.wanted = bool(rules.results)
         self.over = False  # QEMU has ended
+        self._waits = bool(rules.exits)  # nothing is ruled before that
         self._transcript = transcript
         self._prompt = (rules.prompt or "").encode()
         self._typed = rules.command is not None
@@ -158,6 +159,14 @@ class InnerTests:
         self._up_to_date()
         return (*self._reader.listed(), *self._reader.open_tests())
 
+    @property
+    def began(self) -> bool:
+        """Tell whether a result of a test came, or a test began."""
+        if not self.wanted:
+            return False
+        self._up_to_date()
+        return bool(self._reader.counted() or self._reader.running)
+
     def progress(self) -> str:
         """Return what is known of results that are not complete, in words."""
         if not self.wanted:
@@ -191,6 +200,8 @@ class InnerTests:
         settles = self._last is not None and self._last.good
         self._up_to_date()
         reader = self._reader
+        if self._waits and not self.over:
+            return None
         if self.over:
             return self._judged(lacks) if reader.finished else None
         if not self._typed:

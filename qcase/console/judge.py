@@ -32,6 +32,7 @@ from qcase.console.all_readings import EXCERPT, excerpt_of
 from qcase.console.console import Console, ConsoleReader
 from qcase.console.doubts import Doubts
 from qcase.console.echo_text import CHUNK
+from qcase.console.exit_watch import ExitWatch
 from qcase.console.group import Group, Subtests
 from qcase.console.group_watch import GroupWatch
 from qcase.console.inner_tests import InnerTests
@@ -89,6 +90,8 @@ class Judge(ConsoleReader):
         self._doubts = Doubts(self._pending, self._text)
         self._group = Subtests(rules.group)
         self._inner = InnerTests(rules, self._transcript)
+        self._exits = ExitWatch(rules, self._inner, self._pending, self._success)
+        self._gathers = rules.group is not None or self._inner.wanted or self._exits.wanted  # a match alone decides nothing
         self._tests = TestsWatch(rules, self._inner, self._pending, self._doubts, self._success)
         self._script = GroupWatch(rules, self._group, self._pending, self._search, self._text, self._success)
         self._skip = SkipWatch(rules, self._search, self._pending, self._text)
@@ -193,25 +196,29 @@ class Judge(ConsoleReader):
         what = limit_reached(name, limit, self.rules, self._group.running, missing, self._doubts.pattern, tests, booting=booting)
         self.ruling = self._script.fail or Ruling(Verdict.TIMEOUT, what, self.phase, limit=name)
 
-    def ended(self, now: float, how: str, *, reset: bool = False, fault: str = "") -> None:
-        """Rule because QEMU ended by itself with status `how`. `reset`: the guest's machine was reset; `fault`: its cause."""
+    def ended(self, now: float, how: str, *, reset: bool = False, fault: str = "", word: str = "") -> None:
+        """Rule because QEMU ended by itself with status `how`. `reset`: the guest's machine was reset; `fault`: its cause.
+
+        `word`: what the guest says by that end, as `Rules.exits` names it.
+        """
         if self.ruling is not None:
             return
         self._inner.over = True
+        self._exits.note(word)
         self._last_words(now, quiet=True)
         if fault and not (self.ruling and self.ruling.verdict is Verdict.PANIC):
-            self.ruling = Ruling(
-                Verdict.PANIC, f"the guest's machine was reset by a {fault}", self.phase, excerpt=self._tail.last_line()
-            )
+            self._rule_reset(f"by a {fault}")
+        self.ruling = self._exits.combined(self.ruling, how, self.phase)
         if self.ruling is not None:
             return
         if reset and self.rules.prompt is not None and self._booting:
-            self.ruling = Ruling(
-                Verdict.PANIC, "the guest's machine was reset while it booted", self.phase, excerpt=self._tail.last_line()
-            )
+            self._rule_reset("while it booted")
         else:
             known = f"; {self._inner.progress()}" if self._inner.wanted else ""
             self.ruling = self._script.fail or Ruling(Verdict.EXITED, f"QEMU ended before a verdict, {how}{known}", self.phase)
+
+    def _rule_reset(self, how: str) -> None:
+        self.ruling = Ruling(Verdict.PANIC, f"the guest's machine was reset {how}", self.phase, excerpt=self._tail.last_line())
 
     def _deadlines(self) -> list[tuple[str, float, float]]:
         """Return the running limits as (name, time at which it is up, seconds), the earliest first."""
@@ -321,6 +328,7 @@ class Judge(ConsoleReader):
         if self._pending.ruling is None and self._review(over=now >= self._times.last_data + SILENT):
             self._look(now, quiet=quiet, last=True)
         self._tests.heed(now, self._times.last_data, typed=self.typed_all)
+        self._exits.heed(now, self.phase)
         if self._pending.ruling is not None:
             self._settle(now, last=True)
         if self.ruling is None and (silent := self._suspects.silent(self._text, None)):
@@ -389,10 +397,10 @@ class Judge(ConsoleReader):
             lines, found = match
             ruling = ruling_on(Verdict.PASS, self.phase, pattern, lines.text, found, self._text)
             evidence = Evidence(lines, pattern, found[0], now)
-            if self.rules.match_all or self.rules.group is not None or self._inner.wanted:
+            if self.rules.match_all or self._gathers:
                 self._success.remove(pattern)
                 self._pending.matched[pattern.source] = evidence
-                if self._success or self.rules.group is not None or self._inner.wanted:
+                if self._success or self._gathers:
                     continue
                 self._pending.replace_by(ruling, list(self._pending.matched.values()), now)
             else:
@@ -411,24 +419,17 @@ class Judge(ConsoleReader):
 
     @property
     def _drained_at(self) -> float:
-        drained = self._pending.drained_at(self._times.last_data, suspicious=self._suspicious())
+        drained = self._pending.drained_at(self._times.last_data, suspicious=self._pending.suspicious(self._suspects))
         if self.rules.part and self.keyboard and self.keyboard.next_wake and self._pending.passes:
             return max(drained, self.keyboard.next_wake)  # a step does not end before it has typed all
         return drained
-
-    def _suspicious(self) -> bool:
-        """Tell whether words of a panic came behind the deciding match, and nothing since shows that the guest goes on."""
-        if not self._pending.passes or not self._suspects.open:
-            return False
-        rows = [evidence.lines.source(evidence.start) for evidence in self._pending.evidence]
-        return bool(self._suspects.silent(self._text, max(rows, default=None)))
 
     def _settle(self, now: float, *, last: bool = False) -> None:
         """Turn the pending ruling into the ruling if it still stands: the output is drained."""
         self._transcript.heed_split()
         self._transcript.tell_strings()
         self._look(now, quiet=now >= self._times.last_data + QUIET or not last, last=True)
-        if self._suspicious():
+        if self._pending.suspicious(self._suspects):
             silent = self._suspects.silent(self._text, None)
             self._rule_panic((silent[0].start, silent[0].end), now)
         self._heed_unfinished_panic(now)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qcase.console.all_readings import AllReadings, excerpt_of
+from qcase.console.panics import Suspects
 from qcase.console.rules import Ruling
 from qcase.console.search import Lines, TornLines, find_between
 from qcase.console.text import Pattern, Text
@@ -70,6 +71,13 @@ class Pending:
         if self.ruling is not None and self.ruling.verdict is Verdict.PANIC:
             return min(max(last_data, self.since) + DRAIN, self.since + PANIC_DRAIN)
         return self.since + (PANIC_DRAIN if suspicious else DRAIN)
+
+    def suspicious(self, suspects: Suspects) -> bool:
+        """Tell whether words of a panic came behind the deciding match, and nothing since shows that the guest goes on."""
+        if not self.passes or not suspects.open:
+            return False
+        rows = [evidence.lines.source(evidence.start) for evidence in self.evidence]
+        return bool(suspects.silent(self._text, max(rows, default=None)))
 
     def note_panic(self, found: tuple[int, int]) -> None:
         """Record the place of a panic in the written text."""

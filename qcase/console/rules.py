@@ -68,6 +68,7 @@ class Rules:
     part: bool = False
     goes_on: bool = False  # another step follows
     fail_always: tuple[str, ...] = ()
+    exits: tuple[tuple[str, str], ...] = ()  # (outcome, word) of the ends of QEMU that decide besides
     kernel_trouble: str = "warn"  # or "fail" or "ignore": effect of the kernel's reports short of a panic
 
     @property

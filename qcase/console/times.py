@@ -79,6 +79,8 @@ def limit_reached(
         return f"{running or 'the next command'} did not end within {limit:g} s, nor could the guest end it"
     if rules.group is not None:
         return f"the group did not end within {limit:g} s" + (f"; {running} was running" if running else "")
+    if rules.exits:
+        return f"QEMU did not end within {limit:g} s, as [qcase.exit] waits for" + (f": {tests}" if tests else "")
     if tests:
         return f"the tests did not end within {limit:g} s: {tests}"
     if doubted:

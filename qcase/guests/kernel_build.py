@@ -24,6 +24,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import tempfile
 import threading
@@ -60,7 +61,8 @@ _TAIL = 16_384  # bytes of a log that an error carries
 class Group:
     """Target of a kernel build. `name` is the build group's, empty where there is none; `config` its build-<target>.toml.
 
-    `env`: variables of a case with a kernel of its own, each as `<name>=<value>`.
+    `env`: variables of a case with a kernel of its own, each as `<name>=<value>`. `case`: the name of the one case that the
+    kernel is built for, `folder` its folder and `args` its words for the command; empty and None for a kernel of several cases.
     """
 
     name: str
@@ -68,6 +70,9 @@ class Group:
     arch: Arch
     target: str
     env: tuple[str, ...] = ()
+    case: str = ""
+    folder: Path | None = None
+    args: tuple[str, ...] = ()
 
     def variables(self, recipe: KernelBuild) -> dict[str, str]:
         """Return the variables of a build: those of the recipe, and over them those of the case."""
@@ -80,12 +85,16 @@ class Group:
 
     @property
     def shown(self) -> str:
+        if self.case:
+            return self.case
         shown = (self.name or "the suite") + (f", variant {self.variant}" if self.variant else "")
         return f"{shown}, {printable(' '.join(self.env))}" if self.env else shown
 
     @property
     def log(self) -> str:
         """The name of the log file of a build."""
+        if self.case:
+            return "own-kernel.log"
         words = [self.variant, hashlib.sha256("\0".join(self.env).encode()).hexdigest()[:8] if self.env else ""]
         return "-".join(filter(None, ("kernel", *words))) + ".log"
 
@@ -149,20 +158,10 @@ class Builder:
 
 def run_build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: Say) -> Kernel:
     """Run the command of a group and take its kernel. Raises `KernelError`, or `InfraError` for faults of the machine."""
-    for text in (recipe.build, recipe.output, *group.variables(recipe).values()):
-        if group.config is None and "${build_config}" in text:
-            raise KernelError(
-                f"${{build_config}} stands for nothing: no build-{group.target}.toml is above the case",
-                where=f"[guest.{group.arch}] kernel",
-                hint=f"make one in the folder of the build group, or choose another --target than {group.target}",
-            )
-    if recipe.where != "host" and group.config is not None and not group.config.is_relative_to(tools.workspace):
-        raise KernelError(
-            "its build configuration is outside of the workspace, which is all that a build in a container sees",
-            where=str(group.config),
-            hint='where = "host" builds it on this machine',
-        )
-    log = target_of(tools.workspace) / "/".join(part for part in ("qcase/logs", group.arch, group.name, group.log) if part)
+    _check_placeholders(recipe, group, tools)
+    log = target_of(tools.workspace) / "/".join(
+        part for part in ("qcase/logs", group.arch, group.case or group.name, group.log) if part
+    )
     shown = f"target/{log.below.removeprefix('target/')}"
     output = Path(_placeholders(group, tools, tools.workspace).replace(recipe.output))
     output = tools.workspace / output
@@ -196,6 +195,37 @@ def run_build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: S
         return take(output, folder(tools.workspace))
 
 
+def _check_placeholders(recipe: KernelBuild, group: Group, tools: Tools) -> None:
+    """Check that each placeholder of a build stands for something that the build can read. Raises `KernelError`."""
+    where = f"[guest.{group.arch}] kernel" if not group.case else f"the kernel of {group.shown}"
+    for text in (recipe.build, recipe.output, *group.variables(recipe).values()):
+        if group.config is None and "${build_config}" in text:
+            raise KernelError(
+                f"${{build_config}} stands for nothing: no build-{group.target}.toml is above the case",
+                where=where,
+                hint=f"make one in the folder of the build group, or choose another --target than {group.target}",
+            )
+        if not group.case and (name := next((name for name in ("case", "case_dir") if f"${{{name}}}" in text), None)):
+            raise KernelError(
+                f"${{{name}}} stands for nothing: the kernel of {group.shown} is for several cases",
+                where=where,
+                hint='[qcase] pipeline = "ktest" makes a case with a kernel of its own; a set of variables is [qcase] kernel_env',
+            )
+    if group.args and "${args}" not in recipe.build:
+        raise KernelError(
+            "the args of the case are not used: the command has no ${args}",
+            where=where,
+            hint="write ${args} where they are to stand",
+        )
+    for path in (group.config, group.folder):
+        if recipe.where != "host" and path is not None and not path.is_relative_to(tools.workspace):
+            raise KernelError(
+                "is outside of the workspace, which is all that a build in a container sees",
+                where=str(path),
+                hint='where = "host" builds it on this machine',
+            )
+
+
 def _note_output(output: Path, before: file_state.Facts | None, group: Group, tools: Tools) -> None:
     """Record the group for which an output was written. Warn if a command succeeds and leaves the output of another group.
 
@@ -221,15 +251,20 @@ def _note_output(output: Path, before: file_state.Facts | None, group: Group, to
 
 
 def _placeholders(group: Group, tools: Tools, workspace: Path) -> Placeholders:
-    config = Path()
-    if group.config is not None:
-        within = group.config.is_relative_to(tools.workspace)
-        config = workspace / group.config.relative_to(tools.workspace) if within else group.config
+    def seen(path: Path | None) -> str:
+        if path is None:
+            return ""
+        within = path.is_relative_to(tools.workspace)
+        return str(workspace / path.relative_to(tools.workspace) if within else path)
+
     more = {
         "arch": group.arch.value,
         "target": group.target,
         "build_group": group.name,
-        "build_config": str(config) if group.config is not None else "",
+        "build_config": seen(group.config),
+        "case": group.case,
+        "case_dir": seen(group.folder),
+        "args": shlex.join(group.args),
     }
     inside = workspace != tools.workspace
     return Placeholders(

@@ -262,7 +262,7 @@ def _by_change(workspace: Workspace, filters: Filters) -> Keep:
             return True
         if isinstance(case, Case):
             # The sources of a kernel build are unknown; any changed file outside the cases may be one.
-            builds_kernel = isinstance(workspace.config.guest[case.arch].kernel, KernelBuild)
+            builds_kernel = bool(case.config.own_kernel) or isinstance(workspace.config.guest[case.arch].kernel, KernelBuild)
             if (strays and builds_kernel) or (filters.kernel is not None and _touch(changes, filters.kernel)):
                 return True
         others = ingredients.other_configurations(case)

@@ -69,7 +69,7 @@ class Place:
 
 def source_places(case: Case) -> list[Place]:
     """Return all source folders of a case. A CMake project in a group's own folder replaces the group's subcases in C."""
-    if case.pipeline is Pipeline.PLAIN:
+    if case.pipeline in (Pipeline.PLAIN, Pipeline.KTEST):
         return []
     if case.pipeline is not Pipeline.GROUPED:
         return [Place(case.path, case.pipeline, others_within(case, case.path))]

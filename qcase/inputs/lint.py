@@ -12,7 +12,7 @@ Errors are faults at which `qcase run` would stop, and cases with a meaningless 
     unreachable      sources that no command names, and cases outside of the searched folders
     results          a fail pattern that takes a test that is todo or skipped for a failed one
     kernel-trouble   a fail pattern for kernel reports, which `kernel_trouble` finds anyway
-    machine          a disk without an image, a card that bypasses the network policy
+    machine          a disk without an image, a card that bypasses the network policy, no device for a status of QEMU
     timeout          no timeout, or one below the duration of the case's last run
 """
 
@@ -37,7 +37,7 @@ from qcase.config.toml_document import key_lines, read_toml
 from qcase.config.workspace_file import SuiteConfig, WorkspaceConfig
 from qcase.errors import ConfigError, Problem, QcaseError, UsageError
 from qcase.host import beneath
-from qcase.inputs import trust
+from qcase.inputs import kernel_tests, trust
 from qcase.model import Pipeline
 from qcase.pipelines import group_commands, group_script
 from qcase.pipelines.pipeline import hint_without
@@ -283,6 +283,10 @@ class _Case:
             network.limit(qemu_options.split(self.config.args), policy)
         except qemu_options.ArgumentError as error:
             yield _error("machine", self.problem("args", None, str(error), error.hint))
+            return
+        for key, what, hint in kernel_tests.faults(self.config, self.workspace.config, self.case.arch):
+            place = Problem(what, self.file, self.lines.get(("qcase", key), 0), f"qcase.{key}", hint)
+            yield _error("machine", place)
 
     def _patterns(self) -> Iterator[tuple[str, int, str]]:
         for key, patterns in (("success_regex", self.config.success_regex), ("fail_regex", self.config.fail_regex)):
@@ -439,7 +443,7 @@ class _Case:
                 if names and not any(_names(text, name) for name in names):
                     what = f"no command names a program of the subcase '{subcase.name}' ({', '.join(sorted(names)[:4])})"
                     yield _warning("unreachable", self.problem("test_commands", None, what))
-        elif self.case.pipeline is not Pipeline.PLAIN and self.config.shell_init_cmd is not None:
+        elif self.case.pipeline in PIPELINES and self.config.shell_init_cmd is not None:
             names = programs(self.case.path / self.case.pipeline.value, self.case.pipeline)
             if names and not any(_names(self.config.shell_init_cmd, name) for name in names):
                 what = f"the command names no program that the case installs ({', '.join(sorted(names)[:4])})"

@@ -13,7 +13,7 @@ from qcase.config import schema
 from qcase.errors import UsageError
 from qcase.model import Pipeline
 from qcase.pipelines.registry import PIPELINES
-from qcase.suite import templates
+from qcase.suite import ktest_template, templates
 from qcase.suite.cases import Workspace, source_folders
 from qcase.suite.select import is_glob
 from qcase.suite.templates import File, Plan, Sources
@@ -27,6 +27,9 @@ _NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
 
 def plan_case(name: str, pipeline: Pipeline, prompts: Mapping[Arch, str]) -> Plan:
     """Return the files of a case. `name`: the name of its programs and in its messages. `prompts`: one for each of its arches."""
+    if pipeline is Pipeline.KTEST:
+        own = {f"qemu-{arch}.toml": File(ktest_template.case_file(name, arch)) for arch in prompts}
+        return ktest_template.sources() | own
     sources, command, commands = _template(pipeline)(name)
     files = dict(sources)
     for arch, prompt in prompts.items():
@@ -72,7 +75,7 @@ def _one_line(text: str) -> str:
 def _template(pipeline: Pipeline) -> Callable[[str], Sources]:
     """Return the template of a pipeline's cases. Raises `UsageError` for a pipeline without one."""
     own = {Pipeline.PLAIN: templates.plain, Pipeline.GROUPED: templates.grouped}
-    found = own[pipeline] if pipeline in own else PIPELINES[pipeline].template
+    found = own.get(pipeline) or (PIPELINES[pipeline].template if pipeline in PIPELINES else None)
     if found is None:
         raise UsageError(f"the pipeline {pipeline} has no template for a new case", hint="write its files by hand")
     return found

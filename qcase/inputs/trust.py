@@ -35,6 +35,9 @@ def check_case(case: Case, workspace: Workspace) -> None:
     if case.config.services:
         what = 'services of the host need a QEMU that may start programs: refused under trust = "sandboxed"'
         raise ConfigError([Problem(what, file, hint="leave out host_http_server and [[qcase.services]]")])
+    if case.config.own_kernel and case.config.own_kernel[-1] == "host":
+        what = 'the build of its kernel would run on the host: refused under trust = "sandboxed"'
+        raise ConfigError([Problem(what, file, key="qcase.kernel.where", hint='where = "c" runs it in a container')])
     named = [case.path, case.config_path, *(place.path / place.folder for place in ingredients.source_places(case))]
     for path in (*named, *root_images.files(case, workspace)):
         if not inside(path, workspace.root):

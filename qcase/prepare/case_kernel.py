@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcase import events
 from qcase.arch import Arch
-from qcase.config import qemu_options
+from qcase.config import ktest_table, qemu_options
 from qcase.config.workspace_file import KernelBuild, is_guest
 from qcase.disk import fat
-from qcase.errors import InfraError, UsageError
+from qcase.errors import ConfigError, InfraError, Problem, UsageError
 from qcase.events import Emit
 from qcase.guests import kernel_build, kernel_copies, kernel_files
 from qcase.guests.kernel_files import Kernel
@@ -56,7 +56,7 @@ class CaseKernels:
         """
         kernel = self._kernel(case)
         if not case.config.to_bin:
-            return kernel if case.config.uefi else self._unpacked(kernel)
+            return kernel if case.config.uefi else self._unpacked(kernel, case)
         made = kernel_files.raw_name(kernel, kernel_files.folder(self.workspace.root), self.toolchains.identity(INJECTOR))
 
         def make(staged: Path) -> None:
@@ -77,8 +77,7 @@ class CaseKernels:
             return None
         program = firmware.uefi_of(self.arch).program
         firmware.check_program(kernel.path, self.arch, case.display_name)
-        guest = self.guest.current
-        if guest.initrd is not None or guest.append or any(o.kind == "append" for o in qemu_options.split(case.config.args)):
+        if any(self.beside(case)) or any(o.kind == "append" for o in qemu_options.split(case.config.args)):
             return Uefi(self._firmware, None)
         made = kernel_files.folder(self.workspace.root) / kernel.sha256 / f"esp-{self.arch}.img"
 
@@ -88,6 +87,12 @@ class CaseKernels:
         self._kept(made, make)
         return Uefi(self._firmware, made)
 
+    def beside(self, case: Case) -> tuple[Path | None, str]:
+        """Return the initrd and the command line that a case's kernel gets. A kernel that is tested alone gets no initrd."""
+        if case.config.ktest:
+            return None, self.workspace.config.guest[self.arch].append
+        return self.guest.current.initrd, self.guest.current.append
+
     def proof_of_kvm(self, case: Case, kernel: Kernel, spec: MachineSpec) -> Proof | None:
         """Test whether KVM boots a kernel to a prompt. A built-in guest boots as it is, any other one with the case's machine.
 
@@ -95,7 +100,7 @@ class CaseKernels:
         """
         config = self.workspace.config.guest[self.arch]
         memory = memory_of(self.workspace, self.guest.store)
-        if self.file is None and is_guest(config.kernel) and config.initrd is None:
+        if self.file is None and is_guest(config.kernel) and config.initrd is None and not case.config.ktest:
             rootfs = self.guest.current.rootfs
             plain = replace(spec, args=("-nographic", "-m", "256M"), image=rootfs, network="none", processors=1)
             plain = replace(plain, initrd=self.guest.current.initrd, root_serial="")
@@ -108,25 +113,33 @@ class CaseKernels:
     def build_group(self, case: Case) -> kernel_build.Group:
         """Return the key of a kernel build: the case's build group and the nearest build-<target>.toml above the case."""
         configs = ingredients.build_configurations(case, self.workspace, self.target)
-        return kernel_build.Group(
-            case.build_group,
-            next((path for path in configs if path.is_file()), None),
-            self.arch,
-            self.target,
-            case.config.kernel_env,
-        )
+        config = next((path for path in configs if path.is_file()), None)
+        group = kernel_build.Group(case.build_group, config, self.arch, self.target, case.config.kernel_env)
+        if not case.config.ktest:
+            return group
+        return replace(group, case=case.stored_as, folder=case.path, args=case.config.kernel_args)
 
     def _kernel(self, case: Case) -> Kernel:
         chosen = self.workspace.config.guest[self.arch].kernel
         if self.file is not None:
             return self._of_file(self.file, "--kernel")
-        if self._builder is not None:
-            return self._built(self._builder, case)
+        if (builder := self._builder(case)) is not None:
+            return self._built(builder, case)
+        if case.config.ktest:
+            return self._tested(chosen, case)
         guest = self.guest.current
         assert guest.kernel is not None
         if is_guest(chosen):
             return Kernel(guest.kernel, guest.digests["kernel"])
         return self._of_file(guest.kernel, f"[guest.{self.arch}] kernel")
+
+    def _tested(self, chosen: object, case: Case) -> Kernel:
+        """Return the kernel of a ktest case that no command builds: a file of the workspace. Raises `ConfigError` without one."""
+        if isinstance(chosen, str) and not is_guest(chosen):
+            return self._of_file(self.workspace.root / chosen, f"[guest.{self.arch}] kernel")
+        what = "has no kernel of its own to test: [qcase.kernel] has no build, and [guest] kernel is no file and no build"
+        hint = f"[qcase.kernel] build and output, or [guest.{self.arch}] kernel = {{ build, output }}"
+        raise ConfigError([Problem(what, self.workspace.relative(case.config_path), key="qcase.pipeline", hint=hint)])
 
     def _built(self, builder: kernel_build.Builder, case: Case) -> Kernel:
         def say(what: str) -> None:
@@ -151,10 +164,10 @@ class CaseKernels:
         except InfraError as error:
             raise UsageError(error.what, where=f"{where} {path}") from None
 
-    def _unpacked(self, kernel: Kernel) -> Kernel:
+    def _unpacked(self, kernel: Kernel, case: Case) -> Kernel:
         """Return a kernel that QEMU can load directly: the payload of an EFI zboot file, else the kernel as it is."""
-        guest = self.guest.current
-        if kernel.path == guest.kernel and kernel.path.name in guest.digests:
+        guest = None if case.config.ktest else self.guest.current
+        if guest is not None and kernel.path == guest.kernel and kernel.path.name in guest.digests:
             return kernel  # a built-in kernel, unpacked after its download: a warm run does not read the file
 
         if not self.once.get(f"packed kernel {kernel.path} {kernel.sha256}", lambda: kernel_files.is_zboot(kernel.path)):
@@ -199,11 +212,14 @@ class CaseKernels:
             return firmware.find(self.arch, self.environ)
         return firmware.named(files["firmware"], files.get("firmware_vars"), self.arch)
 
-    @shared_property
-    def _builder(self) -> kernel_build.Builder | None:
-        recipe = self.workspace.config.guest[self.arch].kernel
-        if not isinstance(recipe, KernelBuild):
-            return None
+    def _builder(self, case: Case) -> kernel_build.Builder | None:
+        """Return the builder of a case's kernel; None if no command builds it."""
+        recipe = ktest_table.recipe(case.config.own_kernel) or self.workspace.config.guest[self.arch].kernel
+        return (
+            self.once.get(f"builder of {recipe}", lambda: self._new_builder(recipe)) if isinstance(recipe, KernelBuild) else None
+        )
+
+    def _new_builder(self, recipe: KernelBuild) -> kernel_build.Builder:
         tools = kernel_build.Tools(
             self.workspace.root,
             self.environ,
@@ -215,11 +231,11 @@ class CaseKernels:
         )
         return kernel_build.Builder(recipe, tools)
 
-    @property
-    def builds_for_strangers(self) -> bool:
-        """Tell whether the run builds a stranger's kernels. A build may exchange files that another case names."""
+    def builds_for_strangers(self, cases: Iterable[object]) -> bool:
+        """Tell whether a run of cases builds a stranger's kernels. A build may exchange files that another case names."""
         kernel = self.workspace.config.guest[self.arch].kernel
-        return self._of_strangers and self.file is None and isinstance(kernel, KernelBuild)
+        own = any(isinstance(case, Case) and case.config.own_kernel for case in cases)
+        return self._of_strangers and self.file is None and (own or isinstance(kernel, KernelBuild))
 
     @property
     def _of_strangers(self) -> bool:

@@ -81,6 +81,9 @@ def explain(case: Case, session: Session) -> list[Explained]:
 def lines(case: Case, session: Session) -> Iterator[str]:
     """Yield the explanation as lines of text."""
     found = explain(case, session)
+    if case.config.ktest:
+        yield f"{case.display_name}: {case.pipeline}, boots its kernel alone, and nothing is stored for it"
+        return
     if not found:
         yield f"{case.display_name}: {case.pipeline}, boots the base image itself, and nothing is stored for it"
         yield f"  {session.for_case(case).guest.rootfs}"

@@ -98,7 +98,7 @@ def alone(case: Case, workspace: Workspace) -> Case | None:
 
 def has_overlays(case: Case) -> bool:
     """Tell whether the case adds overlays to the base image."""
-    return case.pipeline is not Pipeline.PLAIN or bool(case.config.packages)
+    return case.pipeline not in (Pipeline.PLAIN, Pipeline.KTEST) or bool(case.config.packages)
 
 
 def _named_subcases(case: Case) -> Iterator[str]:

@@ -48,6 +48,9 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
     """
     began = time.monotonic()
     session = session.for_case(case)
+    if case.config.ktest:
+        yield _alone(case, session, began)
+        return
     session.base_guest.check()
     guest = booted_guest(case, session)
     others = session.disks(case)
@@ -62,6 +65,16 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
         prepared = _prepared_from_settled_inputs(case, layout, session, build_log, stack)
         uefi = session.kernels.uefi(case, prepared.kernel)  # checked again, because a build may have taken minutes
         yield replace(prepared, guest=guest, seconds=time.monotonic() - began, uefi=uefi, disks=others)
+
+
+def _alone(case: Case, session: Session, began: float) -> PreparedCase:
+    """Prepare a kernel that is tested alone: no guest is fetched or made for it."""
+    kernel = session.kernels.kernel(case)
+    uefi, disks = session.kernels.uefi(case, kernel), session.disks(case)
+    seconds = time.monotonic() - began
+    return PreparedCase(
+        None, None, kernel, case.pipeline, Cache.NONE, seconds, keep_open=session.keep_open, uefi=uefi, disks=disks
+    )
 
 
 def booted_guest(case: Case, session: Session) -> Guest:

@@ -44,12 +44,13 @@ class PreparedCase:
 
     `keep_open`: descriptors that hold the image's shared lock; QEMU inherits them. `seconds`: duration of the preparation.
     `commands`: the test commands that the image's script runs, if they are only a part of the grouped case's; None for all.
-    `disks`: see `Session.disks`. `unbuilt`: subcases that do not build and that no command names; `untrusted`: the commands
-    that could have run a program of such a subcase.
+    `image`, `guest`: None for a kernel that is tested alone. `disks`: see `Session.disks`. `unbuilt`:
+    subcases that do not build and that no command names; `untrusted`: the commands that could have run a program of such
+    a subcase.
     """
 
-    image: Path
-    guest: Guest
+    image: Path | None
+    guest: Guest | None
     kernel: Kernel
     pipeline: Pipeline
     cache: Cache

@@ -163,6 +163,7 @@ def rules_of(case: Case, session: Session) -> Rules:
         success=config.success_regex,
         fail=config.fail_regex,
         skip=config.skip,
+        exits=tuple((outcome, word) for outcome, _, word in (one.partition("\t") for one in config.exits)),
         match_all=config.match == "all",
         results=config.results,
         markers=tuple((key, pattern) for key, _, pattern in (marker.partition("\t") for marker in config.markers)),
@@ -205,14 +206,14 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> argume
 
     Raises `InfraError` if the configuration requires KVM and KVM does not work, `ConfigError` for unusable QEMU arguments.
     """
-    guest = prepared.guest
+    initrd, append = session.kernels.beside(case) if prepared.guest is None else (prepared.guest.initrd, prepared.guest.append)
     spec = arguments.MachineSpec(
         arch=case.arch,
         args=case.config.args,
         image=prepared.image,
         kernel=prepared.kernel.path,
-        initrd=guest.initrd,
-        append=guest.append,
+        initrd=initrd,
+        append=append,
         network=case.config.network or session.workspace.config.run.network,
         processors=case.config.smp,
         tcg_threads=session.workspace.config.tcg_threads(case.arch),
@@ -225,7 +226,7 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> argume
         firmware = prepared.uefi.firmware
         flash = (firmware.code,) if firmware.variables is None else (firmware.code, firmware.variables)
         spec = replace(spec, flash=flash, system_partition=prepared.uefi.partition)
-    if guest.source is not None:
+    if prepared.guest is not None and prepared.guest.source is not None:
         spec = replace(spec, own_init=True, root_serial=disks_of(case, session).serial)
     services = services_of(case)
     file = session.workspace.relative(case.config_path)
@@ -272,7 +273,7 @@ def booted(case: Case, prepared: PreparedCase, session: Session) -> Booted:
     )
 
 
-def command_of(case: Case, session: Session) -> tuple[list[str], Path]:
+def command_of(case: Case, session: Session) -> tuple[list[str], Path | None]:
     """Prepare a case, and return its QEMU command and its image."""
     logs = logs_below(session, case.display_name)
     logs.folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcase import events
@@ -156,7 +157,7 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
     layout = case_asset_layout(session.workspace.root, session.target, name)
     with ExitStack() as stack:
         prepared = stack.enter_context(prepare_case_assets(case, layout, session, logs.build))
-        emit(events.ImageReady(name, prepared.pipeline, prepared.cache, str(prepared.image), prepared.seconds))
+        emit(events.ImageReady(name, prepared.pipeline, prepared.cache, _shown(prepared.image), prepared.seconds))
         emit(events.PhaseStarted(name, Phase.BOOT))
         if prepared.commands is not None:
             case = replace(case, config=replace(case.config, test_commands=prepared.commands))
@@ -170,7 +171,7 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
                 cache=prepared.cache,
                 phase=Phase.BOOT,
                 prepare=prepared.seconds,
-                image=str(prepared.image),
+                image=_shown(prepared.image) or None,
                 booted=booted(case, prepared, session),
             )
     assert judge.ruling is not None
@@ -195,7 +196,7 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
         subtests=judge.subtests(),
         console_log=f"{logs.shown}/console.log",
         console_tail=() if passed else judge.tail(_TAIL),
-        image=str(prepared.image),
+        image=_shown(prepared.image) or None,
         warnings=judge.warnings,
         kernel_trouble=judge.kernel_trouble(),
         details="\n".join(ruling.block) or _last_lines(said),
@@ -207,6 +208,10 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
     if prepared.broken:
         result = _with_broken_builds(result, prepared.broken)
     return _with_left_out(result, prepared) if prepared.unbuilt else result
+
+
+def _shown(image: Path | None) -> str:
+    return "" if image is None else str(image)
 
 
 def of_selected(result: CaseResult, test: str) -> CaseResult:

@@ -69,7 +69,7 @@ def run_batches(
     tasks = [
         _Task(case, repetition, batch) for batch in batches for case in batch.cases for repetition in _repetitions(plan.repeat)
     ]
-    alone = any(batch.session.kernels.builds_for_strangers for batch in batches)
+    alone = any(batch.session.kernels.builds_for_strangers(batch.cases) for batch in batches)
     budget = Budget(1 if alone else plan.jobs, schedule.machine())
     with ExitStack() as stack:
         if executor is None:

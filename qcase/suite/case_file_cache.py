@@ -22,6 +22,8 @@ import re2
 
 from qcase.config import (
     case_file,
+    exit_table,
+    ktest_table,
     load,
     matrix,
     qemu_options,
@@ -101,6 +103,8 @@ def _made_by() -> str:
     """Return the identity of the parser: qcase's code, and the library that compiles patterns."""
     modules = (
         case_file,
+        exit_table,
+        ktest_table,
         load,
         matrix,
         results_table,

@@ -136,7 +136,7 @@ def resolve_pipeline(name: str, config: CaseConfig, folders: Collection[str], *,
 
     Raises `ConfigError`, which names all of them, if there are several.
     """
-    pipelines = [Pipeline.GROUPED] if config.is_grouped else []
+    pipelines = [Pipeline.GROUPED] if config.is_grouped else [Pipeline.KTEST] if config.ktest else []
     pipelines += [pipeline for folder, pipeline in source_folders().items() if folder in folders]
     if len(pipelines) > 1:
         raise ConfigError(
@@ -144,7 +144,7 @@ def resolve_pipeline(name: str, config: CaseConfig, folders: Collection[str], *,
                 Problem(
                     f"case '{name}' has more than one pipeline: {', '.join(pipelines)}",
                     workspace.relative(path),
-                    hint=keep_one_folder("test_commands"),
+                    hint=keep_one_folder("pipeline" if config.ktest else "test_commands"),
                 )
             ]
         )
@@ -161,7 +161,7 @@ def load(
     config_path = found.path / found.configs[arch]
     try:
         config = reader.load(config_path)
-        in_kernel = isinstance(workspace.config.guest[arch].kernel, KernelBuild)
+        in_kernel = config.ktest or isinstance(workspace.config.guest[arch].kernel, KernelBuild)
         if problems := [problem for name in source_folders() for problem in _leads_nowhere(workspace, found.path / name)]:
             raise ConfigError(problems)
         folders = [name for name in found.folders if not (in_kernel and _is_for_kernel(found.path, name))]

@@ -27,6 +27,8 @@ GENERIC = ("disk.img", "rootfs.img")  # the names of examples, of no particular 
 
 def root(case: Case, workspace: Workspace) -> Source | None:
     """Return the image of a case's root disk; None for `[guest.<arch>] rootfs`. Raises `ConfigError` for an unknown name."""
+    if case.config.ktest:
+        return None
     guest = workspace.config.guest[case.arch]
     if (name := case.config.rootfs) is not None:
         if name in guest.disks or is_guest(name) or (workspace.root / name).exists():
@@ -41,12 +43,14 @@ def root(case: Case, workspace: Workspace) -> Source | None:
 
 
 def others(case: Case, workspace: Workspace) -> Mapping[str, Source | None]:
-    """Return the images of a case's other disks by file name, except existing files; None as with `root`.
+    """Return the images of a case's other disks by file name, except existing files; None as with `root`. All disks of a ktest
+    case are such.
 
     Raises `ConfigError` likewise.
     """
     found: dict[str, Source | None] = {}
-    for drive in _drives(case.config.args)[1]:
+    first, rest = _drives(case.config.args)
+    for drive in (*rest, *([first] if first is not None and case.config.ktest else [])):
         if drive.file is not None and not _is_special(drive.file):
             source = _of_file(drive.file, case, workspace)
             if source != str(workspace.root / drive.file):

@@ -29,7 +29,8 @@ _DRIVE_PREFIX = f"id={root_disk.ROOT},if=none,format=raw,file="
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """The parts of a machine. `args`: arguments of the case's file, placeholders replaced.
+    """The parts of a machine. `args`: arguments of the case's file, placeholders replaced. `image`: on its root disk; None for a
+    kernel that is tested alone, without a root disk.
 
     `images`: managed images that replace the files of its other disks, by file name. `stranger`: the workspace, if its suite is
     not trusted; else None.
@@ -37,7 +38,7 @@ class MachineSpec:
 
     arch: Arch
     args: tuple[str, ...]
-    image: Path
+    image: Path | None
     kernel: Path
     initrd: Path | None = None
     append: str = ""
@@ -72,18 +73,12 @@ def arguments(spec: MachineSpec) -> list[str]:
     if spec.stranger is not None:
         if spec.network == "user":
             raise ArgumentError('network = "user" is refused under trust = "sandboxed": it reaches whatever this machine reaches')
-        sandbox.check(options, [spec.image, *spec.images.values()], spec.stranger)
+        sandbox.check(options, [*([spec.image] if spec.image else []), *spec.images.values()], spec.stranger)
     if spec.accel == "kvm":
         options = _own_processor(options, spec.arch)
     if spec.forwards and (network.has_backend(options) or network.has_own_cards(options)):
         options = _with_services(options, spec)
-    patch: list[str] = []
-    if not attached.attached:
-        serial = f",serial={spec.root_serial}" if spec.root_serial else ""
-        patch += ["-device", f"virtio-blk-{spec.arch.spec.virtio},drive={root_disk.ROOT}{serial}"]
-    if root_disk.root(options) is None:
-        patch += ["-drive", f"{_DRIVE_PREFIX}{_quoted(spec.image)}"]
-    patch += _card(options, spec, attached.usual)
+    patch = [*_root(options, spec, attached.attached), *_card(options, spec, attached.usual and spec.image is not None)]
     kinds = {option.kind for option in options}
     if not kinds & {"nographic", "serial", "display", "chardev"}:
         patch += ["-nographic"]
@@ -110,6 +105,21 @@ def arguments(spec: MachineSpec) -> list[str]:
     snapshot = [] if "snapshot" in kinds else ["-snapshot"]
     machine = [] if "machine" in kinds else ["-machine", spec.arch.machine]
     return [spec.arch.qemu, *qemu_options.join(options), *patch, *snapshot, *machine, *kernel]
+
+
+def _root(options: Sequence[Option], spec: MachineSpec, attached: bool) -> Iterator[str]:
+    """Yield the arguments of the root disk, as far as the case's own lack them. Raises `ArgumentError` as `arguments`."""
+    missing = root_disk.root(options) is None
+    if spec.image is None:
+        if missing and any(device.get("drive") == root_disk.ROOT for device in root_disk.devices(options)):
+            what = "a case that tests its kernel alone has no root disk"
+            raise ArgumentError(what, f"drive={root_disk.ROOT}", "a disk of its own takes a -drive with its id and file")
+        return
+    if not attached:
+        serial = f",serial={spec.root_serial}" if spec.root_serial else ""
+        yield from ("-device", f"virtio-blk-{spec.arch.spec.virtio},drive={root_disk.ROOT}{serial}")
+    if missing:
+        yield from ("-drive", f"{_DRIVE_PREFIX}{_quoted(spec.image)}")
 
 
 def _parameters(spec: MachineSpec, options: Sequence[Option]) -> Iterator[str]:

@@ -28,6 +28,7 @@ from qcase.errors import InfraError
 from qcase.host import process
 from qcase.model import Verdict
 from qcase.vm import sandbox
+from qcase.vm.ending import word_of
 from qcase.vm.monitor import CONTINUE, GREETING, RESET_REASONS, REVIVE, Monitor, Standstill, asking
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Machine:
         self._stderr = stderr
         self._log = log
         self._muxed = _is_muxed(options)
+        self._semihosting = any(option.kind in ("semihosting", "semihosting-config") for option in options)
         self._monitor = monitor
         self.heard = Monitor.of(options)
         self._selector = selectors.DefaultSelector()
@@ -179,6 +181,11 @@ class Machine:
             self._listen()
         why = f": {self.heard.why_ended}" if self.heard.why_ended else ""
         return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}{why}"
+
+    @property
+    def last_word(self) -> str:
+        """Word of the guest that QEMU's end is, see `ending.word_of`."""
+        return word_of(self._child.poll(), self.heard, semihosting=self._semihosting)
 
     @property
     def failed(self) -> bool:
@@ -395,7 +402,7 @@ def _ended(machine: Machine, judge: Judge | StepsJudge, silent: bool) -> str:
         off = heard.shutdown in ("guest-shutdown", "") and not machine.failed
         judge.steps.ended(time.monotonic(), how, reset=reset, fault=fault, off=off)
     else:
-        judge.ended(time.monotonic(), how, reset=reset, fault=fault)
+        judge.ended(time.monotonic(), how, reset=reset, fault=fault, word=machine.last_word)
     _tell_of_panic(heard.standstill, judge)
     return said
 

@@ -73,7 +73,7 @@ class Edited:
         with (
             Session(workspace, Arch.AARCH64, TARGET, store, lambda _: None) as session,
             prepare_case.prepare_case_assets(case, layout, session, self.root / "build.log") as prepared,
-            Ext4Image.open(prepared.image) as image,
+            Ext4Image.open(str(prepared.image)) as image,
         ):
             yield image, prepared.cache is Cache.HIT
 

@@ -20,7 +20,7 @@
  *   turn [KIB]         a counter that returns to the start of its line, or for ever
  *   key N COMMAND      runs COMMAND when the next line's N-th byte has come; several add up
  *   ahead on|off       echoes what is typed while it sleeps, and reads it later, as a terminal does
- *   out PORT VALUE     x86_64: writes a byte to a port, both in hexadecimal
+ *   out PORT VALUE     x86_64: writes a byte to a port, both in hexadecimal; riscv64: ends QEMU with status VALUE
  *   crlf on|off        line ends, CR LF or LF             die MS          prints a dot each 100 ms for MS, then power off
  *
  * `-append "qk=COMMANDS"` runs commands at boot, before the first prompt.

@@ -108,7 +108,8 @@ static inline void reset_by_sbi(u64 kind)
 static inline void power_off(void) { reset_by_sbi(0); }
 static inline void reboot(void) { reset_by_sbi(1); }
 static inline void fault(void) { reboot(); }
-static inline void out_byte(u32 port, u8 value) { (void)port, (void)value; }
+/* The test finisher of `virt`: QEMU ends with this status. */
+static inline void out_byte(u32 port, u8 value) { (void)port, *(volatile u32 *)0x100000 = (u32)value << 16 | 0x3333; }
 static inline void relax(void) { __asm__ volatile("nop"); }
 static inline void halt(void) { __asm__ volatile("wfi"); }
 static inline void sleep_ms(u64 ms)

@@ -216,6 +216,7 @@ def warm_prepare() -> None:
                 layout = run_folders.case_asset_layout(root, target, case.display_name)
                 with prepare_case.prepare_case_assets(case, layout, session, root / "build.log") as prepared:
                     assert prepared.cache is Cache.HIT
+                    assert prepared.image is not None
                     return prepared.image
 
             assert len({one(case) for case in cases}) == CASES

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from qcase.arch import Arch
+from qcase.config.schema import literal
 from qcase.containers.engine import Engine
 from qcase.guests import guest
 from qcase.host.crash_cleanup import marked_processes as marked_processes
@@ -71,7 +72,7 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         lines = [f"{key} = {json.dumps(value)}" for key, value in whole.items()]
         if table:
-            lines += ["[qcase]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+            lines += ["[qcase]", *(f"{key} = {literal(value)}" for key, value in table.items())]
         (folder / f"qemu-{arch}.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
         for path, text in (files or {}).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -382,3 +382,26 @@ def test_patterns_of_steps(tree: Suite) -> None:
     said = "\n".join(tree.said())
     assert "shell_check_steps[0].success_regex: 'ok' matches the command as it is typed" in said
     assert "shell_check_steps[0].fail_regex: 'x^' can never match" in said
+
+
+@pytest.mark.parametrize(
+    ("arch", "args", "status", "said"),
+    [
+        ("x86_64", "", 33, 'no device in args lets a guest end QEMU with status 33 ("-device", "isa-debug-exit'),
+        ("x86_64", '"-device", "isa-debug-exit,iobase=0xf4"', 33, ""),
+        ("x86_64", '"-device", "isa-debug-exit,iobase=0xf4"', 32, "32 cannot come: isa-debug-exit gives odd statuses alone"),
+        ("aarch64", "", 33, "no device in args lets a guest end QEMU with status 33"),
+        ("riscv64", "", 32, ""),
+    ],
+)
+def test_a_status_that_cannot_come(arch: str, args: str, status: int, said: str, tree: Suite) -> None:
+    kernel = '[qcase.kernel]\nbuild = "make"\noutput = "k"\n'
+    tree.case(f'args = [{args}]\n[qcase]\npipeline = "ktest"\n{kernel}[qcase.exit]\npass = [{status}]\n', arch=arch)
+    found = tree.said()
+    assert all("error:" in one and "qcase.exit: " in one for one in found)
+    assert (said in found[0]) if said else not found, found
+
+
+def test_a_kernel_that_is_not_there_to_test(tree: Suite) -> None:
+    tree.case('success_regex = ["^ALL"]\n[qcase]\npipeline = "ktest"\n')
+    assert "qcase.pipeline: no kernel of its own: it would boot that of a built-in guest" in tree.only()

@@ -153,6 +153,23 @@ def test_services_of_the_host_are_refused(table: str, root: Path) -> None:
         trust.check_case(one, workspace)
 
 
+def test_a_kernel_of_a_case_is_not_built_on_the_host(root: Path) -> None:
+    (root / "suite/normal/one/sh/run").unlink()
+    (root / "suite/normal/one/sh").rmdir()
+    for where, refused in (("host", True), ("c", False)):
+        own = f'build = "make"\noutput = "k"\nwhere = "{where}"\n'
+        case(root, f'[qcase]\npipeline = "ktest"\n[qcase.kernel]\n{own}')
+        one, workspace = found(root)
+        assert isinstance(one, Case)
+        if refused:
+            with pytest.raises(ConfigError, match="the build of its kernel would run on the host"):
+                trust.check_case(one, workspace)
+        else:
+            trust.check_case(one, workspace)
+    case(root, '[qcase]\npipeline = "ktest"\n[qcase.kernel]\nbuild = "echo ${env:HOME}"\noutput = "k"\nwhere = "c"\n')
+    assert isinstance(found(root)[0], BrokenCase)
+
+
 @pytest.mark.parametrize("name", ["sh", "disk", "rootfs"])
 def test_nothing_of_a_strangers_case_lies_outside(name: str, root: Path, tmp_path: Path) -> None:
     if name == "sh":

@@ -207,3 +207,17 @@ def test_loongarch64_has_a_command_line(tmp_path: Path) -> None:
     assert argv[argv.index("-machine") + 1] == "virt"
     assert argv[argv.index("-kernel") + 1] == str(tmp_path / "kernel")
     assert argv[argv.index("-accel") + 1] == "tcg"
+
+
+def test_a_kernel_alone_has_neither_root_disk_nor_card() -> None:
+    line = arguments(MachineSpec(Arch.X86_64, ("-m", "32M"), None, KERNEL))
+    assert pairs(line, "-drive") == pairs(line, "-device") == pairs(line, "-netdev") == []
+    assert pairs(line, "-nic") == ["none"]
+    assert "-snapshot" in line
+    own = arguments(
+        MachineSpec(Arch.X86_64, ("-drive", "id=disk0,if=virtio,format=raw,file=/own.img,snapshot=off"), None, KERNEL)
+    )
+    assert pairs(own, "-drive") == ["id=disk0,if=virtio,format=raw,file=/own.img"]
+    assert "-snapshot" in own
+    with pytest.raises(qemu_options.ArgumentError, match="a case that tests its kernel alone has no root disk"):
+        arguments(MachineSpec(Arch.X86_64, ("-device", "virtio-blk-pci,drive=disk0"), None, KERNEL))

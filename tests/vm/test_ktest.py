@@ -1,0 +1,86 @@
+"""Kernels that test themselves: built for each case, booted alone, and judged by their console and by QEMU's end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcase.arch import Arch
+from tests import kernel
+from tests.vm import workspaces
+from tests.vm.workspaces import Workspace
+
+pytestmark = pytest.mark.vm
+
+TESTS = "say KTAP version 1 ; say 1..2 ; say ok 1 heap ; say ok 2 stack"
+ARGS = {**kernel.ARGS, Arch.X86_64: [*kernel.ARGS[Arch.X86_64], "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]}
+STATUS = {Arch.X86_64: ("out f4 10", 33), Arch.RISCV64: ("out 0 21", 33)}
+BUILD = {"build": "echo ${case} ${args} >>built; cp ours ${args}", "output": "out"}
+
+
+def workspace(root: Path, kernels: Mapping[Arch, Path], arch: Arch) -> Workspace:
+    """A workspace without a guest. Its cases have a kernel that is built for each."""
+    made = Workspace.make(root)
+    (made.root / "ours").write_bytes(kernels[arch].read_bytes())
+    return made
+
+
+def ktest(made: Workspace, arch: Arch, name: str, commands: str, *, own: Any = None, **qcase: Any) -> None:
+    table = {"pipeline": "ktest", "kernel": {**BUILD, "args": ["out"], **(own or {})}, **qcase}
+    made.case(
+        name, arch=arch, args=ARGS[arch], cmdline=f"qk={commands}", timeout=20, shell_prefix="", shell_init_cmd="", qcase=table
+    )
+
+
+@pytest.mark.parametrize("arch", list(STATUS))
+def test_a_kernel_ends_qemu_with_its_own_status(arch: Arch, kernels: Mapping[Arch, Path], tmp_path: Path) -> None:
+    made = workspace(tmp_path / "w", kernels, arch)
+    ends, status = STATUS[arch]
+    good = {"exit": {"pass": [status], "fail": [status + 2], "skip": [status + 4]}}
+    ktest(made, arch, "good", f"say hello ; {ends}", **good)
+    ktest(made, arch, "tested", f"{TESTS} ; {ends}", results="ktap", **good)
+    ktest(made, arch, "bad", f"{TESTS} ; {ends}", exit={"pass": [status + 2], "fail": [status]})
+    ktest(made, arch, "left", f"say hello ; {ends}", exit={"pass": [status + 2], "skip": [status]})
+    ktest(made, arch, "other", f"say hello ; {ends}", exit={"pass": [status + 2]})
+    ktest(made, arch, "half", f"say KTAP version 1 ; say 1..2 ; say ok 1 a ; {ends}", results="ktap", **good)
+    ktest(made, arch, "panics", f"panic linux ; {ends}", **good)
+    ktest(made, arch, "reboots", "say hello ; reboot", **good)
+    ktest(made, arch, "off", "say hello ; off", **good)
+    outcome = workspaces.run(made, store=tmp_path / "store", arch=arch)
+    assert outcome.verdicts == {
+        "good": "pass",
+        "tested": "pass",
+        "bad": "fail",
+        "left": "skipped",
+        "other": "exited",
+        "half": "exited",
+        "panics": "panic",
+        "reboots": "exited",
+        "off": "exited",
+    }, outcome.said
+    assert [one["name"] for one in outcome.case("tested")["subtests"]] == ["heap", "stack"]
+    assert outcome.case("good")["image"] is None
+    assert sorted((made.root / "built").read_text().split("\n"))[1:] == sorted(
+        f"normal/{name} out" for name in outcome.verdicts
+    ), "a kernel for each case"
+
+
+def test_a_power_off_counts_beside_the_console(kernels: Mapping[Arch, Path], tmp_path: Path) -> None:
+    """Also where no device of the machine gives a status, and where the kernel is not made."""
+    arch = Arch.AARCH64
+    made = workspace(tmp_path / "w", kernels, arch)
+    off = {"exit": {"pass": "poweroff"}, "results": "ktap"}
+    ktest(made, arch, "good", f"{TESTS} ; off", **off)
+    ktest(made, arch, "silent", "say hello ; off", **off)
+    ktest(made, arch, "reboots", f"{TESTS} ; reboot", **off)
+    ktest(made, arch, "nothing", f"{TESTS} ; off", own={"build": "echo error: no ${args} >&2; exit 3"}, **off)
+    ktest(made, arch, "lost", f"{TESTS} ; off", own={"build": ": ${args}", "output": "nowhere"}, **off)
+    outcome = workspaces.run(made, store=tmp_path / "store", arch=arch)
+    assert outcome.verdicts == {"good": "pass", "silent": "exited", "reboots": "exited", "nothing": "error", "lost": "error"}, (
+        outcome.said
+    )
+    assert "its build ended with status 3" in outcome.case("nothing")["reason"]
+    assert "its build succeeded and left no nowhere" in outcome.case("lost")["reason"]
