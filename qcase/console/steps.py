@@ -162,9 +162,9 @@ class StepsJudge:
 
     def reset(self, now: float, *, fault: str = "", by_guest: bool = True) -> None:
         """Take a reset of the machine, which starts again. All text from before it was fed. `fault`: its cause, if it is one."""
-        # On a busy machine firmware asks for its further resets late, but before it writes anything.
-        again = not self._console.resets.note(now, self._console.times.last_data, silence=float("inf"))
-        if self.ruling is not None or again:
+        # On a busy machine firmware asks for its further resets late, but before it writes anything. What wrote has booted.
+        again = not self._console.resets.note(now, self._console.times.last_data, burst=0.0, silence=float("inf"))
+        if self.ruling is not None or (again and by_guest):
             return
         self._close(now)
         if self.ruling is None and self._step.expect == "reboot" and self._acted and not fault:

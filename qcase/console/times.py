@@ -102,14 +102,14 @@ class Resets:
         self._at = float("-inf")
         self._banners = 0
 
-    def note(self, now: float, last_data: float, silence: float = RESET_SILENCE) -> bool:
-        """Count a reset; False if it belongs to the one before: soon behind it, or within `silence` without output in between.
+    def note(self, now: float, last_data: float, *, burst: float = RESET_BURST, silence: float = RESET_SILENCE) -> bool:
+        """Count a reset; False if it belongs to the one before: within `burst`, or within `silence` without output in between.
 
         After a reset that a PC's guest asked for, SeaBIOS finds that it has run before and asks for more resets, by each way that
         it knows: QEMU 7.2 reports two to six in a row, before the firmware prints anything (seen in a quarter of all reboots).
         """
         since = now - self._at
-        if since < RESET_BURST or (since < silence and last_data <= self._at):
+        if since < burst or (since < silence and last_data <= self._at):
             return False
         self._at = now
         self._count += 1

@@ -321,6 +321,17 @@ def test_resets_in_a_row_are_one() -> None:
     assert guest.prints(PROMPT).waits().typed == b"reboot\n./b\n"
 
 
+def test_a_reset_soon_behind_an_expected_one_is_another_if_the_guest_wrote_or_the_case_asked_for_it() -> None:
+    guest = Guest(Step("reboot", expect="reboot"), waits_for("^up$")).resets().prints("no root\r\n").resets()
+    assert guest.verdict is Verdict.EXITED
+    button = Step("press reset", qmp='{"execute": "system_reset"}', expect="reboot")
+    twice = Guest(button, button, waits_for("^up$"))
+    for _ in range(2):
+        assert len(twice.judge.requests()) == 1
+        twice.resets(by_guest=False)
+    assert twice.prints("up\r\n").waits().verdict is Verdict.PASS
+
+
 def test_a_reset_ends_the_step_before_whose_output_is_being_drained() -> None:
     steps = types("reboot", "Restarting"), Step("the next boot", expect="reboot"), waits_for("^up$")
     guest = Guest(*steps, resets=True).prints(PROMPT).waits().prints("Restarting\r\n").resets().waits()
