@@ -52,7 +52,16 @@ def _requirement(value: str) -> str:
     if known is None and (value in ("memory", "cpus", "qemu") or not _DEVICE.fullmatch(value)):
         hint = 'kvm, network, a device of QEMU such as nvme, "memory >= 4 GiB", "cpus >= 4", "qemu >= 8.2"'
         raise error(f"is no requirement: {value!r}", hint)
+    if known is None and value not in (KVM, NETWORK) and (near := _meant(value)):
+        raise error(f"is no requirement: {value!r}", f"did you mean '{near}'?")
     return value
+
+
+def _meant(word: str) -> str:
+    """Return the name that a word nearly is, else nothing: no device is called so, and the case would be skipped for good."""
+    import difflib  # only where a device is required
+
+    return next(iter(difflib.get_close_matches(word.lower(), (KVM, NETWORK), n=1, cutoff=0.66)), "")
 
 
 def _listed(value: object) -> object:

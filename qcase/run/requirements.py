@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from pathlib import Path
@@ -45,7 +46,8 @@ def _missing(word: str, case: Case, session: Session) -> str:
         return _too_little(wanted, case.arch)
     if any(f"{word}{ending}" in devices(case.arch) for ending in _ENDINGS):
         return ""
-    return f"needs the device {word}, which {case.arch.qemu} does not have"
+    near = difflib.get_close_matches(word, devices(case.arch), n=1, cutoff=0.7)
+    return f"needs the device {word}, which {case.arch.qemu} does not have" + (f" (it has {near[0]})" if near else "")
 
 
 def _without_kvm(case: Case, session: Session) -> str:

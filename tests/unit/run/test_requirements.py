@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from qcase.arch import Arch
+from qcase.config import skip_table
 from qcase.config.case_file import CaseConfig
 from qcase.config.known_file import Known
 from qcase.model import CaseResult, Fault, Pipeline, SubtestResult, SubtestStatus, Verdict
@@ -46,7 +48,8 @@ def test_what_is_there_is_not_missing() -> None:
 
 
 def test_what_is_missing_is_told() -> None:
-    assert missing("nvmf") == "needs the device nvmf, which qemu-system-x86_64 does not have"
+    assert missing("floppy") == "needs the device floppy, which qemu-system-x86_64 does not have"
+    assert missing("nvmf") == "needs the device nvmf, which qemu-system-x86_64 does not have (it has nvme)"
     assert missing("qemu >= 9.0") == "needs QEMU 9.0, and this one is 8.2"
     assert missing("cpus >= 5") == "needs 5 processors, and there are 4"
     assert missing("memory >= 9 GiB") == "needs 9 GiB of free memory, and there are 8.0 GiB"
@@ -93,3 +96,14 @@ def test_a_selected_test_that_did_not_run_is_neither_skipped_nor_excused() -> No
     assert run_case.of_selected(replace(skipped, subtests=()), "open").verdict is Verdict.SKIPPED  # 1..0 # SKIP
     out = replace(failed, verdict=Verdict.TIMEOUT, by_tests=False)
     assert run_case.of_selected(out, "open") == out
+
+
+@pytest.mark.parametrize("word", ["KVM", "kmv", "Network", "netwrok", "memory", "cpus > 4"])
+def test_a_requirement_that_is_misspelt_is_an_error_and_skips_nothing_for_good(word: str) -> None:
+    with pytest.raises(ValidationError, match="is no requirement"):
+        TypeAdapter(skip_table.Requirements).validate_python((word,))
+
+
+def test_devices_are_requirements() -> None:
+    words = ("kvm", "network", "nvme", "kvmclock", "virtio-net-pci", "e1000", "kvm-pit", "cpus >= 4")
+    assert TypeAdapter(skip_table.Requirements).validate_python(words) == words
