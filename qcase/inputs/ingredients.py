@@ -21,6 +21,8 @@ from pathlib import Path
 
 from qcase.arch import Arch
 from qcase.config import image_lock
+from qcase.config.known_file import KNOWN_FILE
+from qcase.config.services_table import Service
 from qcase.config.workspace_file import WORKSPACE_FILE
 from qcase.guests.packages import lock, repositories
 from qcase.model import Pipeline
@@ -106,6 +108,7 @@ def of_case(
         *guest_files(workspace, case.arch).values(),
         *root_images.files(case, workspace),
         *_in_arguments(case, workspace),
+        *_served(case, workspace),
     ):
         found |= steps(path)
     return frozenset(found)
@@ -137,6 +140,7 @@ def build_configurations(case: Case | BrokenCase, workspace: Workspace, target: 
 def workspace_files(workspace: Workspace, environ: Mapping[str, str]) -> frozenset[Path]:
     """Return the ingredients that all cases of a workspace share, see `sources.steps`."""
     named = [workspace.root / name for name in (WORKSPACE_FILE, lock.LOCK_FILE, image_lock.FILE)]
+    named += [folder / KNOWN_FILE for folder in (workspace.root, workspace.suite_root)]
     if (script := hook(workspace)) is not None:
         named.append(script)
     lines, keys = repositories.named(workspace.config, workspace.root, environ)
@@ -192,6 +196,13 @@ def _in_arguments(case: Case, workspace: Workspace) -> Iterator[Path]:
                 named = "/" in value and "\0" not in value and not value.startswith("/dev/")
                 if named or (value and (workspace.root / value).is_file()):
                     yield workspace.root / value
+
+
+def _served(case: Case, workspace: Workspace) -> Iterator[Path]:
+    """Yield the folders that the host's services give to the guest."""
+    for text in case.config.services:
+        if (folder := Service.parse(text).folder) is not None:
+            yield workspace.root / folder
 
 
 def covers(ingredients: Collection[Path], path: Path) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from qcase.arch import Arch
+from qcase.config.services_table import Service
 from qcase.errors import QcaseError
 from qcase.guests.kernel_files import Kernel
 from qcase.guests.packages import lock
@@ -30,6 +31,7 @@ from qcase.run import boot_plan
 from qcase.store.store import Store
 from qcase.suite import discover
 from qcase.suite.cases import Case, Workspace
+from qcase.suite.known_failures import KnownFailures
 from qcase.vm import arguments
 
 TARGET = Arch.X86_64.default_target
@@ -71,6 +73,10 @@ FILES = {
     "common/lib/a.sh": "a\n",
     "common/lib/deep/b.sh": "b\n",
     "common/README": "of nobody\n",
+    "known.toml": '[[known]]\ncase = "normal/plain"\nreason = "not yet"\n',
+    "suite/known.toml": '[[known]]\ncase = "normal/disk"\nreason = "not yet"\n',
+    "served/index.html": "hello\n",
+    "suite/normal/served/qemu-x86_64.toml": CONFIG.format(args=[]) + "[host_http_server]\nport = 80\ndir = \"served\"\n",
     "elsewhere/moved/qemu-x86_64.toml": CONFIG.format(args=[]),
     "elsewhere/moved/sh/run": "echo ok\n",
     "suite/normal/plain/qemu-x86_64.toml": CONFIG.format(args=[]),
@@ -167,6 +173,10 @@ def verdict_inputs(case: Case, session: Session) -> Iterator[str]:
     for word in (",".join(arguments.arguments(machine)) + f",{case.build_group}").split(","):
         path = Path(word.rpartition("=")[2])
         yield f"{word} {path.read_bytes().hex() if path.is_file() else ''}"
+    for service in map(Service.parse, case.config.services):
+        folder = session.workspace.root / (service.folder or "")
+        yield from (repr((path.is_symlink(), path.stat().st_mode, path.read_bytes())) for path in folder.glob("*.html"))
+    yield repr(KnownFailures.load(session.workspace).of(case))
     group = session.kernels.build_group(case)
     yield repr(group) + (group.config.read_text() if group.config else "")
     if case.config.uefi:
@@ -175,7 +185,7 @@ def verdict_inputs(case: Case, session: Session) -> Iterator[str]:
 
 
 def everything(root: Path) -> list[str]:
-    return [f"normal/{name}" for name in ("disk", "group", "linked", "packed", "plain", "program", "script", "whole")] + [
+    return [f"normal/{name}" for name in ("disk", "group", "linked", "packed", "plain", "program", "script", "served", "whole")] + [
         "smp/booted"
     ]
 
@@ -193,6 +203,8 @@ def rewritten(path: Path) -> None:
         path.symlink_to("/nowhere")
     elif path.name == "qcase.toml" or path.name == "qcase.lock":
         path.write_text(path.read_text().replace("0" * 64, "1" * 64))
+    elif path.name == "known.toml":
+        path.write_text(path.read_text().replace("not yet", "not at all"))
     elif path.suffix == ".toml":
         path.write_text(path.read_text().replace("timeout = 5", "timeout = 6").replace('"two"', '"zwei"') + "# edited\n")
     else:
