@@ -19,6 +19,7 @@ from qcase.text import printable
 
 PROJECT_FILE = "CMakeLists.txt"  # in the folder of a grouped case: one project for all its subcases in C
 IGNORE_FILE = ".ignore"
+_DEEPEST_IN_SOURCES = 2  # levels of folders of sources in which a case is noticed
 _DEEPEST = 4  # folders between a group and a subcase of its project
 
 
@@ -183,6 +184,7 @@ def _visit(
     if heads_build_group and (target is None or target in targets):
         folder = replace(folder, build=folder.relative, foreign_targets=(), sources=False)
     elif folder.sources:
+        result.broken += _cases_in_sources(workspace, group, folder, arch)
         return [], []
     elif not folder.in_build_group and target is not None and arch is not None:
         legacy = [name for name in (f".build-{target}.toml", f"build-{arch}.toml", f".build-{arch}.toml") if name in files]
@@ -207,7 +209,7 @@ def _visit(
     links: list[_Link] = []
     for name, is_link in folders.items():
         sources = name in source_folders()
-        if sources and folder.in_build_group:
+        if sources and folder.in_build_group and configs:
             continue
         relative = f"{folder.relative}/{name}" if folder.relative else name
         child = replace(folder, path=f"{folder.path}/{name}", relative=relative, sources=sources)
@@ -216,6 +218,23 @@ def _visit(
         else:
             below.append(child)
     return below, links
+
+
+def _cases_in_sources(workspace: Workspace, group: str, folder: _Folder, arch: Arch | None) -> Iterator[BrokenCase]:
+    """Yield an error for each case in a folder that is called like sources: it would never run, and nobody would know.
+
+    The folder itself and two levels below it are looked at.
+    """
+    for here, folders, files in os.walk(folder.path):
+        below = os.path.relpath(here, folder.path)
+        if below.count("/") == _DEEPEST_IN_SOURCES - 1:
+            folders.clear()
+        arches = {name[len("qemu-") : -len(".toml")].partition("-")[0] for name in files if name.startswith("qemu-")}
+        if any(name in ARCHES and arch in (None, ARCHES[name]) for name in arches):
+            what = f"is no case: a folder called '{Path(folder.path).name}' has the sources of one, and is not searched"
+            problem = Problem(what, workspace.relative(Path(here)), hint="call that folder otherwise")
+            relative = os.path.normpath(f"{folder.relative}/{below}")
+            yield _broken(group, replace(folder, path=here, relative=relative), ConfigError([problem]))
 
 
 def sorted_entries(entries: Iterable[os.DirEntry[str]]) -> tuple[dict[str, bool], list[str]]:

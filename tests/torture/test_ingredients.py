@@ -76,7 +76,7 @@ FILES = {
     "known.toml": '[[known]]\ncase = "normal/plain"\nreason = "not yet"\n',
     "suite/known.toml": '[[known]]\ncase = "normal/disk"\nreason = "not yet"\n',
     "served/index.html": "hello\n",
-    "suite/normal/served/qemu-x86_64.toml": CONFIG.format(args=[]) + "[host_http_server]\nport = 80\ndir = \"served\"\n",
+    "suite/normal/served/qemu-x86_64.toml": CONFIG.format(args=[]) + '[host_http_server]\nport = 80\ndir = "served"\n',
     "elsewhere/moved/qemu-x86_64.toml": CONFIG.format(args=[]),
     "elsewhere/moved/sh/run": "echo ok\n",
     "suite/normal/plain/qemu-x86_64.toml": CONFIG.format(args=[]),
@@ -185,9 +185,9 @@ def verdict_inputs(case: Case, session: Session) -> Iterator[str]:
 
 
 def everything(root: Path) -> list[str]:
-    return [f"normal/{name}" for name in ("disk", "group", "linked", "packed", "plain", "program", "script", "served", "whole")] + [
-        "smp/booted"
-    ]
+    return [
+        f"normal/{name}" for name in ("disk", "group", "linked", "packed", "plain", "program", "script", "served", "whole")
+    ] + ["smp/booted"]
 
 
 def chosen(root: Path, **filters: object) -> set[str]:

@@ -326,9 +326,31 @@ def test_build_group_of_this_target_below_one_of_another_is_found(tree: Suite) -
 # ---- what is a case
 
 
-@pytest.mark.parametrize("inside", ["case/sub", "case/sub/deeper", "c/a", "sh/a", "python/a", "rust/a", "x/c/a"])
+@pytest.mark.parametrize("inside", ["c", "c/a", "sh/a", "python/a/b", "rust/a", "x/c/a"])
 @pytest.mark.parametrize("build_group", [True, False])
-def test_nothing_is_found_below_a_case_or_in_sources(tree: Suite, inside: str, build_group: bool) -> None:
+def test_a_case_in_a_folder_that_is_called_like_sources_is_an_error(tree: Suite, inside: str, build_group: bool) -> None:
+    if build_group:
+        tree.file(f"normal/g/build-{TARGET}.toml")
+    tree.case("normal/g/case")
+    tree.case(f"normal/g/{inside}")
+    broken, case = sorted(tree.discover().cases, key=lambda one: isinstance(one, Case))
+    assert isinstance(broken, BrokenCase)
+    assert broken.display_name.endswith(f"g/{inside}")
+    assert "is not searched" in str(broken.error)
+    assert case.name.endswith("case")
+
+
+def test_sources_with_a_configuration_of_another_architecture_are_no_error(tree: Suite) -> None:
+    tree.file("normal/g/c/qemu-aarch64.toml")
+    tree.file("normal/g/c/a/b/d/qemu-x86_64.toml")
+    tree.case("normal/case/")
+    tree.file("normal/case/c/qemu-x86_64.toml")
+    assert tree.names() == ["normal/case"]
+
+
+@pytest.mark.parametrize("inside", ["case/sub", "case/sub/deeper"])
+@pytest.mark.parametrize("build_group", [True, False])
+def test_nothing_is_found_below_a_case(tree: Suite, inside: str, build_group: bool) -> None:
     if build_group:
         tree.file(f"normal/g/build-{TARGET}.toml")
     tree.case("normal/g/case")
