@@ -113,13 +113,16 @@ class AllReadings:
         found = self.find_unfinished(pattern, self.written.since(pattern), sure_to, whole=quiet)
         return None if found is None else (self.written, found)
 
-    def finds_open_fail(self, pattern: Pattern, torn: bytes, sure_to: int, *, quiet: bool) -> bool:
-        """Tell whether a pattern matches the unfinished line or row as it is shown, or joined with what was torn off it."""
-        return bool(
-            (torn and pattern.search_unfinished(torn, 0))
-            or (quiet and self.find_across_kernel_lines(pattern, sure_to))
-            or (sure_to == self._text.end and self.find_on_open_row(pattern))
-        )
+    def find_open_fail(self, pattern: Pattern, torn: bytes, sure_to: int, *, quiet: bool) -> bytes:
+        """Return the text that holds a match on the unfinished line or row as it is shown, or joined with what was torn off it.
+
+        Nothing if there is no match.
+        """
+        if torn and pattern.search_unfinished(torn, 0):
+            return torn
+        if quiet and (across := self._find_across_kernel_lines(pattern, sure_to)):
+            return across
+        return self._find_on_open_row(pattern) if sure_to == self._text.end else b""
 
     def find_success(self, pattern: Pattern, *, quiet: bool) -> tuple[Lines | TornLines, tuple[int, int]] | None:
         """Return a match in rows that have ended, or on the unfinished row if it is a prompt that waits for input."""
@@ -134,25 +137,26 @@ class AllReadings:
         start = unfinished_start(self._text, armed, whole=whole and pattern.spans_lines)
         return find_unfinished(self._text, pattern, start, sure_to) if start < sure_to else None
 
-    def find_across_kernel_lines(self, pattern: Pattern, sure_to: int) -> bool:
-        """Tell whether a pattern of several lines matches up to the unfinished line when the kernel's lines are left out."""
+    def _find_across_kernel_lines(self, pattern: Pattern, sure_to: int) -> bytes:
+        """Return the text without the kernel's lines, up to the unfinished line, if a pattern of several lines matches there."""
         lines = self.joined
         if not pattern.spans_lines or not sure_to or not lines.open:
-            return False
+            return b""
         line = self._text.view_slice(self._text.line_start, sure_to)
         text = lines.text
         start = max(lines.since(pattern), text.base + 1 if text.base else 0, text.end - WINDOW // 4)
-        before = text.view_slice(start, text.end)
-        return pattern.search_unfinished(before + (self._torn.open_line(line) or line), 0) is not None
+        found = text.view_slice(start, text.end) + (self._torn.open_line(line) or line)
+        return found if pattern.search_unfinished(found, 0) else b""
 
-    def find_on_open_row(self, pattern: Pattern) -> bool:
-        """Tell whether a pattern matches an unfinished row that was not written from left to right, as it is shown."""
+    def _find_on_open_row(self, pattern: Pattern) -> bytes:
+        """Return the rows that end with an unfinished one that was not written from left to right, if a pattern matches there."""
         view = self._transcript.open_moved_row()
         if not view:
-            return False
+            return b""
         text = self.shown.text
         start = min(max(self.shown.since(pattern), text.end - (WINDOW // 4 if pattern.spans_lines else 0), text.base), text.end)
-        return pattern.search_unfinished(text.view_slice(start, text.end) + view, 0) is not None
+        found = text.view_slice(start, text.end) + view
+        return found if pattern.search_unfinished(found, 0) else b""
 
     def find_waiting(self, pattern: Pattern) -> tuple[int, int] | None:
         """Return a match at the end of a row that looks like a prompt, has nothing overwritten, and that no text could undo."""

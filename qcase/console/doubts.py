@@ -13,14 +13,13 @@ _PANIC_WORDS: Final = 12  # bytes of a panic that tell whether its words were ty
 
 
 class Doubts:
-    """The reason for which a ruling was dropped. `pattern`: the fail pattern, or "a panic", that matches possible echo; or empty.
+    """The reason for which a ruling was dropped.
 
-    `said_on_row`: what a fail pattern matched on a row that had not ended.
+    `pattern`: the fail pattern, or "a panic", that matches possible echo; or empty.
     """
 
     def __init__(self, pending: Pending, text: Text) -> None:
         self.pattern = ""
-        self.said_on_row = b""
         self._pending = pending
         self._text = text
 
@@ -46,24 +45,28 @@ class Doubts:
             said = self._text.slice(self._pending.panic_at, min(self._pending.panic_to, self._pending.panic_at + _PANIC_WORDS))
             doubt = keyboard.echo.may_be_echo(said, now, over=over)
         elif self._pending.evidence:
-            doubt = any(_may_be_echo(keyboard, evidence, now, over=over) for evidence in self._pending.evidence)
+            doubt = any(_evidence_may_be_echo(keyboard, evidence, now, over=over) for evidence in self._pending.evidence)
         else:
-            doubt = keyboard.echo.may_be_echo(self.said_on_row, now, over=over)
+            doubt = self._pending.said is not None and _may_be_echo(keyboard, *self._pending.said, 0, now, over=over)
         if doubt:
             self.pattern = self._pending.ruling.pattern or "a panic"
             self._pending.drop()
         return doubt
 
 
-def _may_be_echo(keyboard: Keyboard, evidence: Evidence, now: float, *, over: bool) -> bool:
+def _evidence_may_be_echo(keyboard: Keyboard, evidence: Evidence, now: float, *, over: bool) -> bool:
     text = evidence.lines.text
     start = max(text.start_of_line(evidence.start), text.base)
-    line = text.view_slice(start, text.end)
-    found = evidence.pattern.search(line, evidence.start - start)
+    return _may_be_echo(keyboard, evidence.pattern, text.view_slice(start, text.end), evidence.start - start, now, over=over)
+
+
+def _may_be_echo(keyboard: Keyboard, pattern: Pattern, said: bytes, start: int, now: float, *, over: bool) -> bool:
+    """Tell whether the first match in a text behind `start` may be echo, or is none if the echo beside it is part of a word."""
+    found = pattern.search(said, start)
     if found is None:
         return False
-    if keyboard.echo.may_be_echo(line[found[0] : found[1]], now, over=over):
+    if keyboard.echo.may_be_echo(said[found[0] : found[1]], now, over=over):
         return True
-    if line[found[0] - 1 : found[0]] != b"\0" and line[found[1] : found[1] + 1] != b"\0":
+    if said[found[0] - 1 : found[0]] != b"\0" and said[found[1] : found[1] + 1] != b"\0":
         return False
-    return evidence.pattern.search(line.replace(b"\0", b"_"), evidence.start - start) is None
+    return pattern.search(said.replace(b"\0", b"_"), start) is None

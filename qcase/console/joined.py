@@ -196,7 +196,10 @@ class Joined:
 
 
 class Bared:
-    """Rows that hold echo, without it, each as a line of its own: a fail text that ends where an echo begins may be complete."""
+    """Rows that hold echo, without it, each as a line of its own: a fail text that ends where an echo begins may be complete.
+
+    What stands behind an echo at a row's start does not begin that row: a blank that is taken for echo may be output.
+    """
 
     def __init__(self) -> None:
         self.text = Text()
@@ -209,9 +212,11 @@ class Bared:
         """Add rows that hold echo. `key`: position of the first one in the source reading."""
         for row in view[:-1].split(b"\n"):
             start, end = self.text.end, key + len(row) + 1
-            if (rest := KERNEL_LINE.sub(b"", row).replace(b"\0", b"")) and 0 in row:
+            bare = KERNEL_LINE.sub(b"", row)
+            said = bare.lstrip(b"\0 ")
+            if 0 in row and said:
                 self._marks.append((key, end, start))
-                self.text.extend_lines(rest + b"\n")
+                self.text.extend_lines(bare[: len(bare) - len(said)] + said.replace(b"\0", b"") + b"\n")
                 self.fresh.append((start, self.text.end))
                 self.differs = start
             key = end

@@ -92,7 +92,7 @@ class Judge(ConsoleReader):
         self._inner = InnerTests(rules, self._transcript)
         self._exits = ExitWatch(rules, self._inner, self._pending, self._success)
         self._gathers = rules.group is not None or self._inner.wanted or self._exits.wanted  # a match alone decides nothing
-        self._tests = TestsWatch(rules, self._inner, self._pending, self._doubts, self._success)
+        self._tests = TestsWatch(rules, self._inner, self._pending, self._success)
         self._script = GroupWatch(rules, self._group, self._pending, self._search, self._text, self._success)
         self._skip = SkipWatch(rules, self._search, self._pending, self._text)
 
@@ -280,7 +280,6 @@ class Judge(ConsoleReader):
         if self.rules.group is not None:
             self._script.fail_whole(Ruling(Verdict.FAIL, reason, self.phase))
         elif (pending := self._pending.ruling) is None or pending.good or pending.by_tests:
-            self._doubts.said_on_row = b""
             self._pending.replace_by(Ruling(Verdict.FAIL, reason, self.phase), [], now)
 
     @property
@@ -369,25 +368,26 @@ class Judge(ConsoleReader):
         for pattern in self._searching():
             if match := self._search.find_fail(pattern, sure_to, quiet=quiet):
                 self._rule_fail(pattern, *match, now)
-            elif self._search.finds_open_fail(pattern, torn, sure_to, quiet=quiet):
-                self._rule_fail(pattern, self._search.written, (self._text.line_start, sure_to), now, sure=True)
+            elif said := self._search.find_open_fail(pattern, torn, sure_to, quiet=quiet):
+                self._rule_fail(pattern, self._search.written, (self._text.line_start, sure_to), now, said)
 
     def _searching(self) -> list[Pattern]:
         """Return the fail patterns that search already."""
         return [one for one in self._fail if (self._console.open if one.always else self._armed)]
 
     def _rule_fail(
-        self, pattern: Pattern, lines: Lines | TornLines, found: tuple[int, int], now: float, *, sure: bool = False
+        self, pattern: Pattern, lines: Lines | TornLines, found: tuple[int, int], now: float, said: bytes = b""
     ) -> None:
+        """Fail by a match in a reading.
+
+        `said`: a text with a match that no more text could undo; `found` is its unfinished line then.
+        """
         if self.rules.group is not None:
             self._script.blame(pattern, lines, found, self.phase)
             return
-        evidence = [] if sure else [Evidence(lines, pattern, found[0])]
-        if sure:
-            line = self._text.slice(*found)
-            said = pattern.search(line)
-            self._doubts.said_on_row = line[said[0] : said[1]] if said else b""
-        self._pending.replace_by(ruling_on(Verdict.FAIL, self.phase, pattern, lines.text, found, self._text), evidence, now)
+        evidence = [] if said else [Evidence(lines, pattern, found[0])]
+        ruling = ruling_on(Verdict.FAIL, self.phase, pattern, lines.text, found, self._text)
+        self._pending.replace_by(ruling, evidence, now, (pattern, said) if said else None)
 
     def _look_for_success(self, now: float, *, quiet: bool) -> None:
         """Search rows that have ended for a success, and the unfinished row if it is a prompt that waits for input."""

@@ -33,6 +33,7 @@ class Pending:
     def __init__(self, success: list[Pattern], search: AllReadings, transcript: Transcript) -> None:
         self.ruling: Ruling | None = None
         self.evidence: list[Evidence] = []  # evidence of the pending ruling
+        self.said: tuple[Pattern, bytes] | None = None  # the same of a fail that no more text could undo: a text with a match
         self.since = 0.0
         self.matched: dict[str, Evidence] = {}  # success patterns that have matched, if all have to match
         self.matched_at: float | None = None  # time at which the deciding match was seen
@@ -50,12 +51,12 @@ class Pending:
         """Tell whether the pending ruling is a pass, or a skip by the same evidence."""
         return self.ruling is not None and self.ruling.good
 
-    def replace_by(self, ruling: Ruling, evidence: list[Evidence], now: float) -> None:
+    def replace_by(self, ruling: Ruling, evidence: list[Evidence], now: float, said: tuple[Pattern, bytes] | None = None) -> None:
         """Make a ruling pending if it is worse than the one that is."""
         if self.ruling is not None and self.ruling.weight >= ruling.weight:
             return
         self._outdone = (self.ruling, self.evidence) if self.ruling else None
-        self.evidence = evidence
+        self.evidence, self.said = evidence, said
         self.pend(ruling, now)
 
     def pend(self, ruling: Ruling, now: float) -> None:

@@ -6,12 +6,12 @@ it came.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from qcase.console.alignment import SURE, Came, Typed, compare
-from qcase.console.echo_text import CARET, ERASE, LATEST, SURELY_ECHO, common_start, shown_control, stretches
+from qcase.console.echo_text import CARET, ERASE, LATEST, SURELY_ECHO, anywhere, common_start, shown_control, stretches
 from qcase.console.hidden import Hidden
-from qcase.console.joined import KERNEL_LINE
 from qcase.console.text import Text
 from qcase.console.typed_command import PROMPT_END, TypedCommand
 
@@ -20,7 +20,8 @@ _BEGUN: Final = 2  # typed characters that show that an echo has begun
 _PANIC_END: Final = b"---[ end "
 _CELLS: Final = 1 << 15  # pairs of a typed character and one that came, in one review
 _CELLS_ALL: Final = 1 << 22  # in all of them
-_CAME_LEAST: Final = 256  # characters that came, at least, in one review
+_CAME_LEAST: Final = 512  # characters that came, at least, in one review
+_ERASED: Final = re.compile(rb" {4,}")  # a guest erases a character by a blank over it
 
 
 class Review:
@@ -34,7 +35,7 @@ class Review:
         self._reviewed_to = -1, -1
         self._cells = 0
         self._either: list[tuple[int, int]] = []  # what may be echo, and output as well
-        self._repeated: list[tuple[int, int]] = []  # rows that are the whole typed line once more
+        self._repeated: list[tuple[int, int]] = []  # the whole typed line once more
 
     def review(self, *, over: bool = False) -> bool:
         """Look at all that came since the first key once more.
@@ -104,20 +105,31 @@ class Review:
             at = end + 1
 
     def _hide_repeats(self, back: int) -> bool:
-        """Hide each row behind an echo's end that is the whole line of several words: a guest may echo it twice."""
-        text, line = self._text, self._command.lines[0].text.strip()
-        if b" " not in line:
+        """Hide the whole line of several words where it stands once more behind its echo: a guest may echo it twice.
+
+        Where a line end follows on an echo that is what was typed, another one stands on a row of its own; else anywhere.
+        """
+        text, line = self._text, self._command.lines[0]
+        if b" " not in line.text.strip():
             return False
-        start = self._repeated[-1][1] if self._repeated else back
-        changed = False
-        while 0 <= (at := text.find(line, start)) < back + LATEST:
-            start = at + len(line)
-            end = text.find(b"\n", start)
-            if end >= 0 and self._command.unprompted(text.slice(text.start_of_line(at), end)) == line:
-                self._repeated.append((at, start))
-                self._hidden.hide_surely(at, start)
+        alone = back <= text.end
+        again = re.compile(re.escape(line.text.strip())) if alone else anywhere(line.chars)
+        start = back if alone else self._command.came_back()
+        limit, changed = start + LATEST, False
+        start = max([start, *(end for _, end in self._repeated[-1:])])
+        while start < limit and (found := text.search(again, start)):
+            start = found[1]
+            if not alone or self._is_row(*found):
+                self._repeated.append(found)
+                self._hidden.hide_surely(*found)
                 changed = True
         return changed
+
+    def _is_row(self, start: int, end: int) -> bool:
+        """Tell whether a stretch is a whole row but for a prompt and blanks."""
+        over = self._text.find(b"\n", end)
+        row = self._text.slice(self._text.start_of_line(start), over)
+        return over >= 0 and self._command.unprompted(row) == self._text.slice(start, end)
 
     def _doubt_tails(self, prices: list[float], came: Came) -> None:
         """Doubt a row's end that is the end of a typed line: of some words behind a program's text, or torn off its start."""
@@ -147,7 +159,7 @@ class Review:
         ):
             return False
         came = self._text.slice(max(self._command.began, self._text.base), min(self._text.end, self._command.log[-1][1] + LATEST))
-        came = KERNEL_LINE.sub(b"", came) if self._command.kernels else came
+        came = self._command.without_kernels(came)
         if self._command.lines[0].text[:_BEGUN] not in came or self._command.said_more(said, came):
             return False
         return (not over and now < self._command.typed_at + _COMES) or self._goes_on(said, came)
@@ -207,6 +219,8 @@ class Review:
             low = kernels.end()
         came += raw[low:]
         at += range(start + low, start + len(raw))
+        for blanks in reversed(list(_ERASED.finditer(came))):
+            del came[blanks.start() : blanks.end() - 1], at[blanks.start() : blanks.end() - 1]
         if CARET.search(came):
             pairs = [(char, place) for raw, place in zip(came, at, strict=True) for char in shown_control(raw)]
             came, at = bytearray(char for char, _ in pairs), [place for _, place in pairs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from qcase.console.doubts import Doubts
 from qcase.console.inner_tests import InnerTests
 from qcase.console.pending import Pending
 from qcase.console.rules import Rules, Ruling
@@ -12,17 +11,15 @@ from qcase.console.text import Pattern
 class TestsWatch:
     """The ruling by the results of the command's own tests. `last_data`: time at which the guest last wrote."""
 
-    def __init__(self, rules: Rules, inner: InnerTests, pending: Pending, doubts: Doubts, success: list[Pattern]) -> None:
+    def __init__(self, rules: Rules, inner: InnerTests, pending: Pending, success: list[Pattern]) -> None:
         self._match_all = rules.match_all
         self._inner = inner
         self._pending = pending
-        self._doubts = doubts
         self._success = success
 
     def heed(self, now: float, last_data: float, *, typed: bool) -> None:
         """Rule on the tests once the command has ended."""
         if self._pending.ruling is None and (ruling := self._ruling(now, last_data, typed=typed)) is not None:
-            self._doubts.said_on_row = b""
             self._pending.replace_by(ruling, list(self._pending.matched.values()), now)
             self._pending.matched_at = last_data
 

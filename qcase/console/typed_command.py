@@ -50,6 +50,10 @@ class TypedCommand:
         """Count how often the command was typed."""
         return 1 if self.may_repeat or self.as_is else 2
 
+    def without_kernels(self, came: bytes) -> bytes:
+        """Return text without the kernel's lines, so that what one of them tore is whole, if the command holds none."""
+        return _KERNEL_ENDED.sub(b"", came) if self.kernels else came
+
     def unprompted(self, row: bytes) -> bytes:
         """Return a row without the prompt that it begins with, and without blanks around it."""
         at = row.rfind(self.prompt) if self.prompt else -1
@@ -93,6 +97,11 @@ class TypedCommand:
         if at >= text.end or text.match(_LINE_OVER, at) is None:
             return never
         return at
+
+    def came_back(self) -> int:
+        """Return the end of an echo of the first line of which each part was seen when it came; behind all text if none was."""
+        sure = self.sure[self.sure_from :]
+        return sure[-1][1] if sure and len(sure) == len(self.lines[0].chunks) else self._text.end + 1
 
     def _only_paints(self, between: bytes) -> bool:
         """Tell whether two parts of an echo are parted only by breaks, a kernel's lines, and what is painted anew."""

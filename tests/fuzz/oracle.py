@@ -46,7 +46,8 @@ is neither demanded nor forbidden:
 * FAIL by a program's text that looks like a kernel's line, `[2.0]`, and by a text behind blanks that an echo may have ended with.
 * A text that was overwritten, or that overwrites, where only a reading without an echo's line end has it: its columns are not
   the terminal's.
-* FAIL by a text that is written over a row of a screen that was addressed: what stood there depends on the screen's size.
+* FAIL by a text that is written over a row of a screen that was addressed and that goes on behind it: whether something stood
+  there depends on the screen's size.
 * FAIL by a text on the alternate screen, or behind a switch of the screen, whatever the column it begins in.
 """
 
@@ -199,9 +200,13 @@ class Opinion:
         yield reading.came.replace("\n\n", "\n").replace("\n\n", "\n"), 0
         for line_end in ("", "\n", "\n+"):
             yield re.sub(LIKE_KERNELS + line_end, "", reading.came), 0
+            if reading.broken:  # a string that never ends holds the kernel's lines behind it, too
+                yield re.sub(LIKE_KERNELS + line_end, "", reading.bare), 0
         if self._alternate:
             yield from self._parts_by_screen
         yield from ((state.lstrip(), 0) for state in reading.aside)
+        # Who sends the cursor home does not know what stands there: a screen of 24 lines has scrolled it away, this one has not.
+        yield from ((state, 0) for state in reading.over)
         yield "\n".join(reading.rows), 0
         yield "\n".join(row.rstrip() for row in reading.rows), 0
         yield "\n".join(row.rstrip() for row in reading.rows if row.strip()), 0
@@ -228,9 +233,10 @@ class Opinion:
         for state in () if reading.joins else reading.lost:
             if wanted.search(state) and wanted.search(state.rstrip().replace(ECHO_MASK, "_")):
                 return True
-        struck = reading.joins and any(mark.struck for mark in reading.marks)
-        text = "" if reading.addressed or struck else "\n".join(reading.rows)
-        if self._sure(wanted, text, 0) and self._sure(wanted, "\n".join(row.rstrip() for row in reading.rows), 0):
+        # Where an echo's line end is left out, a CR goes to the prompt's row: no terminal shows what is written over that.
+        rows = [HIDDEN_MASK if reading.joins and m.struck else r for r, m in zip(reading.rows, reading.marks, strict=True)]
+        text = "" if reading.addressed else "\n".join(rows)
+        if self._sure(wanted, text, 0) and self._sure(wanted, "\n".join(row.rstrip() for row in rows), 0):
             return True
         return any(closed and wanted.search(f"x;{text};x") for text, closed in reading.strings)
 

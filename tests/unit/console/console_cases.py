@@ -612,6 +612,16 @@ SECOND = [
 
 COUNTS = Wants(prompt="root@x:/#", command="cat <<Q\nPASS\nQ", success=("PASS",), fail=("^fail 1$",), whole=20.0)
 TOLD = Wants(prompt="root@x:/#", command="FAIL=1 ./t", success=("^OK$",), fail=("FAIL",), whole=20.0)
+SAYS = replace(ASKS, command="echo PASS", success=("PASS",))
+AGAIN = (
+    shell(0.4),
+    echo(1.1, "echo PASS"),
+    out(1.442, "BAD\r\n\r\nEND\r\nok 1 - first\r\n"),
+    echo(1.5, "echo PASS"),
+    out(1.51, "random: crng init done"),
+    echo(1.7, "\r\n"),
+    out(1.71, "\n"),
+)
 
 EXPLAINED = [
     case(
@@ -685,6 +695,37 @@ EXPLAINED = [
         echo(0.141, "\r\n"),
         out(0.142, "ASS"),
         echo(0.145, "\r\n"),
+    ),
+    case(
+        "an echo typed once more, of which a kernel's line tears a fail text on a row that a break had begun",
+        "timeout",
+        replace(TOLD, command="sh -c './a; ./b' | tee log # not ok 3", fail=(r"not ok \d+",)),
+        shell(3.0),
+        echo(3.12, "sh -c './a; ./b'"),
+        echo(3.14, " | t \r"),
+        echo(4.34, "ee log # not ok 3"),
+        echo(5.04, ("\b \b" * 16)[:-1]),
+        out(5.71, "E"),
+        echo(5.74, "\b \b" * 37 + "sh  \r-c './a; ./b' | tee  \rlog # not"),
+        kernel(5.74, "<6>[   44.125000] clocksource: tsc\r\n"),
+        echo(6.29, " ok 3"),
+        echo(6.29, "\r\n"),
+    ),
+    case(
+        "the second echo of a command that begins a row, with a program's text behind it, and a success later",
+        "pass",
+        SAYS,
+        *AGAIN,
+        out(1.91, "PASS"),
+        echo(2.1, "\r\n"),
+    ),
+    case(
+        "the same without a success",
+        "timeout",
+        SAYS,
+        *AGAIN,
+        out(1.91, "DONE"),
+        echo(2.1, "\r\n"),
     ),
     case(
         "the second echo of a command, torn by a program's text",

@@ -895,6 +895,15 @@ def test_the_whole_typed_line_once_more_decides_nothing() -> None:
     assert guest.prints("FAIL=1\r\n").waits(1).verdict() is Verdict.FAIL
 
 
+def test_a_counter_that_ends_in_a_failure_is_a_timeout_where_no_fail_pattern_says_more() -> None:
+    """That the prompt is back says nothing: a program in the background may still print what is waited for."""
+    guest = Guest(Rules(prompt=PROMPT.strip(), command="t-count", success=(r"^passed \d+, failed 0$",))).prints(PROMPT).waits(1)
+    guest.prints("passed 1, failed 0\r").waits(1).prints("passed 2, failed 0\r").waits(1).prints("passed 2, failed 1\r\n", PROMPT)
+    assert guest.waits(30).verdict() is None
+    guest.judge.timed_out(guest.now, 40)
+    assert guest.verdict() is Verdict.TIMEOUT
+
+
 def test_a_service_that_prints_the_typed_line_in_the_middle_of_its_echo_decides_nothing() -> None:
     guest = Guest(shell("PASS", command="raw #PASS ; sleep 2000 ; off"), echo=False).prints(PROMPT).waits(0.12)
     guest.prints("raw #", "\r\nraw #PASS ; sleep 2000 ; off\r\n", "PASS ; slee").waits(0.01).prints("p 2000 ; off").waits(0.01)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from qcase.console.joined import Bared
 from qcase.console.judge import DRAIN, QUIET, Judge
 from qcase.console.rules import Limits, Rules
 from qcase.model import Verdict
@@ -204,3 +205,10 @@ def test_a_line_of_one_thing_again_and_again_costs_what_it_is_long(unit: str) ->
 def test_a_row_that_is_erased_right_before_it_ends_is_no_success(erases: str) -> None:
     assert in_pieces(Rules(success=("^PASS$",)), f"PASS{erases}") is Verdict.EXITED
     assert in_pieces(Rules(success=("^PASS$",), fail=("^FAIL$",)), f"FAIL{erases}") is Verdict.FAIL
+
+
+def test_what_stands_behind_an_echo_does_not_begin_its_row() -> None:
+    """The blank that parts them may be the echo's or the program's; what an echo stands behind ends its row."""
+    bared = Bared()
+    bared.take(b"\0\0\0FAIL\nfail 1\0\0\n  x\0y\nplain\n\0\0\n", 0)
+    assert bytes(bared.text.raw) == b"\0\0\0FAIL\nfail 1\n  xy\n"
