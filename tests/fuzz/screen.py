@@ -230,7 +230,8 @@ class Reading:
     addressed: bool  # the cursor was sent to a place on the screen
     joins: bool  # a line end of an echo is left out: columns behind it are not those of the terminal
     ever: list[str] = field(default_factory=list)  # rows at the moments at which they ended
-    aside: list[str] = field(default_factory=list)  # what stood on the alternate screen, or was written on one that was addressed
+    aside: list[str] = field(default_factory=list)  # what stood on the alternate screen
+    over: list[str] = field(default_factory=list)  # rows up to the cursor as it left them, once the screen was addressed
 
 
 class Screen:
@@ -262,6 +263,7 @@ class _Play:
         self.lost: list[str] = []
         self.ever: list[str] = []
         self.beside: list[str] = []
+        self.over: list[str] = []
         self.strings: list[tuple[str, bool]] = []
         self.broken = False
         self.alternate = False
@@ -390,8 +392,11 @@ class _Play:
             self.vt.feed_str(raw)
         row.ended = False
         row.extent = max(row.extent, self.vt.cursor.col)
+
+    def leave(self, at: int) -> None:
+        """Note what stands up to the cursor: what is behind it on a row that was addressed depends on the screen's size."""
         if self.addressed:
-            self.beside.append(self.left_of(at, self.vt.cursor.col))
+            self.over.append(self.left_of(at, self.vt.cursor.col))
 
     def keep(self, at: int) -> None:
         if (text := self.text(at)).strip():
@@ -405,6 +410,7 @@ class _Play:
 
     def end_row(self, at: int) -> None:
         self.keep(at)
+        self.leave(at)
         if not self.alternate:
             row = self.row(at)
             row.ended = True
@@ -421,8 +427,10 @@ class _Play:
             self.returned = True
         elif kind == "Bs":
             self.broken = True
-        elif kind == "Sgr":
+        if kind == "Sgr":
             self.hidden = token.raw.endswith("[8m") or (self.hidden and not token.raw.endswith(("[0m", "[m", "[28m")))
+        else:
+            self.leave(at)
         if kind in _ERASING:
             self.keep(at)
             if kind in ("El", "Ed", "Ech", "Dch", "Ich", "Ris"):
@@ -471,6 +479,7 @@ class _Play:
                 self.armed = (self.length - extra, at, len(self.left_of(at, self.vt.cursor.col - extra)))
 
     def reading(self) -> Reading:
+        self.leave(self.vt.cursor.row)
         if self.alternate:
             self.keep(self.vt.cursor.row)
             self.vt.feed_str("\x1b[?1049l\x1b[?47l")
@@ -492,4 +501,5 @@ class _Play:
             joins=self.joins,
             ever=self.ever,
             aside=self.beside,
+            over=self.over,
         )
