@@ -239,7 +239,7 @@ def _tools_by_name(tools: Tools, habits: Habits) -> str:
     `strip` always: `install -s` calls it. A compiler looks for its linker in the PATH, too, and gets `-B` for that.
     """
     named = {"strip": f"{tools.prefix}-strip"}
-    begin = f"export {_binaries(tools)}\n"
+    begin = ""
     if habits.named:
         named |= dict.fromkeys(("cc", "gcc", "musl-gcc"), tools.cc) | dict.fromkeys(("c++", "g++"), tools.cxx)
         named |= {name: f"{tools.prefix}-{name}" for name in ("clang", "clang++", "ld", "readelf", *_BINUTILS)}
@@ -369,12 +369,13 @@ fi
 """
 _BELOW_PREFIX = f" prefix={OVERLAY}/usr PREFIX={OVERLAY}/usr"  # the last one counts
 _MAKE = f"""\
+export @BINARIES@
 @TOOLS@stage build
 set -- @VARIABLES@ prefix=/usr PREFIX=/usr "$@"
 {_MAKE_TARGETS}{_MAKE_INSTALL}"""
 # One that Autoconf did not make knows neither --host nor --build, and may stop at an option that it does not know.
 _CONFIGURE = f"""\
-stage configure
+@TOOLS@stage configure
 if grep -q 'GNU Autoconf' configure; then
     set -- --build="$(gcc -dumpmachine)" --host="$QCASE_HOST" "$@"
 fi
@@ -384,6 +385,7 @@ eval "set -- $QCASE_MAKE"
 stage build
 {_MAKE_TARGETS}{_MAKE_INSTALL}"""
 _KSELFTESTS = f"""\
+export @BINARIES@
 @TOOLS@stage build
 set -- @VARIABLES@ -I{_SELFTESTS}/a -I{_SELFTESTS}/a/b -I{_SELFTESTS}/a/b/c "$@"
 {_MAKE_TARGETS}stage install

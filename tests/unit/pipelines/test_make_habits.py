@@ -58,4 +58,8 @@ def test_a_tool_that_a_makefile_sets_with_an_option_is_left_to_it() -> None:
     assert kept.startswith("CXX=/usr/local/bin/aarch64-linux-musl-g++ AR=")
     assert "exec /usr/local/bin/aarch64-linux-musl-gcc" in told
     assert "exec /usr/local/bin/aarch64-linux-musl-gcc" not in plain
-    assert "exec /usr/local/bin/aarch64-linux-musl-strip" in plain  # for `install -s`
+
+
+@pytest.mark.parametrize("system", [System.MAKE, System.KSELFTEST, System.CONFIGURE])
+def test_install_strips_by_the_guests_own(system: System) -> None:
+    assert "exec /usr/local/bin/aarch64-linux-musl-strip" in build_systems.program(system, Tools(Arch.AARCH64, "gcc"))
