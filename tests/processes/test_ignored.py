@@ -157,6 +157,37 @@ def test_a_repository_within_has_its_own_word(root: Path) -> None:
     assert "c/x.log" not in paths
 
 
+def clone(root: Path, place: Path) -> None:
+    """Put a repository of a project into a place, with a leftover that it ignores."""
+    git(root, "init", "-q", str(place))
+    (place / ".gitignore").write_text("/build/\n")
+    write(place, "main.c", "lib/main.c")
+    git(place, "add", ".")
+    git(place, "-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-q", "-m", "x")
+    write(place, "build/main.o")
+
+
+@pytest.mark.parametrize(
+    "shape", ["submodule", "clone", "ignored clone", "deep clone", "submodule of a submodule", "without git"]
+)
+def test_a_project_below_a_case_has_its_own_word(shape: str, root: Path) -> None:
+    inner = root / "suite/y/c" / ("third/deep" if shape == "deep clone" else "")
+    inner.parent.mkdir(parents=True, exist_ok=True)
+    clone(root, inner)
+    if shape == "submodule of a submodule":
+        clone(root, inner / "third")
+        git(inner, "add", "third")
+    if shape.startswith("submodule"):
+        git(root, "add", "suite/y/c")
+    if shape == "ignored clone":
+        (root / ".gitignore").write_text("/suite/y/c/\n")
+    if shape == "without git":
+        shutil.rmtree(root / ".git")
+    paths = [source.entry.path for source in sources.find(root / "suite/y", "c", root, (), Ignored())]
+    assert not [path for path in paths if path.endswith(".o")]
+    assert [path for path in paths if path.endswith("lib/main.c")]
+
+
 def test_what_a_user_ignores_everywhere_is_a_source(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a key would not be the same for all."""
     write(tmp_path, "home/.config/git/ignore")
