@@ -367,7 +367,7 @@ class TapReader(Reader):
         if status is SubtestStatus.TODO:
             children = [replace(child, status=SubtestStatus.TODO) if child.status in BAD else child for child in children]
         children = [replace(child, name=plain(f"{result.name}/{child.name}")) for child in children]
-        self._behind_result = True
+        self._behind_result = not self._behind_hash
         if level is self._levels[0]:
             self._announced = ""
             for one in (*children, result):
@@ -394,12 +394,16 @@ class TapReader(Reader):
 
 def _unhashed(indent: int, text: str) -> tuple[int, str]:
     """Return a line's indentation and text, with each `# ` before a line of the protocol as one more step of indentation."""
-    rest, steps = text, 0
-    while rest.startswith("# ") and steps < _DEPTH:
-        rest, steps = rest[2:], steps + 1
+    rest, width = text, indent
+    for _ in range(_DEPTH):
+        if not rest.startswith("# "):
+            break
+        within = rest[2:].lstrip(" \t")  # a nested document may be indented behind the `# ` of its runner
+        width += 2 + len(rest[2 : len(rest) - len(within)].expandtabs())
+        rest = within
         forms = (_TOTALS, _SUBTEST) if rest.startswith("# ") else (_VERSION, _PLAN, _RESULT, _BAIL)
         if any(form.fullmatch(rest) for form in forms):
-            return indent + 2 * steps, rest
+            return width, rest
     return indent, text
 
 

@@ -102,6 +102,7 @@ def items_of(lines: list[str], dialect: str, meaning: Meaning) -> list[Item]:
         if dialect == "kselftest":
             item = item or hashed(indent, text)
         behind_result = item is not None and item.kind == "result" and (item.number is not None or dialect == "tap")
+        behind_result = behind_result and item is not None and not item.hashed
         if item is not None:
             items.append(item)
         at += 1
@@ -109,11 +110,12 @@ def items_of(lines: list[str], dialect: str, meaning: Meaning) -> list[Item]:
 
 
 def hashed(indent: int, text: str) -> Item | None:
-    """A line of a nested document of kselftest, whose lines begin with `# `."""
-    steps = 0
+    """A line of a nested document of kselftest, whose lines begin with `# `, and may be indented behind that."""
     while text.startswith("# "):
-        text, steps = text[2:], steps + 1
-        item = item_of(indent + 2 * steps, text)
+        shown = text[2:].expandtabs()
+        indent += 2 + indent_of(shown)
+        text = shown.lstrip(" ")
+        item = item_of(indent, text)
         if item is not None:
             item.hashed = True
             return item

@@ -206,6 +206,13 @@ def test_a_failure_that_no_plan_is_for_counts() -> None:
     assert bare("  ok 1 x\n  not ok 2 y\n") != []  # what no runner has printed
 
 
+def test_a_nested_document_may_be_indented_behind_its_hash() -> None:
+    for indent in ("  ", "\t", "    "):
+        text = f"TAP version 13\n1..1\n# KTAP version 1\n# 1..1\n# {indent}1..1\n# {indent}not ok 1 x\n# ok 1 b\nok 1 a\n"
+        assert (statuses(read("kselftest", text)), faults(read("kselftest", text))) == (["fail a/b/x", "pass a/b", "pass a"], [])
+    assert bare("#   ok 1 x\n#   not ok 2 y\n") == ["a nested test failed that no plan is for: y"]
+
+
 def test_a_plan_behind_results_is_about_them() -> None:
     assert bare("# ok 1 x\n# ok 2 y\n# 1..2\n") == []
     assert bare("# ok 1 x\n# 1..2\n") == ["the plan of 'selftests: net: a' says 2 tests, 0 came"]
