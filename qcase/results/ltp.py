@@ -61,6 +61,8 @@ class LtpReader(Reader):
 
     def _read(self, line: str, at: float) -> bool:
         if self._said_counts is not None and (found := _SUMMARY.fullmatch(line)):
+            if found[1] in self._said_counts:
+                self._fault(f"the summary says twice how many {found[1]}", line)
             self._said_counts[found[1]] = int(found[2])
             if found[1] == _WORDS[-1]:
                 self._compare(self._said_counts, line)

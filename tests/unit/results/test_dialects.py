@@ -47,6 +47,7 @@ def test_ltp() -> None:
         ("passed   2", "passed   3", "the summary says 3 passed, 2 were counted"),
         ("skipped  1\n", "", "the summary does not say how many skipped"),
         ("broken   1\n", "", "the summary says 0 broken, 1 were counted"),
+        ("failed   1\n", "failed   0\nfailed   1\n", "the summary says twice how many failed"),
         ("warnings 0\n", "", "the last summary is not whole"),
         ("failed   1", "hello", "a summary is not whole"),
         ("warnings 0", "warnings 0\nopen02.c:1: TPASS: yes", "the last program has no summary"),
