@@ -95,7 +95,7 @@ class InnerTests:
         if self.wanted:
             compiled = {key: compile_pattern(pattern) for key, pattern in rules.markers}
             self._reader = reader_of(rules.results, compiled)
-            self._settled = self._reader.copy()
+            self._settled, self._fresh = self._reader.copy(), self._reader.copy()
             self._rows = self._sources(transcript.readings, self._reader)
 
     @staticmethod
@@ -208,8 +208,12 @@ class InnerTests:
             return self._judged(lacks) if reader.finished and now >= last_data + COMPLETE else None
         if settles and reader.finished:  # a daemon may have written behind the prompt
             return self._judged(lacks)
-        if not typed or now < last_data + COMPLETE or not self._back_at_prompt():
+        if not typed or now < last_data + COMPLETE:
             return None
+        if not self._back_at_prompt():
+            # A daemon, or a kernel without time stamps, may have written behind the prompt, which does not come again.
+            over = reader.finished and now >= last_data + AT_PROMPT and self._prompt_came()
+            return self._judged(lacks) if over else None
         self._end_torn_row(now)
         return self._judged(lacks) if self._reader.finished or now >= last_data + AT_PROMPT else None
 
@@ -256,6 +260,18 @@ class InnerTests:
         if rest != self._rest:
             self._rest = rest
             self._read_again(now)
+
+    def _prompt_came(self) -> bool:
+        """Tell whether a row behind the command's own row begins with the prompt, and no line of results came behind it."""
+        written = self._transcript.written
+        if not self._prompt or self._begun_at is None:
+            return False
+        _, prompt, behind = written.slice(self._begun_at, written.end).rpartition(b"\n" + self._prompt)
+        reader = self._fresh.copy()
+        for row in behind.decode(errors="replace").split("\n"):
+            for _, kernels in self._rows:
+                _read(reader, row.rstrip("\r"), 0.0, kernels=kernels)
+        return bool(prompt) and not reader.begun
 
     def _back_at_prompt(self) -> bool:
         """Tell whether the shell waits for input: its prompt stands alone on a row that began behind the command's own row."""

@@ -85,9 +85,11 @@ class AutoReader(Reader):
     def take(self, line: str, at: float) -> None:
         for part in self._parts[:-1]:
             part.take(line, at)
+        self.begun = bool(self._heard)
 
     def take_kernel(self, line: str, at: float, *, stamped: bool) -> None:
         self._parts[-1].take_kernel(line, at, stamped=stamped)
+        self.begun = bool(self._heard)
 
     def _read(self, line: str, at: float) -> bool:  # noqa: ARG002
         return False

@@ -43,6 +43,29 @@ def test_it_passes_when_its_plan_is_met_and_the_prompt_is_back() -> None:
     assert guest.judge.finished_subtests() == []
 
 
+@pytest.mark.parametrize("text", ["dhcp: bound\r\n", "[1]+  Done  daemon\r\n", "x"])
+def test_what_others_write_behind_the_prompt_does_not_keep_it_from_its_end(text: str) -> None:
+    guest = booted(rules()).prints(TWO, PROMPT).waits(COMPLETE / 2).prints(text).waits(AT_PROMPT - 0.1)
+    assert guest.verdict() is None
+    assert guest.waits(DRAIN + 0.2).verdict() is Verdict.PASS
+    failed = booted(rules()).prints(TWO.replace("ok 2", "not ok 2"), PROMPT, text).waits(AT_PROMPT + DRAIN + 0.1)
+    assert failed.verdict() is Verdict.FAIL
+
+
+@pytest.mark.parametrize("results", ["ktap", "auto"])
+@pytest.mark.parametrize(
+    "printed",
+    [
+        (TWO.replace("1..2", "1..3"), PROMPT, "x\r\n"),  # the results are not complete
+        (TWO, "x\r\n"),  # no prompt came
+        ("\r\n", PROMPT, "x\r\n", TWO),  # nor did one behind the results
+        ("\r\n", PROMPT, TWO),
+    ],
+)
+def test_a_command_has_not_ended_without_a_prompt_behind_its_results(printed: tuple[str, ...], results: str) -> None:
+    assert booted(rules(results)).prints(*printed).waits(AT_PROMPT + DRAIN + 9).verdict() is None
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
