@@ -343,18 +343,19 @@ def _with_left_out(result: CaseResult, prepared: PreparedCase) -> CaseResult:
     if not any(subtest.command in prepared.untrusted for subtest in result.subtests):
         return result
     subtests = tuple(_trusted(subtest, prepared) for subtest in result.subtests)
-    if result.verdict is not Verdict.PASS:
-        return replace(result, subtests=subtests, by_tests=False, unbuilt=True)
     said = "\n".join(f"{build.subcase}: {_said(build.error)}" for build in prepared.unbuilt)
     worst = max((build.error for build in prepared.unbuilt), key=lambda error: error.exit_code)
     failed = _faulty(result.case, result.arch, worst, 0.0)
     what = f"did not build: {names}"
+    if result.verdict not in (Verdict.PASS, Verdict.SKIPPED):
+        reason = result.reason if failed.fault is Fault.CASE else f"{result.reason}; {what}: {failed.reason}"
+        return replace(result, subtests=subtests, by_tests=False, unbuilt=True, reason=reason, fault=failed.fault)
     return replace(result, verdict=failed.verdict, fault=failed.fault, reason=what, subtests=subtests, details=said)
 
 
 def _trusted(subtest: SubtestResult, prepared: PreparedCase) -> SubtestResult:
-    """Return a subtest, as `broken` if it passed but could have run a program that did not build."""
-    if subtest.status is not SubtestStatus.PASS or subtest.command not in prepared.untrusted:
+    """Return a subtest, as `broken` if it passed or was skipped, but could have run a program that did not build."""
+    if subtest.status not in (SubtestStatus.PASS, SubtestStatus.SKIP) or subtest.command not in prepared.untrusted:
         return subtest
     names = ", ".join(build.subcase for build in prepared.unbuilt)
     return replace(subtest, status=SubtestStatus.BROKEN, reason=f"may run what {names} installs, which does not build")

@@ -218,3 +218,16 @@ def test_a_command_that_failed_stays_failed_beside_what_was_left_out() -> None:
         Verdict.FAIL,
         [SubtestStatus.BROKEN, SubtestStatus.FAIL],
     )
+
+
+def test_what_could_not_be_fetched_and_was_left_out_decides_whose_fault_it_is() -> None:
+    found = run_case._with_left_out(RESULT, without(FETCH, "one", "two"))
+    assert (found.verdict, found.fault) == (Verdict.FAIL, Fault.INFRA)
+    assert "did not build: normal/g/two" in found.reason
+
+
+def test_a_command_that_was_skipped_by_who_knows_what_is_broken() -> None:
+    skipped = replace(PASSED, verdict=Verdict.SKIPPED, subtests=(replace(PASSED.subtests[0], status=SubtestStatus.SKIP),))
+    found = run_case._with_left_out(skipped, without(BuildError("does not compile"), "one"))
+    assert (found.verdict, found.subtests[0].status) == (Verdict.BUILD_ERROR, SubtestStatus.BROKEN)
+    assert run_case._with_left_out(skipped, without(BuildError("does not compile"))).verdict is Verdict.SKIPPED
