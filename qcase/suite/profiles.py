@@ -18,6 +18,7 @@ from qcase.model import Pipeline
 from qcase.suite.case_file_cache import Reader
 from qcase.suite.cases import BrokenCase, Case, Subcase, Workspace
 from qcase.suite.scan import PROJECT_FILE
+from qcase.text import printable
 
 
 def reads_variable(case: Case, variable: str) -> bool:
@@ -50,7 +51,13 @@ def of_group(case: Case, workspace: Workspace, reader: Reader) -> tuple[Case, ..
         part = replace(case, name=names["name"], display_name=names["display_name"], below=names["below"], profile=name)
         part = replace(part, config_path=path, group_config=case.config_path, config=reader.load_over(case.config_path, path))
         found.append(_with(part, own, workspace, wrong))
-    return (_with(case, rest, workspace, wrong), *found) if rest else tuple(found)
+    if rest:
+        return (_with(case, rest, workspace, wrong), *found)
+    lost = [command for command in case.config.test_commands if all(command not in one.config.test_commands for one in found)]
+    if lost:
+        what = f"all subcases are those of profiles, and no file of theirs has the command {printable(lost[0])!r}"
+        raise wrong(what, "it would never run: give it to the config of a profile")
+    return tuple(found)
 
 
 def _with(case: Case, subcases: Sequence[Subcase], workspace: Workspace, wrong: Callable[[str], ConfigError]) -> Case:

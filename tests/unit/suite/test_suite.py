@@ -796,6 +796,17 @@ def test_a_profile_that_cannot_run_is_an_error_and_no_silence(tree: Suite, spoil
     assert what in str(tree.only_broken().error)
 
 
+def test_a_command_that_no_profile_has_is_no_silence(tree: Suite) -> None:
+    tree.case("normal/g", text=PROFILES.replace("FILE", "usb.toml"))
+    tree.file("normal/g/usb-disk/sh/run")
+    tree.file("normal/g/usb.toml")
+    assert tree.names() == ["normal/g-usb"]
+    tree.file("normal/g/usb.toml", 'test_commands = ["/usr/bin/usb-disk"]\n')
+    assert "no file of theirs has the command" in str(tree.only_broken().error)
+    tree.file("normal/g/brk/sh/run")
+    assert tree.names() == ["normal/g", "normal/g-usb"]
+
+
 # ---- several suites
 
 
