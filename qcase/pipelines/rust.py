@@ -176,6 +176,10 @@ def build(source: Tree, overlay: Tree, context: BuildContext) -> None:
         raise
 
 
+_TOO_OLD = re.compile(
+    r"requires rustc \d|not supported by the following package|not stabilized in this version of Cargo|"
+    r"#!\[feature\]. may not be used on the stable"
+)
 _NO_LIBRARY = re.compile(r"cannot find -l(?P<name>\S+?):? ")
 
 
@@ -185,6 +189,11 @@ def _hint(said: str) -> str:
         return (
             f"programs are linked statically, with a lib{missing['name']}.a: [qcase] packages names the package that has it, in "
             "Alpine often the library's name with -static"
+        )
+    if _TOO_OLD.search(said):
+        return (
+            "[toolchain.rust] image in qcase.toml names an image with a newer Rust; or take a version that this one builds, of a"
+            " dependency by `cargo update --precise`"
         )
     if "No such file or directory" in said:
         return (
@@ -236,7 +245,7 @@ def _build(whole: Tree, overlay: Tree, context: BuildContext) -> None:
             **environment(arch),
             "BASE": f"{base}/{cargo_tree.join(context.place, 'rust')}",
             "ROOT": f"{base}/{root}",
-            "MEMBERS": "" if _chooses(options) or root != cargo_tree.join(context.place, "rust") else "--workspace",
+            "MEMBERS": "--workspace" if _takes_all(whole, root, context) else "",
             "QCASE_OPTIONS": shlex.join(options),
             "CHANNEL": toolchain.channel,
             "VERB": context.cargo,
@@ -259,6 +268,13 @@ def _build(whole: Tree, overlay: Tree, context: BuildContext) -> None:
             "no program was built", where=context.case, hint="a crate needs src/main.rs, src/bin/*.rs or a [[bin]] to be run"
         )
     elf_libraries.complete(overlay, context.base, arch, context.case, staging=staging)
+
+
+def _takes_all(source: Tree, root: str, context: BuildContext) -> bool:
+    """Tell whether all members of the workspace `root` are built: it is the case's own, and nobody chooses among them."""
+    own = root == cargo_tree.join(context.place, "rust")
+    workspace = manifests.table(cargo_tree.load(source, cargo_tree.join(root, "Cargo.toml")), "workspace")
+    return own and "default-members" not in workspace and not _chooses(context.options.get(OPTIONS, ()))
 
 
 def _chooses(options: Sequence[str]) -> bool:
