@@ -2,7 +2,8 @@
 
 Three kinds of "not green" never mix. The user erred (`UsageError`, `ConfigError`: exit code 2), our infrastructure broke
 (`InfraError`: exit code 3), or the case's own sources do not build (`BuildError`: the verdict `build-error`, exit code 1). A
-kernel under test that cannot be had is nobody's fault but its authors' (`KernelError`: the verdict `error`, exit code 1).
+kernel under test that cannot be had is nobody's fault but its authors' (`KernelError`: the verdict `error`, or `build-error` for
+the kernel of one case, exit code 1).
 A case that fails in the guest is no exception at all, it is a verdict.
 
 An error says what, where, and what to do. It is raised deep and printed once, by `qcase.cli`.
@@ -84,10 +85,14 @@ class BuildError(QcaseError):
 
 
 class KernelError(QcaseError):
-    """The kernel that a build group tests cannot be had: its build fails, or leaves something else. `log`: what it said last."""
+    """The kernel that a build group tests cannot be had: its build fails, or leaves something else. `log`: what it said last.
+
+    `of_case`: the kernel is the case's own, and its sources are those of the case.
+    """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str = "", hint: str = "", log: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", hint: str = "", log: str = "", of_case: bool = False) -> None:
         super().__init__(what, where=where, hint=hint)
         self.log = log
+        self.of_case = of_case

@@ -6,6 +6,8 @@ RunStarted
   CaseFinished
 RunFinished
 
+A KernelBuildStarted and its KernelBuildFinished stand anywhere behind the first CaseStarted.
+
 Cases run in parallel, so their events are interleaved. `case` is the label of the case, see `CaseResult.label`. A case that was
 not run has only a CaseFinished.
 """
@@ -18,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qcase.arch import Arch
-from qcase.model import Cache, CaseResult, Phase, Pipeline, SubtestResult, Verdict, labelled
+from qcase.model import Cache, CaseResult, KernelBuildResult, Phase, Pipeline, SubtestResult, Verdict, labelled
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,22 @@ class ImageReady:
     cache: Cache
     image: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class KernelBuildStarted:
+    """A command begins to build a kernel, for one case or for the cases of a build group. `kernel`: its label, see
+    `KernelBuildResult`.
+    """
+
+    kernel: str
+
+
+@dataclass(frozen=True)
+class KernelBuildFinished:
+    """The build of a kernel has ended. Its time is no part of the times of cases."""
+
+    build: KernelBuildResult
 
 
 @dataclass(frozen=True)
@@ -198,6 +216,8 @@ Event = (
     | PhaseStarted
     | Missed
     | ImageReady
+    | KernelBuildStarted
+    | KernelBuildFinished
     | ConsoleLine
     | Retried
     | SubtestFinished
@@ -230,7 +250,11 @@ def of_variant(emit: Emit, variant: str) -> Emit:
     def renamed(event: Any) -> None:
         if case := getattr(event, "case", ""):
             event = replace(event, case=labelled(case, variant))
-        if isinstance(event, Retried):
+        if isinstance(event, KernelBuildStarted):
+            event = replace(event, kernel=labelled(event.kernel, variant))
+        elif isinstance(event, KernelBuildFinished):
+            event = replace(event, build=replace(event.build, variant=variant))
+        elif isinstance(event, Retried):
             event = replace(event, result=replace(event.result, variant=variant))
         emit(event)
 

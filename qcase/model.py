@@ -145,6 +145,30 @@ class Booted:
 
 
 @dataclass(frozen=True)
+class KernelBuildResult:
+    """Result of one build of a kernel. `kernel`: the build group, or the case that it is for; `variant`: see `CaseResult`.
+
+    `error`: empty for a kernel that was made. `first_error`: the first line of the compiler's error in its log. `details`: the
+    last lines of the log, if it failed.
+    """
+
+    kernel: str
+    arch: Arch
+    seconds: float
+    error: str = ""
+    hint: str = ""
+    first_error: str = ""
+    log: str = ""
+    details: str = ""
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """The kernel's name during the run, unique among architectures."""
+        return labelled(self.kernel, self.variant)
+
+
+@dataclass(frozen=True)
 class KernelTrouble:
     """An error report of the guest's kernel, short of a panic. `line`: its main line without time stamp; `block`: all lines."""
 

@@ -74,3 +74,14 @@ def printable(text: str) -> str:
 def without_controls(text: str) -> str:
     """Return text of a guest or a compiler with control characters replaced by U+FFFD."""
     return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
+
+
+def seconds(value: float) -> str:
+    """Format seconds: `0.004 s`, `3.91 s`, `74.2 s`, `3 min 20 s`."""
+    if value < 0.1:
+        return f"{value:.3f} s"
+    if value < 10:
+        return f"{value:.2f} s"
+    if value < 100:
+        return f"{value:.1f} s"
+    return f"{int(value) // 60} min {int(value) % 60} s"

@@ -149,6 +149,6 @@ def _stop_writing() -> None:
 
 
 def _print_error(error: QcaseError) -> None:
-    from qcase.report.terminal import print_error
+    from qcase.report.error_text import print_error
 
     print_error(error)

@@ -22,15 +22,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shlex
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -39,6 +41,7 @@ from qcase.config.case_file import Placeholders
 from qcase.config.workspace_file import KernelBuild
 from qcase.containers.step import Mount, Step, verdict_of
 from qcase.errors import InfraError, KernelError
+from qcase.guests.build_errors import first_error
 from qcase.guests.kernel_copies import LOOK, is_whole, take
 from qcase.guests.kernel_files import WORKSPACE, Kernel, Say, folder, mismatch
 from qcase.host import beneath, file_state, locks, process
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 BUILD_TIMEOUT = 3600.0  # seconds
 BUILD_MEMORY = 8 << 30  # bytes, in a container
 BUILD_PIDS = 4096
+_LINE, _LINES = 4096, 1_000_000  # bytes of a line, and lines, in which the first error is looked for
 _TAIL = 16_384  # bytes of a log that an error carries
 
 
@@ -103,7 +107,8 @@ class Group:
 class Tools:
     """Tools of a kernel build. `engine` and `image` (by a toolchain's name) are found when they are needed.
 
-    `warn`: called for a copy that differs from its stored state.
+    `warn`: called for a copy that differs from its stored state. `began` and `ended`: called for each build, with its seconds and
+    its error.
     """
 
     workspace: Path
@@ -111,6 +116,8 @@ class Tools:
     engine: Callable[[], Engine]
     image: Callable[[str], str]
     warn: Say = lambda _: None
+    began: Callable[[Group], None] = lambda _: None
+    ended: Callable[[Group, float, KernelError | InfraError | None], None] = lambda *_: None
     strangers: bool = False  # the workspace is untrusted
     closed: Callable[[], Collection[Path]] = tuple  # paths of an untrusted workspace that no build may write to, without links
 
@@ -147,28 +154,55 @@ class Builder:
                 self.tools.warn(f"{made.path} was changed or is gone: it is not used, and built anew")
                 made = None
             if made is None:
-                try:
-                    self._made[group] = run_build(self.recipe, group, self.tools, say, line)
-                except (KernelError, InfraError) as error:
-                    self._made[group] = error
+                self._made[group] = self._build(group, say, line)
             return self._made[group]
         finally:
             self._lock.release()
+
+    def _build(self, group: Group, say: Say, line: Say) -> Kernel | KernelError | InfraError:
+        """Run the command and tell how it went. The time in which the command of another kernel runs does not count."""
+        began: list[float] = []
+
+        def begin(group: Group) -> None:
+            began.append(time.monotonic())
+            self.tools.began(group)
+
+        made: Kernel | KernelError | InfraError
+        try:
+            made = run_build(self.recipe, group, replace(self.tools, began=begin), say, line)
+        except (KernelError, InfraError) as error:
+            made = error
+        self.tools.ended(group, time.monotonic() - began[0] if began else 0.0, None if isinstance(made, Kernel) else made)
+        return made
+
+
+def log_of(group: Group, workspace: Path) -> tuple[Tree, str]:
+    """Return the log file of a group's build, and its path in messages."""
+    parts = ("qcase/logs", group.arch, group.case or group.name, group.log)
+    log = target_of(workspace) / "/".join(part for part in parts if part)
+    return log, f"target/{log.below.removeprefix('target/')}"
+
+
+def first_error_in(log: Tree) -> str:
+    """Return the first error in the log of a build, see `build_errors`; empty if it cannot be read."""
+    try:
+        with log.opened() as fd, os.fdopen(fd, "rb", closefd=False) as file:
+            lines = itertools.islice(iter(lambda: file.readline(_LINE), b""), _LINES)
+            return first_error(line.decode(errors="replace") for line in lines)
+    except (OSError, PlantedError):
+        return ""
 
 
 def run_build(recipe: KernelBuild, group: Group, tools: Tools, say: Say, line: Say) -> Kernel:
     """Run the command of a group and take its kernel. Raises `KernelError`, or `InfraError` for faults of the machine."""
     _check_placeholders(recipe, group, tools)
-    log = target_of(tools.workspace) / "/".join(
-        part for part in ("qcase/logs", group.arch, group.case or group.name, group.log) if part
-    )
-    shown = f"target/{log.below.removeprefix('target/')}"
+    log, shown = log_of(group, tools.workspace)
     output = Path(_placeholders(group, tools, tools.workspace).replace(recipe.output))
     output = tools.workspace / output
     log.unlink(missing_ok=True)
     os.close(log.appended())
     with _alone(folder(tools.workspace), say):
-        say(f"building the kernel of {group.shown}")
+        tools.began(group)
         before = file_state.facts(output.resolve())
         if recipe.where == "host":
             what, hint = _on_host(recipe, group, tools, log, line)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,12 @@ from qcase.arch import Arch
 from qcase.config import ktest_table, qemu_options
 from qcase.config.workspace_file import KernelBuild, is_guest
 from qcase.disk import fat
-from qcase.errors import ConfigError, InfraError, Problem, UsageError
+from qcase.errors import ConfigError, InfraError, KernelError, Problem, UsageError
 from qcase.events import Emit
 from qcase.guests import kernel_build, kernel_copies, kernel_files
 from qcase.guests.kernel_files import Kernel
 from qcase.inputs import ingredients, trust
-from qcase.model import Phase
+from qcase.model import KernelBuildResult, Phase
 from qcase.prepare.base_guest import BaseGuest, memory_of
 from qcase.prepare.once import Once, shared_property
 from qcase.prepare.prepared import Uefi
@@ -31,6 +32,7 @@ from qcase.vm.firmware import Firmware
 if TYPE_CHECKING:
     from qcase.containers.engine import Engine
 
+_DETAILS = 40  # lines of a build's output in its result
 INJECTOR = "c"  # the toolchain image with e2fsprogs, which injects overlays into the base image
 
 
@@ -48,6 +50,7 @@ class CaseKernels:
     toolchains: ToolchainChoice
     engine: Callable[[], Engine]
     file: Path | None = None
+    waits: dict[str, float] = field(default_factory=dict)  # seconds, by the names of cases
 
     def kernel(self, case: Case) -> Kernel:
         """Return the kernel for a case: the file of `--kernel`, else the result of a kernel build, else the guest's kernel.
@@ -110,6 +113,10 @@ class CaseKernels:
             return Proof(why) if why else None
         return prove(spec, kernel.sha256, case.config.first_prompt, memory)
 
+    def waited(self, case: Case) -> float:
+        """Return the seconds for which a case has waited for builds of its kernel so far."""
+        return self.waits.get(case.display_name, 0.0)
+
     def build_group(self, case: Case) -> kernel_build.Group:
         """Return the key of a kernel build: the case's build group and the nearest build-<target>.toml above the case."""
         configs = ingredients.build_configurations(case, self.workspace, self.target)
@@ -148,11 +155,35 @@ class CaseKernels:
         def line(said: str) -> None:
             self.emit(events.ConsoleLine(case.display_name, said))
 
-        kernel = builder.kernel(self.build_group(case), say, line)
+        began = time.monotonic()
+        group = self.build_group(case)
+        try:
+            kernel = builder.kernel(group, say, line)
+        except KernelError as error:  # its own line has told it: no case repeats it
+            log = f": see {kernel_build.log_of(group, self.workspace.root)[1]}" if error.log else ""
+            raise KernelError(f"the kernel of {group.shown} was not built{log}", of_case=case.config.ktest) from None
+        finally:
+            self.waits[case.display_name] = self.waited(case) + time.monotonic() - began
         if self._of_strangers:  # the build may have replaced files in its writable folders by links
             trust.check(self.workspace)
             trust.check_case(case, self.workspace)
         return kernel
+
+    def _begin(self, group: kernel_build.Group) -> None:
+        self.emit(events.KernelBuildStarted(group.shown))
+
+    def _end(self, group: kernel_build.Group, seconds: float, error: KernelError | InfraError | None) -> None:
+        """Tell that a build has ended. Its error is told here, once for all cases."""
+        log, shown = kernel_build.log_of(group, self.workspace.root)
+        result = KernelBuildResult(group.shown, group.arch, seconds, log=shown if seconds else "")
+        if error is not None:
+            said = getattr(error, "log", "")
+            what = error.what if error.where == f"the kernel of {group.shown}" or not error.where else str(error)
+            first = kernel_build.first_error_in(log) if said else ""
+            hint = "" if shown in error.hint else error.hint
+            details = "\n".join(said.splitlines()[-_DETAILS:])
+            result = replace(result, error=what, hint=hint, first_error=first, details=details)
+        self.emit(events.KernelBuildFinished(result))
 
     def _of_file(self, path: Path, where: str) -> Kernel:
         """Return the kernel in a file. The file is hashed once per state of its stat data: a user may rebuild it during a run.
@@ -226,6 +257,8 @@ class CaseKernels:
             self.engine,
             lambda name: self.toolchains.image(name).id,
             self._warn,
+            self._begin,
+            self._end,
             self._of_strangers,
             lambda: ingredients.closed(self.workspace, self.arch),
         )

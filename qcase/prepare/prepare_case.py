@@ -54,7 +54,9 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
     session.base_guest.check()
     guest = booted_guest(case, session)
     others = session.disks(case)
+    before = session.kernels.waited(case)
     kernel = session.kernels.kernel(case)
+    began += session.kernels.waited(case) - before
     uefi = session.kernels.uefi(case, kernel)
     with ExitStack() as stack:
         if not has_overlays(case):
@@ -69,7 +71,9 @@ def prepare_case_assets(case: Case, layout: CaseLayout, session: Session, build_
 
 def _alone(case: Case, session: Session, began: float) -> PreparedCase:
     """Prepare a kernel that is tested alone: no guest is fetched or made for it."""
+    before = session.kernels.waited(case)
     kernel = session.kernels.kernel(case)
+    began += session.kernels.waited(case) - before
     uefi, disks = session.kernels.uefi(case, kernel), session.disks(case)
     seconds = time.monotonic() - began
     return PreparedCase(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qcase import events
 from qcase.errors import InfraError
+from qcase.model import KernelBuildResult
 from qcase.report import json_report, output_file, results
 from qcase.report.results import Results
 
@@ -27,6 +28,7 @@ class WholeReport:
         self._option = option
         self._render = render
         self._started: events.RunStarted | None = None
+        self._kernels: list[KernelBuildResult] = []
 
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.RunStarted):
@@ -35,9 +37,11 @@ class WholeReport:
                 document = {**json_report.run_document(event), **json_report.unfinished_document(0.0), "cases": []}
                 with contextlib.suppress(InfraError):  # the write at the end reports the error
                     self.write(results.of_document(document))
+        elif isinstance(event, events.KernelBuildFinished):
+            self._kernels.append(event.build)
         elif isinstance(event, events.RunFinished):
             assert self._started is not None
-            self.write(results.of_document(json_report.results_document(self._started, event)))
+            self.write(results.of_document(json_report.results_document(self._started, event, self._kernels)))
 
     def write(self, run: Results) -> None:
         """Write the report of a run. Raises `InfraError` if it cannot be written."""

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 from qcase import __version__, events
 from qcase.errors import InfraError
-from qcase.model import CaseResult, SubtestResult
+from qcase.model import CaseResult, KernelBuildResult, SubtestResult
 from qcase.report import inert, output_file
 from qcase.report.results import RESULTS_FORMAT
 
@@ -44,6 +44,7 @@ class JsonReport:
         self._head: dict[str, Any] = {}
         self._began = 0.0
         self._cases: list[str] = []
+        self._kernels: list[dict[str, Any]] = []
         self._next = 0.0
         self._broken = False
 
@@ -52,6 +53,8 @@ class JsonReport:
             self._head = run_document(event)
             self._began = time.monotonic()
             self._so_far()
+        elif isinstance(event, events.KernelBuildFinished):
+            self._kernels.append(kernel_document(event.build))
         elif isinstance(event, events.CaseFinished):
             self._cases.append(_text(case_document(event.result)))
             self._so_far()
@@ -73,7 +76,7 @@ class JsonReport:
         self._next = now + _SHARE * (now - began) if len(text) > _LARGE else 0.0
 
     def _whole(self, tail: dict[str, Any], cases: Sequence[str]) -> str:
-        head = _text({**self._head, **tail, "cases": []}).removesuffix("[]\n}")
+        head = _text({**self._head, **tail, "kernels": self._kernels, "cases": []}).removesuffix("[]\n}")
         listed = ",\n".join(cases)
         return f"{head}[\n{listed}\n]\n}}\n" if cases else f"{head}[]\n}}\n"
 
@@ -107,10 +110,16 @@ class EventsReport:
             self._file.close()
 
 
-def results_document(started: events.RunStarted, finished: events.RunFinished) -> dict[str, Any]:
+def results_document(
+    started: events.RunStarted, finished: events.RunFinished, kernels: Sequence[KernelBuildResult] = ()
+) -> dict[str, Any]:
     """Return the whole document."""
     cases = [case_document(result) for result in finished.results]
-    return {**run_document(started), **finish_document(finished), "cases": cases}
+    return {**run_document(started), **finish_document(finished), "kernels": [*map(kernel_document, kernels)], "cases": cases}
+
+
+def kernel_document(build: KernelBuildResult) -> dict[str, Any]:
+    return {**asdict(build), "seconds": round(build.seconds, 3)}
 
 
 def run_document(event: events.RunStarted) -> dict[str, Any]:
@@ -157,6 +166,7 @@ def event_document(event: events.Event) -> dict[str, Any]:
 _FIELDS: dict[type, Callable[[Any], dict[str, Any]]] = {
     events.RunStarted: lambda event: {**run_document(event), "cases": list(event.cases)},  # `wanted` is the name in results
     events.SubtestFinished: lambda event: {"case": event.case, "subtest": subtest_document(event.subtest)},
+    events.KernelBuildFinished: lambda event: {"build": kernel_document(event.build)},
     events.Retried: lambda event: {"case": event.case, "attempt": event.attempt, "result": case_document(event.result)},
     events.CaseFinished: lambda event: {"case": event.result.label, "result": case_document(event.result)},
     events.RunFinished: finish_document,

@@ -7,6 +7,8 @@
           <failure type="fail" message="status 7">…</failure>
           <system-out>the console's last lines</system-out>
 
+The builds of kernels are a testsuite of their own, `kernels`: one that failed is an error there.
+
 A pair of classname and name is unique in a file, since readers keep only one of two: a name that collides, as `a.b/c` and `a/b/c`
 do, gets the case's own name appended. A grouped case has a testcase of its own only for a fault that none of its commands shows.
 A `fail`, `panic`, `timeout`, `exited` or `build-error` is a failure. An `error` is an error, and so is a case that did not end
@@ -27,8 +29,9 @@ from typing import Any
 
 from qcase.model import SubtestStatus, Verdict
 from qcase.report import inert
-from qcase.report.results import CaseReport, Results, Subtest, Unfinished
+from qcase.report.results import CaseReport, KernelBuild, Results, Subtest, Unfinished
 
+KERNELS = "kernels"  # the suite of the builds of kernels
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -56,6 +59,10 @@ def render(run: Results) -> str:
         name = _folder(unfinished.name)
         suite = suites.setdefault(name, _suite(name))
         suite.add_testcase(_unfinished(unfinished, name, f"{run.broken_off or 'the run ended'} before the case had", taken))
+    if run.kernels:
+        suites[KERNELS] = suite = _suite(KERNELS)
+        for build in run.kernels:
+            suite.add_testcase(_kernel(build, taken))
     for suite in suites.values():
         suite.update_statistics()
         whole.add_testsuite(suite)
@@ -134,6 +141,21 @@ def _unfinished(case: Unfinished, folder: str, why: str, taken: set[tuple[str, s
     test = _test(case.name.removeprefix(f"{folder}/"), f"{case.arch}.{folder.replace('/', '.')}", 0.0)
     test.name = _once(test.classname, test.name, case.label, taken)
     test.append(junitparser.Error(why, "unfinished"))
+    return test
+
+
+def _kernel(build: KernelBuild, taken: set[tuple[str, str]]) -> Any:
+    """Make the test case for the build of a kernel: an error that is told once for all its cases."""
+    import junitparser
+
+    test = _test(build.kernel, f"{build.arch}.{KERNELS}", build.seconds)
+    test.name = _once(test.classname, test.name, build.label, taken)
+    if build.error:
+        what = f"{build.error}: {build.first_error}".removesuffix(": ")
+        fault = junitparser.Error(_clean(what.partition("\n")[0]), "kernel")
+        parts = (build.error, build.first_error, build.hint, build.details)
+        fault.text = _clean("\n".join(part for part in parts if part))
+        test.append(fault)
     return test
 
 

@@ -151,6 +151,28 @@ class CaseReport(_Document):
         return "flaky" if self.flaky else self.verdict.value
 
 
+class KernelBuild(_Document):
+    """The build of a kernel, for a build group or for one case (`kernel`). `error` is empty for one that was built.
+
+    `first_error`: the first line of the compiler's error. `details`: the last lines of the log, if it failed. The times of cases
+    do not include it.
+    """
+
+    kernel: str
+    arch: Arch
+    variant: str = ""
+    seconds: float
+    error: str = ""
+    hint: str = ""
+    first_error: str = ""
+    log: str = ""
+    details: str = ""
+
+    @property
+    def label(self) -> str:
+        return labelled(self.kernel, self.variant)
+
+
 class Rate(_Document):
     """Rate at which a case that ran several times did not pass at its first attempt; `known`: it failed as is known."""
 
@@ -184,6 +206,7 @@ class Results(_Document):
     interrupted: bool
     exit_code: int | None
     wanted: tuple[str, ...] = ()
+    kernels: tuple[KernelBuild, ...] = ()
     cases: tuple[CaseReport, ...]
     repeats: tuple[Rate, ...] = ()
 
@@ -280,6 +303,7 @@ def whole(parts: Sequence[tuple[Path, Results]]) -> Results:
             "interrupted": any(run.interrupted for run in runs),
             "exit_code": max(codes) if len(codes) == len(runs) else None,
             "wanted": tuple(label for run in runs for label in run.wanted),
+            "kernels": tuple(build for run in runs for build in run.kernels),
             "cases": tuple(sorted((case for run in runs for case in run.cases), key=_order)),
             "repeats": tuple(rate for run in runs for rate in run.repeats),
         }
@@ -326,6 +350,8 @@ _EVENTS: dict[str, dict[str, Any]] = {
     "phase-started": {"case": _TEXT, "phase": {"enum": [phase.value for phase in Phase]}, "detail": _TEXT},
     "missed": {"case": _TEXT, "what": _TEXT, "reasons": _TEXTS},
     "image-ready": {**dict.fromkeys(("case", "pipeline", "cache", "image"), _TEXT), "seconds": _NUMBER},
+    "kernel-build-started": {"kernel": _TEXT},
+    "kernel-build-finished": {"build": {"$ref": "#/$defs/KernelBuild"}},
     "console-line": {"case": _TEXT, "line": _TEXT},
     "subtest-finished": {"case": _TEXT, "subtest": {"$ref": "#/$defs/Subtest"}},
     "retried": {"case": _TEXT, "attempt": {"type": "integer"}, "result": _CASE},

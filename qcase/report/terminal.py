@@ -12,7 +12,6 @@ case that did not pass, a summary. Elsewhere the same without the live lines, ne
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING, TextIO
 
 from qcase import events
 from qcase.arch import Arch
-from qcase.model import Cache, CaseResult, Fault, LimitUse, Phase, SubtestResult, SubtestStatus, Verdict
-from qcase.report import ci, inert
-from qcase.text import without_controls
+from qcase.model import Cache, CaseResult, Fault, KernelBuildResult, LimitUse, Phase, SubtestResult, SubtestStatus, Verdict
+from qcase.report import ci, inert, kernel_lines
+from qcase.text import seconds, without_controls
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,6 +60,7 @@ _STATUS = 8  # columns of a subtest's status at least
 _ALL_SUBTESTS = 20  # maximum number of subtests that are all listed; of more, those that passed or did not run are counted
 _MANY_SUBTESTS = 50  # maximum number of further subtests that are listed
 _TIED = "\u00a0"  # a space at which no line is broken
+_KERNEL = "\0"  # before the names of kernels, among those of cases
 _SLOWEST = 3  # number of cases that the summary names
 
 
@@ -113,6 +113,10 @@ class TerminalReport:
             case events.Missed(case, what, reasons):
                 if self._verbosity > 0:
                     self._print(f"{_INDENT}{case}: {without_controls(what)} is built: {_in_one_line(reasons)}", "dim")
+            case events.KernelBuildStarted(kernel):
+                self._build(kernel)
+            case events.KernelBuildFinished(build):
+                self._built(build)
             case events.ConsoleLine(case, line):
                 if case in self._running:
                     self._running[case].line = line
@@ -171,6 +175,19 @@ class TerminalReport:
         if (detail and not self._tty and self._verbosity >= 0) or self._verbosity > 1:
             self._print(f"{_INDENT}{case}: {without_controls(detail or phase)}", "dim")
 
+    def _build(self, kernel: str) -> None:
+        self._running[f"{_KERNEL}{kernel}"] = _Running(f"the kernel of {kernel}")
+        if not self._tty and self._verbosity >= 0:
+            self._print(f"{_INDENT}building the kernel of {kernel}", "dim")
+
+    def _built(self, build: KernelBuildResult) -> None:
+        self._running.pop(f"{_KERNEL}{build.label}", None)
+        if build.error or self._verbosity >= 0:
+            self._print_parts(*kernel_lines.head(build, _WORD, self._name_width))
+            with self._folding.verbatim(self._command):
+                for line, style in kernel_lines.rest(build, everything=self._verbosity > 0):
+                    self._print(f"{_INDENT}{line}", style)
+
     def _live_lines(self) -> RenderableType:
         from rich.console import Group
         from rich.text import Text
@@ -182,9 +199,9 @@ class TerminalReport:
         width = min(max((len(running.case) for running in shown), default=0), self._console.width // 2)
         texts = []
         for running in shown:
-            seconds = f"{time.monotonic() - running.began:.0f} s"
+            passed = f"{time.monotonic() - running.began:.0f} s"
             said = running.line or running.detail or (self._progress if running.phase is Phase.PREPARE else "")
-            texts.append(f"{running.phase:<{_WORD}} {running.case:<{width}}  {seconds:>5}  {without_controls(said)}")
+            texts.append(f"{running.phase:<{_WORD}} {running.case:<{width}}  {passed:>5}  {without_controls(said)}")
         if len(shown) < len(cases):
             texts.append(f"{'':<{_WORD}} … and {len(cases) - len(shown)} more")
         if self._progress and not cases:
@@ -211,7 +228,7 @@ class TerminalReport:
 
     def _finish(self, result: CaseResult) -> None:
         times = "   ".join(
-            f"{name} {_seconds(value)}"
+            f"{name} {seconds(value)}"
             for name, value in (("prepare", result.prepare), ("boot", result.boot), ("command", result.command))
             if value is not None
         )
@@ -305,7 +322,7 @@ class TerminalReport:
         listed = self._listed(result)
         width = max([_STATUS, *(len(subtest.status) for subtest in listed)])
         for subtest in listed:
-            took = f"  {_seconds(subtest.duration)}" if subtest.duration is not None else ""
+            took = f"  {seconds(subtest.duration)}" if subtest.duration is not None else ""
             status = f" (status {subtest.exit_status})" if subtest.exit_status else ""
             why = f": {subtest.reason}" if subtest.reason else ""
             self._print(
@@ -345,10 +362,10 @@ class TerminalReport:
         said = ", ".join(parts) or "nothing ran"
         slowest = sorted((r for r in event.results if r.total), key=lambda r: -r.total)[:_SLOWEST]
         if count > 2 * _SLOWEST and self._verbosity >= 0:
-            named = (f"{r.label} {_seconds(r.total)}".replace(" ", _TIED) for r in slowest)
+            named = (f"{r.label} {seconds(r.total)}".replace(" ", _TIED) for r in slowest)
             self._print(f"slowest: {', '.join(named)}", "dim")
         self._print(
-            f"{count} case{'' if count == 1 else 's'} in {_seconds(event.seconds)}: {said}",
+            f"{count} case{'' if count == 1 else 's'} in {seconds(event.seconds)}: {said}",
             ("bold green" if tested else "bold yellow") if good else "bold red",
         )
         if not tested:
@@ -458,38 +475,6 @@ def _word_style(word: str) -> str:
 def _used(use: LimitUse) -> str:
     """Return the used part of a limit, such as `idle_timeout 5 of 5 s`."""
     return f"{use.name} {min(use.used, use.limit):.3g} of {use.limit:g} s"
-
-
-def _seconds(value: float) -> str:
-    """Format seconds: `0.004 s`, `3.91 s`, `74.2 s`, `3 min 20 s`."""
-    if value < 0.1:
-        return f"{value:.3f} s"
-    if value < 10:
-        return f"{value:.2f} s"
-    if value < 100:
-        return f"{value:.1f} s"
-    return f"{int(value) // 60} min {int(value) % 60} s"
-
-
-def print_error(error: Exception, stream: TextIO | None = None) -> None:
-    """Print one error: what, where, what to do."""
-    from rich.console import Console
-    from rich.text import Text
-
-    stream = inert.stream(stream or sys.stderr)
-    console = Console(file=stream, highlight=False, emoji=False, markup=False)
-    text = Text("error: ", style="bold red")
-    text.append(_printable_lines(str(error)), style="not bold default")
-    # On a terminal lines are wrapped between words; elsewhere not at all, so that text search finds whole lines.
-    whole = not stream.isatty()
-    console.print(text, soft_wrap=whole)
-    hint = getattr(error, "hint", "")
-    if hint:
-        console.print(Text(f"hint: {_printable_lines(hint)}", style="cyan"), soft_wrap=whole)
-
-
-def _printable_lines(text: str) -> str:
-    return "\n".join(without_controls(line) for line in text.split("\n"))
 
 
 def _in_one_line(reasons: Sequence[str]) -> str:

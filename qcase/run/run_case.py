@@ -105,7 +105,13 @@ def run_case(case: Case | BrokenCase, session: Session, retries: int = 0) -> Cas
         session.emit(events.Retried(case.display_name, len(earlier), earlier[-1]))
     if result.verdict is Verdict.SKIPPED and session.strict_skips:
         result = replace(result, fault=Fault.CASE)
-    return session.known.heeded(replace(result, earlier=tuple(earlier), total=time.monotonic() - began))
+    return session.known.heeded(replace(result, earlier=tuple(earlier), total=_taken(began, case, session)))
+
+
+def _taken(began: float, case: Case | BrokenCase, session: Session) -> float:
+    """Return the seconds since the beginning, without those in which the case waited for the build of its kernel."""
+    waited = session.kernels.waited(case) if isinstance(case, Case) else 0.0
+    return max(0.0, time.monotonic() - began - waited)
 
 
 def _attempt(case: Case | BrokenCase, session: Session) -> CaseResult:
@@ -120,7 +126,7 @@ def _attempt(case: Case | BrokenCase, session: Session) -> CaseResult:
     except _LacksKvmError as lacks:
         result = _skipped(case, session, str(lacks))
     except QcaseError as error:
-        result = _faulty(case.display_name, session.arch, error, time.monotonic() - began)
+        result = _faulty(case.display_name, session.arch, error, 0.0)
         result = replace(result, pipeline=case.pipeline)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
@@ -137,7 +143,7 @@ def _attempt(case: Case | BrokenCase, session: Session) -> CaseResult:
     warnings = tuple(str(problem) for problem in case.warnings)
     path = session.workspace.relative(case.path)
     result = replace(
-        result, total=time.monotonic() - began, warnings=warnings + result.warnings, path=path, config=case.config_path.name
+        result, total=_taken(began, case, session), warnings=warnings + result.warnings, path=path, config=case.config_path.name
     )
     return session.known.judged(result, case)
 
@@ -373,7 +379,8 @@ def _faulty(case: str, arch: Arch, error: QcaseError, seconds: float) -> CaseRes
     if isinstance(error, BuildError):
         verdict, fault, details = Verdict.BUILD_ERROR, Fault.CASE, _last_lines(error.log)
     elif isinstance(error, KernelError):  # the case tests this kernel: neither the configuration nor the machine is at fault
-        verdict, fault, details = Verdict.ERROR, Fault.CASE, _last_lines(error.log)
+        verdict = Verdict.BUILD_ERROR if error.of_case else Verdict.ERROR
+        fault, details = Fault.CASE, _last_lines(error.log)
     else:
         verdict, fault, details = Verdict.ERROR, Fault.CONFIG if error.exit_code == ConfigError.exit_code else Fault.INFRA, ""
     where = f"{error.where}: " if error.where and error.where != case else ""

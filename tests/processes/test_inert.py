@@ -19,10 +19,11 @@ from qcase import events
 from qcase.arch import Arch
 from qcase.cli import main
 from qcase.errors import ConfigError, InfraError, Problem
-from qcase.model import CaseResult, Fault, KernelTrouble, Phase, SubtestResult, SubtestStatus, Verdict
+from qcase.model import CaseResult, Fault, KernelBuildResult, KernelTrouble, Phase, SubtestResult, SubtestStatus, Verdict
 from qcase.report import html_report, inert, junit_report, results
+from qcase.report.error_text import print_error
 from qcase.report.json_report import EventsReport, JsonReport, results_document
-from qcase.report.terminal import TerminalReport, print_error
+from qcase.report.terminal import TerminalReport
 from tests.unit.report.test_reports import FAILED, GROUP, PASSED
 
 COMMANDS = [
@@ -108,6 +109,8 @@ def all_events(text: str) -> Iterator[events.Event]:
         yield events.CaseStarted(one.label)
         yield events.PhaseStarted(one.label, Phase.PREPARE, text)
         yield events.Missed(one.label, text, (text,))
+        yield events.KernelBuildStarted(one.label)
+        yield events.KernelBuildFinished(KernelBuildResult(one.label, Arch.X86_64, 1.0, text, text, text, "k.log", text))
         yield events.ConsoleLine(one.label, text)
         yield events.Warned(text, one.label)
         yield events.SubtestFinished(one.label, SubtestResult(text, text, SubtestStatus.PASS, 0))

@@ -49,7 +49,7 @@ def test_each_build_group_boots_its_own_kernel_and_a_broken_one_spoils_only_its_
     kernels: Mapping[Arch, Path], tmp_path: Path
 ) -> None:
     build = (
-        "echo building ${build_group} for ${target}; echo ${build_group} >>count;"
+        "echo building ${build_group} for ${target}; echo ${build_group} >>count; sleep 0.6;"
         " if grep nonsense ${build_config}; then exit 1; fi; cp ours out; printf %s ${build_group} >>out"
     )
     made = workspace(tmp_path, kernels, json.dumps(build).join(("{ build = ", ', output = "out" }')))
@@ -60,12 +60,20 @@ def test_each_build_group_boots_its_own_kernel_and_a_broken_one_spoils_only_its_
     outcome = workspaces.run(made, store=tmp_path / "store")
     assert outcome.verdicts == {"one/a": "pass", "one/b": "pass", "two/third": "pass", "bad/d": "error", "bad/e": "error"}
     assert outcome.exit_code == 1
+    assert outcome.report is not None
+    builds = {build["kernel"]: build for build in outcome.report["kernels"]}
+    assert {name: bool(build["error"]) for name, build in builds.items()} == {"one": False, "two": False, "bad": True}
+    assert builds["bad"]["error"] == "its build ended with status 1"
+    assert "building bad for" in builds["bad"]["details"]
+    assert outcome.said.count("its build ended with status 1") == 1
+    assert all(build["seconds"] >= 0.6 for build in builds.values())
     assert sorted((made.root / "count").read_text().split()) == ["bad", "one", "two"]
     for case in ("bad/d", "bad/e"):
         failed = outcome.case(case)
         assert failed["fault"] == "case"
-        assert "the kernel of bad: its build ended with status 1" in failed["reason"]
-        assert "building bad for" in failed["details"]
+        assert failed["reason"] == "the kernel of bad was not built: see target/qcase/logs/aarch64/bad/kernel.log"
+        assert failed["details"] == ""
+        assert failed["times"]["total"] < 0.5, "the build's time is not the case's"
         assert failed["booted"] is None
     for case, group in (("one/a", "one"), ("two/third", "two")):
         booted = outcome.case(case)["booted"]

@@ -79,8 +79,16 @@ def test_a_power_off_counts_beside_the_console(kernels: Mapping[Arch, Path], tmp
     ktest(made, arch, "nothing", f"{TESTS} ; off", own={"build": "echo error: no ${args} >&2; exit 3"}, **off)
     ktest(made, arch, "lost", f"{TESTS} ; off", own={"build": ": ${args}", "output": "nowhere"}, **off)
     outcome = workspaces.run(made, store=tmp_path / "store", arch=arch)
-    assert outcome.verdicts == {"good": "pass", "silent": "exited", "reboots": "exited", "nothing": "error", "lost": "error"}, (
-        outcome.said
-    )
-    assert "its build ended with status 3" in outcome.case("nothing")["reason"]
-    assert "its build succeeded and left no nowhere" in outcome.case("lost")["reason"]
+    assert outcome.verdicts == {
+        "good": "pass",
+        "silent": "exited",
+        "reboots": "exited",
+        "nothing": "build-error",
+        "lost": "build-error",
+    }, outcome.said
+    assert outcome.report is not None
+    builds = {build["kernel"]: build for build in outcome.report["kernels"]}
+    assert builds["normal/nothing"]["error"] == "its build ended with status 3"
+    assert builds["normal/nothing"]["first_error"] == "error: no out"
+    assert builds["normal/lost"]["error"] == "its build succeeded and left no nowhere"
+    assert outcome.case("nothing")["reason"].startswith("the kernel of normal/nothing was not built: see ")

@@ -25,7 +25,19 @@ from qcase.console.group import Group
 from qcase.console.judge import Judge
 from qcase.console.rules import Rules
 from qcase.errors import InfraError, UsageError
-from qcase.model import Cache, CaseResult, Fault, KnownFailure, LimitUse, Phase, Pipeline, SubtestResult, SubtestStatus, Verdict
+from qcase.model import (
+    Cache,
+    CaseResult,
+    Fault,
+    KernelBuildResult,
+    KnownFailure,
+    LimitUse,
+    Phase,
+    Pipeline,
+    SubtestResult,
+    SubtestStatus,
+    Verdict,
+)
 from qcase.report import at_end, html_report, junit_report, output_file, results
 from qcase.report.json_report import EventsReport, JsonReport, event_document, results_document
 from qcase.run import run_case
@@ -74,6 +86,9 @@ ALL = (
     replace(OOPSED, case="normal/o"),
     OOPSED_GROUP,
 )
+KERNEL = KernelBuildResult(
+    "bad", Arch.X86_64, 4.0, "its build ended with status 2", "", f"error: {NASTY}", "target/kernel.log", NASTY
+)
 STARTED = events.RunStarted(
     Arch.X86_64, "x86_64-unknown-none", tuple(r.label for r in ALL), workspace="/w/linux", jobs=2, at=1_700_000_000.5
 )
@@ -92,6 +107,32 @@ def cases_of(*found: CaseResult) -> dict[str, ElementTree.Element]:
     text = junit_report.render(loaded(*found))
     XSD.validate(text)
     return {f"{test.get('classname')} {test.get('name')}": test for test in ElementTree.fromstring(text).iter("testcase")}
+
+
+def test_a_kernel_that_was_not_built_is_one_error_in_every_report(tmp_path: Path) -> None:
+    good = KernelBuildResult("good", Arch.X86_64, 2.5, log="target/good.log")
+    cases = [replace(BROKEN, case=f"bad/{name}", fault=Fault.CASE, reason="the kernel of bad was not built") for name in "ab"]
+    finished = events.RunFinished(tuple(cases), 9.0)
+    run = results.of_document(results_document(STARTED, finished, (good, KERNEL)))
+    assert [(build.label, build.seconds, bool(build.error)) for build in run.kernels] == [
+        ("good", 2.5, False),
+        ("bad", 4.0, True),
+    ]
+    text = junit_report.render(run)
+    XSD.validate(text)
+    tests = {f"{test.get('classname')} {test.get('name')}": test for test in ElementTree.fromstring(text).iter("testcase")}
+    assert tests["x86_64.kernels good"].find("error") is None
+    fault = tests["x86_64.kernels bad"].find("error")
+    assert fault is not None
+    assert (fault.get("message") or "").startswith("its build ended with status 2: error: ")
+    page = html_report.render(run)
+    assert page.count("its build ended with status 2") == 1
+    assert "<script>alert" not in page
+    path = tmp_path / "r.json"
+    report = JsonReport(path)
+    for event in (STARTED, events.KernelBuildFinished(good), events.KernelBuildFinished(KERNEL), finished):
+        report(event)
+    assert [build.label for build in results.load(path).kernels] == ["good", "bad"]
 
 
 def test_junit_is_what_its_schema_says_whatever_happened() -> None:
@@ -275,6 +316,8 @@ def every_event() -> list[events.Event]:
         events.PhaseStarted("normal/smoke", Phase.PREPARE, "build c"),
         events.Missed("normal/smoke", "the overlay", ("sources: x changed",)),
         events.ImageReady("normal/smoke", Pipeline.C, Cache.HIT, "/s/image.img", 0.2),
+        events.KernelBuildStarted("normal"),
+        events.KernelBuildFinished(KERNEL),
         events.ConsoleLine("normal/smoke", NASTY),
         events.SubtestFinished("normal/syscalls", GROUP.subtests[1]),
         events.Retried("normal/epoll", 1, FAILED),

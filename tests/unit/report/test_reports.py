@@ -14,7 +14,19 @@ from rich.cells import cell_len
 from qcase import events
 from qcase.arch import Arch
 from qcase.errors import QcaseError
-from qcase.model import Booted, Cache, CaseResult, Fault, KernelTrouble, Phase, Pipeline, SubtestResult, SubtestStatus, Verdict
+from qcase.model import (
+    Booted,
+    Cache,
+    CaseResult,
+    Fault,
+    KernelBuildResult,
+    KernelTrouble,
+    Phase,
+    Pipeline,
+    SubtestResult,
+    SubtestStatus,
+    Verdict,
+)
 from qcase.report.json_report import JsonReport, case_document
 from qcase.report.terminal import TerminalReport
 
@@ -356,3 +368,36 @@ def test_nothing_is_lost_on_a_narrow_terminal(columns: int, monkeypatch: pytest.
     for word in ("second", "line", "block1", "block2", "name", "why"):
         assert said.count(f"{word}{long}") >= 2, word
     assert all(cell_len(line) <= columns for line in text.split("\n") if not line.lstrip().startswith("all of it:"))
+
+
+def test_a_kernel_is_a_line_of_its_own_and_its_error_is_said_once() -> None:
+    stream = io.StringIO()
+    report = TerminalReport(stream, lambda *_: "")
+    report(events.RunStarted(Arch.X86_64, "t", ("bad/a", "bad/b")))
+    report(events.KernelBuildStarted("good"))
+    report(events.KernelBuildFinished(KernelBuildResult("good", Arch.X86_64, 62.04)))
+    report(events.KernelBuildStarted("bad"))
+    failed = KernelBuildResult(
+        "bad", Arch.X86_64, 4.0, "its build ended with status 2", "", "a.c:1: error: no", "target/k.log", "tail"
+    )
+    report(events.KernelBuildFinished(failed))
+    assert stream.getvalue().splitlines()[1:] == [
+        "             building the kernel of good",
+        "kernel       good   built, 62.0 s",
+        "             building the kernel of bad",
+        "kernel       bad    not built, 4.00 s",
+        "             its build ended with status 2",
+        "             > a.c:1: error: no",
+        "             all of it: target/k.log",
+    ]
+    quiet = io.StringIO()
+    report = TerminalReport(quiet, lambda *_: "", verbosity=-1)
+    report(events.RunStarted(Arch.X86_64, "t", ("bad/a",)))
+    report(events.KernelBuildFinished(KernelBuildResult("good", Arch.X86_64, 62.04)))
+    report(events.KernelBuildFinished(replace(failed, first_error="", hint="do that", log="")))
+    assert quiet.getvalue().splitlines() == [
+        "kernel       bad    not built, 4.00 s",
+        "             its build ended with status 2",
+        "             | tail",
+        "             hint: do that",
+    ]
