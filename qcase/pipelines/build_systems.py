@@ -300,7 +300,7 @@ def program(system: System, tools: Tools, habits: Habits = PLAIN) -> str:
     """
     text = _PROGRAMS[system].replace("@VARIABLES@", _make_variables(tools, habits)).replace("@BINARIES@", _binaries(tools))
     text = text.replace("@TOOLS@", _tools_by_name(tools, habits)).replace("@BELOW@", _BELOW_PREFIX if habits.only_prefix else "")
-    return _BEGIN + text + extra_files.PROGRAM.replace("@BUILT@", _BUILT.get(system, "")) + _END
+    return _BEGIN + text + extra_files.PROGRAM.replace("@BUILT@", BUILT.get(system, "")) + _END
 
 
 # An image of others may have no Ninja.
@@ -398,7 +398,7 @@ _PROGRAMS = {
     System.MAKE: _MAKE,
     System.KSELFTEST: _KSELFTESTS,
 }
-_BUILT = {System.CMAKE: f"{BUILD}/cmake", System.MESON: f"{BUILD}/meson"}  # others build beside the sources
+BUILT = {System.CMAKE: f"{BUILD}/cmake", System.MESON: f"{BUILD}/meson"}  # others build beside the sources
 
 
 def prepare(system: System, tools: Tools, out: Tree) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,6 +37,7 @@ from qcase.pipelines.pipeline import (
     BuildContext,
     PipelineSpec,
     hint_without,
+    in_own_paths,
     require_folder,
     stage_of,
 )
@@ -43,6 +45,7 @@ from qcase.suite import templates
 from qcase.suite.discover import BUILD_FILES
 
 IMAGE = "c"
+_OF_MESON = posixpath.relpath(SRC, build_systems.BUILT[System.MESON])  # Meson names sources by paths from its build folder
 
 
 def tools_of(arch: Arch, config: WorkspaceConfig) -> Tools:
@@ -68,11 +71,16 @@ def build_project(source: Tree, overlay: Tree, context: BuildContext) -> None:
 
 
 def _build(source: Tree, folder: str, overlay: Tree, context: BuildContext) -> None:
-    own = source / folder if folder else source
     system = build_systems.system_of(source, folder, context.options)
     if system is None:
-        hint = hint_without(BUILD_FILES, own.names())
+        hint = hint_without(BUILD_FILES, (source / folder if folder else source).names())
         raise BuildError(f"there is no {f'{folder}/' if folder else ''}{BUILD_FILES[0]}", where=context.case, hint=hint)
+    with in_own_paths(context, *([_OF_MESON] if system is System.MESON else [])):
+        _build_by(system, source, folder, overlay, context)
+
+
+def _build_by(system: System, source: Tree, folder: str, overlay: Tree, context: BuildContext) -> None:
+    own = source / folder if folder else source
     tools = tools_of(context.arch, context.config)
     out = context.folder("build")
     build_systems.prepare(system, tools, out)

@@ -8,7 +8,8 @@ the build may write to it. Every folder that a step may write to is a `qcase.hos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -35,6 +36,7 @@ SRC = "/qcase/src"
 STAGING = "/qcase/staging"
 BUILD = "/qcase/build"
 OVERLAY = "/qcase/overlay"
+WHOLE = "/qcase/whole"  # the sources once more, where something beside the case belongs to them
 
 STEP_TIMEOUT = 1800.0  # seconds
 STEP_MEMORY = 4 << 30  # bytes
@@ -142,6 +144,10 @@ def _unknown(_folder: Path) -> None:
     return None
 
 
+def _none_unread(_case: Path, _workspace: Path) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class PipelineSpec:
     """Specification of a pipeline. Its name is that of the folder of a case that holds its sources, as in `c/`.
@@ -157,6 +163,7 @@ class PipelineSpec:
     programs that a folder builds, for lint, if its files state them literally, else an empty set. `installs`: the names of all
     programs that a folder installs, None if that is not certain or if it installs other files too: a group leaves such a subcase
     out if no command can run one (`qcase.pipelines.group_installs`). `copies`: the folder's files are installed unchanged.
+    `unread`: files above a case, in the workspace, that the same tools would read outside of qcase, and a build does not.
     `template`: the files of a new case. `recipes`: the folder with `<image>/Containerfile`, None for an image of qcase's own.
     """
 
@@ -172,6 +179,7 @@ class PipelineSpec:
     programs: Callable[[Path], set[str]] = _no_programs
     installs: Callable[[Path], Collection[str] | None] = _unknown
     copies: bool = False
+    unread: Callable[[Path, Path], Sequence[str]] = _none_unread
     template: Callable[[str], Sources] | None = None
     recipes: Path | None = None
     build: Callable[[Tree, Tree, BuildContext], None]
@@ -197,6 +205,27 @@ def make_folders(overlay: Tree, path: str) -> Tree:
     folder = overlay / path
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def in_own_paths(context: BuildContext, *others: str) -> Iterator[None]:
+    """Have a `BuildError` name sources by their paths in the workspace, in place of those in a container.
+
+    `others`: further paths by which a build's messages name `SRC`, relative to its own folder.
+    """
+    try:
+        yield
+    except BuildError as error:
+        error.what, error.log = (_own_paths(text, context, others) for text in (error.what, error.log))
+        raise
+
+
+def _own_paths(text: str, context: BuildContext, others: Sequence[str]) -> str:
+    own = "" if context.origin == "." else f"{context.origin}/"
+    above = own.removesuffix(f"{context.place}/") if context.place else own
+    for place in (SRC, *others):
+        text = text.replace(f"{place}/", own)
+    return text.replace(f"{WHOLE}/", above)
 
 
 def require_folder(folder: Tree, case: str) -> None:

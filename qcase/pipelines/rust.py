@@ -25,7 +25,7 @@ from qcase.errors import BuildError
 from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import cargo_tree, elf_libraries, prebuild, rust_crates, rust_flags
+from qcase.pipelines import cargo_tree, elf_libraries, prebuild, rust_crates, rust_flags, rust_neighbours
 from qcase.pipelines.pipeline import (
     BUILD,
     OVERLAY,
@@ -34,8 +34,10 @@ from qcase.pipelines.pipeline import (
     STEP_MEMORY,
     STEP_PIDS,
     STEP_TIMEOUT,
+    WHOLE,
     BuildContext,
     PipelineSpec,
+    in_own_paths,
     read_plain,
     require_folder,
     stage_of,
@@ -44,12 +46,10 @@ from qcase.suite import templates
 
 IMAGE = "rust"
 SETTINGS = "/qcase/settings"
-WHOLE = "/qcase/whole"  # the sources once more, where something beside the case belongs to them
 OPTIONS = "cargo_options"  # the key of `[qcase]` with additions to cargo's command line
 _STAGE = "stage"  # the file in which the step says how far it is
 _TWICE = "two programs of one name"
 _CHANNEL = "the toolchain file"
-_TOOLCHAIN_FILES = ("rust-toolchain", "rust-toolchain.toml")  # in rustup's order
 
 # A message of cargo's about a program: kind and name of its target, the target's source, whether it is a test, the program.
 _ARTIFACT = (
@@ -169,9 +169,9 @@ def recipe(arch: Arch) -> str:
 def build(source: Tree, overlay: Tree, context: BuildContext) -> None:
     """Build the case's `rust/`, in a writable copy, into `overlay`. Raises `BuildError` with cargo's output."""
     try:
-        _build(source, overlay, context)
+        with in_own_paths(context):
+            _build(source, overlay, context)
     except BuildError as error:
-        error.what, error.log = (_in_own_paths(text, context) for text in (error.what, error.log))
         error.hint = error.hint or _hint(error.log)
         raise
 
@@ -201,13 +201,6 @@ def _hint(said: str) -> str:
             " link in the case takes in anything else of the workspace"
         )
     return ""
-
-
-def _in_own_paths(text: str, context: BuildContext) -> str:
-    """Replace the container's paths in a build's output with those of the workspace."""
-    own = "" if context.origin == "." else f"{context.origin}/"
-    above = own.removesuffix(f"{context.place}/") if context.place else own
-    return text.replace(f"{WHOLE}/", above).replace(f"{SRC}/", own)
 
 
 def _build(whole: Tree, overlay: Tree, context: BuildContext) -> None:
@@ -263,11 +256,16 @@ def _build(whole: Tree, overlay: Tree, context: BuildContext) -> None:
         if fault := rust_crates.unresolved(result.output, context.case):
             raise fault
         raise _failure(replace(step, name=stage_of(out / _STAGE)), result, out, toolchain, context)
+    _check_programs(out, context)
+    elf_libraries.complete(overlay, context.base, arch, context.case, staging=staging)
+
+
+def _check_programs(out: Tree, context: BuildContext) -> None:
+    """Raise `BuildError` if nothing was built that can be installed."""
     if not read_plain(out / "programs"):
         raise BuildError(
             "no program was built", where=context.case, hint="a crate needs src/main.rs, src/bin/*.rs or a [[bin]] to be run"
         )
-    elf_libraries.complete(overlay, context.base, arch, context.case, staging=staging)
 
 
 def _takes_all(source: Tree, root: str, context: BuildContext) -> bool:
@@ -307,7 +305,7 @@ class _Toolchain:
 
 def _toolchain(source: Tree, case: str) -> _Toolchain:
     """Read the nearest toolchain file of a case. Raises `BuildError` for a request that no image can fulfil."""
-    for path in (f"{folder}{name}" for folder in ("rust/", "") for name in _TOOLCHAIN_FILES):
+    for path in (f"{folder}{name}" for folder in ("rust/", "") for name in rust_neighbours.TOOLCHAIN_FILES):
         data = cargo_tree.read_file(source, path, case)
         if data is None:
             continue
@@ -383,6 +381,7 @@ SPEC = PipelineSpec(
     project_files=("Cargo.toml",),
     programs=programs,
     installs=installs,
+    unread=rust_neighbours.unread,
     template=templates.rust,
     build=build,
 )

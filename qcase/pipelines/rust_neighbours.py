@@ -24,6 +24,8 @@ from qcase.host import beneath
 from qcase.store import listings
 
 MANIFEST = "Cargo.toml"
+TOOLCHAIN_FILES = ("rust-toolchain", "rust-toolchain.toml")  # in rustup's order
+_CONFIGURATIONS = (".cargo/config", ".cargo/config.toml")
 _LARGEST = 4 << 20  # bytes of a file that is searched
 _PARTS = ("src", "build.rs", "Cargo.lock")  # of a crate around the case, beside its manifest: never all that is around it
 
@@ -31,6 +33,19 @@ _STRING = r'r?#*"([^"\n]+)"'
 _NAMED = re.compile(rf"\b(?:include|include_str|include_bytes)!\s*[(\[{{]\s*{_STRING}|#\s*!?\[\s*path\s*=\s*{_STRING}\s*\]")
 _FROM_MANIFEST = re.compile(rf'\bconcat!\s*\(\s*env!\s*\(\s*"CARGO_MANIFEST_DIR"\s*\)\s*,\s*{_STRING}')
 _MODULE = re.compile(r"^[ \t]*(?:pub(?:\([^)\n]*\))?[ \t]+)?mod[ \t]+(\w+)[ \t]*;", re.MULTILINE)
+
+
+def unread(case: Path, workspace: Path) -> list[str]:
+    """List the toolchain files and cargo configurations above a case: a build does not read them, rustup and cargo would.
+
+    In a kernel's tree they are the kernel's. A toolchain file of the case's own hides those above from rustup as well.
+    Paths are relative to the workspace; the nearest first.
+    """
+    top, real = Path(os.path.realpath(workspace)), Path(os.path.realpath(case))
+    own = any((real / folder / name).is_file() for folder in ("", "rust") for name in TOOLCHAIN_FILES)
+    wanted = _CONFIGURATIONS if own else (*TOOLCHAIN_FILES, *_CONFIGURATIONS)
+    above = [folder for folder in real.parents if folder.is_relative_to(top)]
+    return [str((folder / name).relative_to(top)) for folder in above for name in wanted if (folder / name).is_file()]
 
 
 @dataclass

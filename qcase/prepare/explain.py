@@ -28,7 +28,8 @@ from qcase.suite.cases import Case
 class Wanted:
     """A store entry that a case needs. `made_for`: the name of its key history in the store.
 
-    `left_out`: files beside the sources that do not enter the build (git-ignored files and caches).
+    `left_out`: files beside the sources that do not enter the build (git-ignored files and caches). `unread`: files above the
+    case that do not either (toolchain files, cargo configurations).
     """
 
     kind: Kind
@@ -36,6 +37,7 @@ class Wanted:
     made_for: str
     key: keys.Key
     left_out: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def wanted(case: Case, session: Session) -> list[Wanted]:
@@ -51,7 +53,10 @@ def wanted(case: Case, session: Session) -> list[Wanted]:
         plans = [plan for plan in plans if plan.is_part]
     else:
         plans = overlay_plans(case, session)
-    found = [Wanted(Kind.OVERLAY, plan.name, named_for(plan.name, session.arch), plan.key, plan.left_out()) for plan in plans]
+    found = [
+        Wanted(Kind.OVERLAY, plan.name, named_for(plan.name, session.arch), plan.key, plan.left_out(), plan.unread())
+        for plan in plans
+    ]
     digests = stored_digests([plan.key for plan in plans], session.store)
     if digests is not None and not case.only:
         name = case.display_name
@@ -100,6 +105,8 @@ def lines(case: Case, session: Session) -> Iterator[str]:
             yield f"  {name:<{width}}  {_shown(value)}"
         if wanted.left_out:
             yield f"  no sources: {', '.join(wanted.left_out)} (ignored by git, or a cache)"
+        if wanted.unread:
+            yield f"  not read: {', '.join(wanted.unread)} (above the case; a copy in its folder is)"
         yield from (f"  {line}" for line in _since(one))
     if found[-1].wanted.kind is not Kind.IMAGE and not case.only:
         yield f"image of {case.display_name}: miss, its key is not known before its overlays are built"
@@ -115,6 +122,7 @@ def as_json(explained: Explained) -> dict[str, canonical.JSON]:
         "path": explained.path,
         "parts": explained.wanted.key.parts,
         "left_out": list(explained.wanted.left_out),
+        "unread": list(explained.wanted.unread),
         "digests": {name: _digest(value) for name, value in explained.wanted.key.parts.items()},
         "nearest": explained.nearest,
         "changes": list(explained.changes),

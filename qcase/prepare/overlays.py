@@ -134,6 +134,7 @@ class OverlayPlan:
     root: StagingInputs | None = None
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: Callable[[], tuple[str, ...]] = tuple
+    unread: Callable[[], tuple[str, ...]] = tuple  # files above the case, see `PipelineSpec.unread`
 
     @property
     def asks_as(self) -> str:
@@ -251,12 +252,15 @@ def pipeline_plan(name: str, place: Place, config: CaseConfig, run: RunServices)
     def left_out() -> tuple[str, ...]:
         return tuple(sources.left_out(place.path, place.folder, run.ignored))
 
+    def unread() -> tuple[str, ...]:
+        return tuple(spec.unread(place.path, run.workspace.root))
+
     def build(overlay: Tree, context: BuildContext) -> None:
         origin = os.path.relpath(os.path.realpath(place.path), os.path.realpath(run.workspace.root))
         try:
             spec.build(_frozen(found, find, context), overlay, replace(context, cargo=config.cargo, place=inner, origin=origin))
         except BuildError as error:
-            error.hint = error.hint or _left_out_hint(left_out())
+            error.hint = error.hint or _left_out_hint(left_out()) or _unread_hint(unread())
             raise
         if root is not None:
             run.base_guest.check_digest(root.base)
@@ -264,7 +268,9 @@ def pipeline_plan(name: str, place: Place, config: CaseConfig, run: RunServices)
             _check_supply(name, part["packages"]["from"], run)
 
     packages = asked if spec.reads_staging else ()
-    return OverlayPlan(name, key, build, packages, may_ask=bool(part), root=root, options=options, left_out=left_out)
+    return OverlayPlan(
+        name, key, build, packages, may_ask=bool(part), root=root, options=options, left_out=left_out, unread=unread
+    )
 
 
 def _left_out_hint(left_out: Sequence[str]) -> str:
@@ -273,6 +279,13 @@ def _left_out_hint(left_out: Sequence[str]) -> str:
         return ""
     more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
     return f"what git ignores and caches are no sources, here {', '.join(left_out[:3])}{more}; `git add -f` makes one a source"
+
+
+def _unread_hint(unread: Sequence[str]) -> str:
+    """Return a hint for a failed build that names files above the case that it did not read; empty without such files."""
+    if not unread:
+        return ""
+    return f"{' and '.join(unread[:2])}, above the case, {'are' if unread[1:] else 'is'} not read; a copy in the case's folder is"
 
 
 def _frozen(

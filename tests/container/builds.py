@@ -52,9 +52,13 @@ class Case:
         process.run(["mke2fs", "-q", "-t", "ext4", str(root / "base.img"), "4M"], timeout=60)
 
     def build(
-        self, files: Mapping[str, str], arch: Arch = Arch.X86_64, made: Callable[[Tree, Tree, BuildContext], None] = rust.build
+        self,
+        files: Mapping[str, str],
+        arch: Arch = Arch.X86_64,
+        made: Callable[[Tree, Tree, BuildContext], None] = rust.build,
+        origin: str = ".",
     ) -> Path:
-        """Build a case of these files; returns the overlay."""
+        """Build a case of these files; returns the overlay. `origin`: its folder in the workspace."""
         self._number += 1
         place = self.root / str(self._number)
         overlay, scratch = place / "overlay", place / "scratch"
@@ -63,7 +67,7 @@ class Case:
         made(
             Tree(write(place / "source", files), what="the copy of the sources"),
             Tree(overlay, what="the overlay"),
-            self._context(arch, scratch),
+            replace(self._context(arch, scratch), origin=origin),
         )
         return overlay
 

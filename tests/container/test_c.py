@@ -228,6 +228,21 @@ def test_fetch_content_without_a_network_says_so(case: Case, arch: Arch) -> None
     case.build({**files, "c/thing/CMakeLists.txt": "set(FOUND 1)\n"}, arch, c.build)
 
 
+@pytest.mark.parametrize("build_file", ["CMakeLists.txt", "meson.build", "Makefile"])
+def test_errors_name_files_by_their_paths_in_the_workspace(case: Case, build_file: str) -> None:
+    text = {
+        "CMakeLists.txt": project(),
+        "meson.build": "project('prog', 'c')\nexecutable('prog', 'main.c', install: true)\n",
+        "Makefile": 'install:\n\t$(CC) -c "$(CURDIR)/main.c"\n',
+    }
+    with pytest.raises(BuildError) as caught:
+        case.build(
+            {f"c/{build_file}": text[build_file], "c/main.c": "int main(void) { error }\n"}, made=c.build, origin="suite/x"
+        )
+    assert "\nsuite/x/c/main.c:1:" in caught.value.log
+    assert "/qcase/src" not in caught.value.log
+
+
 def test_options_and_presets(case: Case) -> None:
     lines = ('option(X "" OFF)', "if(NOT X)", 'message(FATAL_ERROR "X is off")', "endif()")
     files = {"c/CMakeLists.txt": project(*lines), "c/main.c": "int main(void) { return 0; }\n"}

@@ -268,6 +268,32 @@ def test_explain_of_a_group_names_the_subcase(root: Path, store: Store, tmp_path
     assert "sources: c/one.c changed" in said
 
 
+def test_explain_lists_what_lies_beside_the_sources_and_above_the_case(root: Path, store: Store) -> None:
+    """A cache is no source. A toolchain file above the case, a kernel's for instance, is not read; the case's own hides it."""
+    case = root / "suite/normal/crate"
+    for name, text in {
+        "suite/normal/crate/qemu-x86_64.toml": CONFIG.format(command="crate", timeout=5),
+        "suite/normal/crate/rust/Cargo.toml": '[package]\nname = "crate"\n',
+        "suite/normal/crate/rust/out/CACHEDIR.TAG": "Signature: 8a477f597d28d172789f06886806bc55\n",
+        "rust-toolchain.toml": '[toolchain]\nchannel = "nightly-2025-01-01"\n',
+        "suite/.cargo/config.toml": "[build]\n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    configure("[toolchain.c]", f'[toolchain.rust]\nimage = "rust@sha256:{"2" * 64}"\n[toolchain.c]')(root)
+    key = keys_of(root)["normal/crate"]
+    said = explained(root, store, "crate")
+    assert "  no sources: rust/out/ (ignored by git, or a cache)" in said
+    assert "  not read: suite/.cargo/config.toml, rust-toolchain.toml (above the case; a copy in its folder is)" in said
+    (root / "rust-toolchain.toml").unlink()
+    assert keys_of(root)["normal/crate"] == key
+    (root / "rust-toolchain.toml").touch()
+    (case / "rust-toolchain").write_text("stable\n")
+    assert "  not read: suite/.cargo/config.toml (above" in explained(root, store, "crate")
+    (root / "suite/normal/shell/sh/.cargo").mkdir()
+    assert "not read" not in explained(root, store, "shell")
+
+
 def test_explain_says_that_an_entry_is_broken(root: Path, store: Store, tmp_path: Path) -> None:
     prepared(root, store, "shell", tmp_path)
     (store.folder(Kind.OVERLAY, keys_of(root)[SH]) / "content" / "file").write_text("x")
