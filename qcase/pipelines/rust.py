@@ -25,7 +25,7 @@ from qcase.errors import BuildError
 from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import cargo_tree, elf_libraries, prebuild, rust_crates, rust_flags, rust_neighbours
+from qcase.pipelines import cargo_tree, elf_libraries, prebuild, rust_crates, rust_flags, rust_hints, rust_neighbours
 from qcase.pipelines.pipeline import (
     BUILD,
     OVERLAY,
@@ -48,6 +48,7 @@ IMAGE = "rust"
 SETTINGS = "/qcase/settings"
 OPTIONS = "cargo_options"  # the key of `[qcase]` with additions to cargo's command line
 _STAGE = "stage"  # the file in which the step says how far it is
+_MACROS = "macros"  # the file with the procedural macros whose tests were built: those are programs of the builder
 _TWICE = "two programs of one name"
 _CHANNEL = "the toolchain file"
 
@@ -103,7 +104,9 @@ stage install
 sed -n '{_ARTIFACT}' {BUILD}/messages | while read -r kind test name source program; do
     case $kind-$test in
     bin-false | test-true) ;;
-    *-true) name=$name-$kind-tests ;;
+    proc-macro-true) printf '%s ' "$name" >>{BUILD}/{_MACROS}; continue ;;
+    bin-true | example-true | bench-true) name=$name-$kind-tests ;;
+    *-true) name=$name-lib-tests ;;
     *) continue ;;
     esac
     printf '%s %s %s\\n' "$name" "$source" "$program"
@@ -172,35 +175,8 @@ def build(source: Tree, overlay: Tree, context: BuildContext) -> None:
         with in_own_paths(context):
             _build(source, overlay, context)
     except BuildError as error:
-        error.hint = error.hint or _hint(error.log)
+        error.hint = error.hint or rust_hints.hint(error.log)
         raise
-
-
-_TOO_OLD = re.compile(
-    r"requires rustc \d|not supported by the following package|not stabilized in this version of Cargo|"
-    r"#!\[feature\]. may not be used on the stable"
-)
-_NO_LIBRARY = re.compile(r"cannot find -l(?P<name>\S+?):? ")
-
-
-def _hint(said: str) -> str:
-    """Return advice about a failed build if cargo's output contains a known message; else the empty string."""
-    if missing := _NO_LIBRARY.search(said):
-        return (
-            f"programs are linked statically, with a lib{missing['name']}.a: [qcase] packages names the package that has it, in "
-            "Alpine often the library's name with -static"
-        )
-    if _TOO_OLD.search(said):
-        return (
-            "[toolchain.rust] image in qcase.toml names an image with a newer Rust; or take a version that this one builds, of a"
-            " dependency by `cargo update --precise`"
-        )
-    if "No such file or directory" in said:
-        return (
-            "a build sees the case's folder, and beside it what manifests and include_str! name in the workspace; a relative"
-            " link in the case takes in anything else of the workspace"
-        )
-    return ""
 
 
 def _build(whole: Tree, overlay: Tree, context: BuildContext) -> None:
@@ -261,7 +237,11 @@ def _build(whole: Tree, overlay: Tree, context: BuildContext) -> None:
 
 
 def _check_programs(out: Tree, context: BuildContext) -> None:
-    """Raise `BuildError` if nothing was built that can be installed."""
+    """Raise `BuildError` if nothing was built that can be installed. Warns of tests that are left out."""
+    if macros := read_plain(out / _MACROS).split():
+        context.services.warn(
+            f"tests of procedural macros run where the macros do, in the builder, and are not installed: {', '.join(macros)}"
+        )
     if not read_plain(out / "programs"):
         raise BuildError(
             "no program was built", where=context.case, hint="a crate needs src/main.rs, src/bin/*.rs or a [[bin]] to be run"
@@ -334,7 +314,10 @@ def _failure(step: Step, result: StepResult, out: Tree, toolchain: _Toolchain, c
             named.setdefault(name, []).append(rest.partition(" ")[0].removeprefix(f"{SRC}/"))
         twice = [f"{name} ({' and '.join(paths)})" for name, paths in sorted(named.items()) if len(paths) > 1]
         what = f"two programs would be installed under one name: {', '.join(twice)}"
-        hint = "let one of them have another name, by [[bin]] name in its Cargo.toml"
+        hint = (
+            "let one of them have another name, by [[bin]] name or [[test]] name in its Cargo.toml, or build one of the packages"
+            ' alone, by [qcase] cargo_options = ["--package=…"]'
+        )
     elif step.name == _CHANNEL:
         what = f"{toolchain.place} asks for Rust {toolchain.channel}, and the toolchain image has {stage_of(out / 'version')}"
         hint = "[toolchain.rust] image in qcase.toml names an image with rustup and that toolchain; or ask for what is there"

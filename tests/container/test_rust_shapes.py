@@ -333,6 +333,21 @@ def test_the_tests_of_a_crate_as_programs(arch: Arch, case: Case) -> None:
     assert process.run([f"qemu-{arch}", str(programs / "whole")], timeout=60, check=False).returncode == 101
 
 
+def test_tests_of_a_workspace_with_a_procedural_macro_and_a_library_of_two_kinds(case: Case) -> None:
+    """The macro's tests are for the builder. The library is also one for C."""
+    case.cargo = "test"
+    files = {
+        "rust/Cargo.toml": '[workspace]\nmembers = ["macros", "both"]\nresolver = "2"\n',
+        "rust/macros/Cargo.toml": PACKAGE.format("macros") + "[lib]\nproc-macro = true\n",
+        "rust/macros/src/lib.rs": "#[test]\nfn here() {}\n",
+        "rust/both/Cargo.toml": PACKAGE.format("both") + '[lib]\ncrate-type = ["cdylib", "rlib"]\n',
+        "rust/both/src/lib.rs": "#[test]\nfn there() {}\n",
+    }
+    assert sorted(path.name for path in (case.build(files) / "usr/bin").iterdir()) == ["both-lib-tests"]
+    (warning,) = [said for said in case.warnings if "procedural" in said]
+    assert warning.endswith("and are not installed: macros")
+
+
 def test_options_of_cargo(case: Case) -> None:
     """Features, and a member that is not for the guest."""
     case.options = {"cargo_options": ("--features", "fast", "--package=user", "--config", "profile.release.overflow-checks=true")}
