@@ -135,13 +135,26 @@ class LimitUse:
 
 @dataclass(frozen=True)
 class Booted:
-    """The booted files with their sha256, and the accelerator ("tcg", "kvm")."""
+    """The booted files with their sha256, and the accelerator ("tcg", "kvm").
+
+    `template`: seconds of the boot of the machine's template, from which the case went on; None for a cold boot. `cold`: the
+    reason for a cold boot, in a run with templates.
+    """
 
     kernel: str
     kernel_sha256: str
     accel: str
     firmware: str | None = None
     firmware_sha256: str | None = None
+    template: float | None = None
+    cold: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Description of where the boot began, in one line; empty in a run without templates."""
+        if self.template is not None:
+            return f"from a template of {self.template:.2f} s"
+        return f"booted cold: {self.cold}" if self.cold else ""
 
 
 @dataclass(frozen=True)

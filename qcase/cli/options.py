@@ -295,6 +295,7 @@ StrictKnownOption = Annotated[
     bool, typer.Option("--strict-known", help="Fail a case where a known failure passes: its entry is to be taken out.")
 ]
 StrictSkipsOption = Annotated[bool, typer.Option("--strict-skips", help="Fail where a case was skipped for want of something.")]
+ColdOption = Annotated[bool, typer.Option("--cold", help="Boot every case from the start, whatever [run] branch says.")]
 ShardOption = Annotated[str, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of these cases.")]
 TimesOption = Annotated[
     Path | None, typer.Option("--times", metavar="FILE", help="Balance the shards by the times in these --json results.")

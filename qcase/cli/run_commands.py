@@ -18,6 +18,7 @@ from qcase.cli.options import (
     CaseOption,
     CasesArgument,
     ChangedOption,
+    ColdOption,
     EventsOption,
     FailedOption,
     FailFastOption,
@@ -86,6 +87,7 @@ def run_command(
     max_fail: MaxFailOption = 0,
     retries: RetriesOption = None,
     repeat: RepeatOption = 1,
+    cold: ColdOption = False,
     shard: ShardOption = "",
     times: TimesOption = None,
     strict_known: StrictKnownOption = False,
@@ -104,10 +106,9 @@ def run_command(
 ) -> None:
     """Build, boot and judge cases."""
     with reported():
-        exclude("--quiet", quiet, "--verbose", verbose)
         options = _RunOptions(
             filters=replace(filters_of(tag, pipeline, failed, changed), kernel=kernel),
-            plan=_plan(jobs, retries, repeat, shard, fail_fast=fail_fast, max_fail=max_fail),
+            plan=_plan(jobs, retries, repeat, shard, cold=cold, fail_fast=fail_fast, max_fail=max_fail),
             arches=arches_named(arch) or [Arch.X86_64],
             target=target,
             groups=tuple(group or ()),
@@ -123,16 +124,21 @@ def run_command(
             kernel=kernel,
             offline=offline,
             locked=locked,
-            verbosity=-1 if quiet else verbose,
+            verbosity=_verbosity(verbose, quiet=quiet),
         )
         raise typer.Exit(run_suite([*(cases or []), *(case or [])], options))
 
 
-def _plan(jobs: int | None, retries: int | None, repeat: int, shard: str, *, fail_fast: bool, max_fail: int) -> Plan:
+def _verbosity(verbose: int, *, quiet: bool) -> int:
+    exclude("--quiet", quiet, "--verbose", verbose)
+    return -1 if quiet else verbose
+
+
+def _plan(jobs: int | None, retries: int | None, repeat: int, shard: str, *, cold: bool, fail_fast: bool, max_fail: int) -> Plan:
     from qcase.run.run_cases import Plan
 
     exclude("--fail-fast", fail_fast, "--max-fail", max_fail)
-    return Plan(jobs, retries, repeat, 1 if fail_fast else max_fail, shard=shard)
+    return Plan(jobs, retries, repeat, 1 if fail_fast else max_fail, shard=shard, cold=cold)
 
 
 @app.command("report")
@@ -229,6 +235,7 @@ class _RunOptions:
         ]
         command = ["qcase", "run", *(word for name, value in options if value for word in (name, value))]
         flags = [("--cache-readonly", self.readonly), ("--offline", self.offline), ("--locked", self.locked)]
+        flags += [("--cold", self.plan.cold)]
         flags += zip(("--strict-known", "--strict-skips"), self.strict, strict=True)
         return shlex.join([*command, *(flag for flag, given in flags if given), *names])
 
@@ -247,6 +254,7 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
     opened = cases.Workspace.open(options.workspace or Path.cwd()).trusted(options.trust, "--trust")
     suites = opened.suites
     opened = scaled(opened.of_suite(options.suite), options.timeout_scale)
+    opened = opened.cold() if options.plan.cold else opened
     known = known_failures.KnownFailures.load(opened, strict=options.strict[0])
     discoveries = [discover.discover(opened, arch, target, options.groups) for arch, target in targets.items()]
     chosen = case_filters.choose_all(opened, discoveries, wanted, options.filters)

@@ -118,9 +118,9 @@ def memory(args: Sequence[str]) -> int:
 class CaseConfig:
     """Content of one `qemu-<arch>.toml`: placeholders are replaced, patterns are known to compile.
 
-    The four timeouts in seconds, before any scale; None for none. `reset`: the guest may reset its machine. `network` and
-    `kernel_trouble`: None leaves the choice to `[run]`. `rootfs`: a name in `[guest.<arch>] disks`, or a value of `[guest.<arch>]
-    rootfs`; None for the image that the drive names.
+    The four timeouts in seconds, before any scale; None for none. `reset`: the guest may reset its machine. `branch`: the case
+    may go on from a template of its machine. `network` and `kernel_trouble`: None leaves the choice to `[run]`. `rootfs`: a name
+    in `[guest.<arch>] disks`, or a value of `[guest.<arch>] rootfs`; None for the image that the drive names.
 
     `results`: the dialect in which the command's own tests tell their results, "markers" for the case's own `markers` (each as
     `<key>\\t<pattern>`); empty if the patterns alone decide.
@@ -157,6 +157,7 @@ class CaseConfig:
     command_timeout: float | None = None
     idle_timeout: float | None = None
     reset: bool = False
+    branch: bool = True
     tags: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     rootfs: str | None = None
@@ -225,9 +226,10 @@ class QcaseTable(Model):
     """Table `[qcase]`.
 
     Timeouts in seconds, 0 for none. `boot_timeout`: until the prompt; `command_timeout`: from there, or for each command of a
-    group; `idle_timeout`: without a byte from the guest. `reset`: the guest may reset its machine, which otherwise ends
-    QEMU. `build`: "named" for the subcases that a command names, or "all". `cargo_options`, `cmake`, `meson`, `configure`,
-    `make`: additions to the command lines of builds. `install`: files of a build in C, by the folder in the guest.
+    group; `idle_timeout`: without a byte from the guest. `reset`: the guest may reset its machine, which otherwise ends QEMU.
+    `branch`: the case may go on from a template of its machine. `build`: "named" for the subcases that a command names, or
+    "all". `cargo_options`, `cmake`, `meson`, `configure`, `make`: additions to the command lines of builds. `install`: files of
+    a build in C, by the folder in the guest.
     """
 
     match: Match = "any"
@@ -239,6 +241,7 @@ class QcaseTable(Model):
     command_timeout: Seconds = 0.0
     idle_timeout: Seconds = 0.0
     reset: bool = False
+    branch: bool = True
     tags: Annotated[tuple[Annotated[str, matching(r"\S+", "must be a word without blanks")], ...], Strict(False)] = ()
     packages: Annotated[tuple[PackageName, ...], Strict(False)] = ()
     rootfs: PathString | None = None

@@ -193,7 +193,7 @@ def _skips(
 
 # Keys of `[qcase]` that a case has as they are.
 _AS_GIVEN = (
-    *("reset", "tags", "packages", "rootfs", "retries", "build"),
+    *("reset", "branch", "tags", "packages", "rootfs", "retries", "build"),
     *("cargo", "cargo_options", "cmake", "meson", "configure", "make"),
 )
 

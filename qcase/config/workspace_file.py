@@ -24,6 +24,7 @@ from qcase import plugins
 from qcase.arch import Arch
 from qcase.config.fields import (
     Accel,
+    Branch,
     CacheWrite,
     DiskName,
     FileName,
@@ -194,6 +195,8 @@ class RunConfig(Model):
     `tcg_threads`: whether TCG runs the processors of a guest in one host thread or in several; "auto" is one where kernels patch
     their own code, as on x86.
 
+    `branch`: whether cases go on from a template of their machine, see `qcase.vm.templates`.
+
     `kernel_trouble`: the verdict for a case whose kernel reports an error of its own and goes on. `trust`: see
     `qcase.inputs.trust`.
     """
@@ -204,6 +207,7 @@ class RunConfig(Model):
     trust: Trust = "suite"
     tcg_threads: TcgThreads = "auto"
     timeout_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    branch: Branch = "never"
 
 
 def _check_kernel_text(value: str) -> str:

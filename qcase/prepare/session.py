@@ -36,6 +36,7 @@ from qcase.suite.known_failures import KnownFailures
 from qcase.toolchains import base
 from qcase.vm.accelerator import AcceleratorChoice
 from qcase.vm.arguments import Accel, MachineSpec
+from qcase.vm.templates import Templates
 
 if TYPE_CHECKING:
     from qcase.containers.engine import Engine
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """Shared state of the cases of one run, in parts: `base_guest`, `kernels`, `toolchains`, `accelerators`, and here the engine
-    and the packages. Each finds what it gives on first use, see `Once`.
+    """Shared state of the cases of one run, in parts: `base_guest`, `kernels`, `toolchains`, `accelerators`, `templates`, and
+    here the engine and the packages. Each finds what it gives on first use, see `Once`.
 
     The start of the session removes leftovers of dead runs. Its end runs the garbage collector if the store has grown.
     `read_only_inspection`: the session fetches, builds and removes nothing. `offline`: the session fetches nothing. `locked`: the
@@ -120,6 +121,8 @@ class Session:
             self.kernel_file,
         )
         self.accelerators = AcceleratorChoice(config.run.accel, self.emit)
+        self.templates = Templates(config.run.branch)
+        self._stack.callback(self.templates.close)
         self._upkeep = StoreUpkeep(self.workspace, self.store, self.emit)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     {"format": 1, "qcase": "0.1.0", "arch": …, "target": …, "seconds": …, "complete": true, "interrupted": false, "exit_code": 1,
      "cases": [{"case": "normal/smoke", "arch": "x86_64", "pipeline": "plain", "cache": "none", "verdict": "pass", …,
-                "booted": {"kernel": "/…/kernel", "kernel_sha256": …, "accel": "tcg", "firmware": null, "firmware_sha256": null},
+                "booted": {"kernel": "/…/kernel", "kernel_sha256": …, "accel": "tcg", "firmware": null, "firmware_sha256": null,
+                           "template": null, "cold": ""},
                 "times": {"prepare": 0.01, "boot": 3.9, "command": 0.6, "total": 4.6},
                 "limits": [{"name": "timeout", "seconds": 60, "used": 4.5, "ended": false}],
                 "subtests": [{"name": …, "command": …, "status": "pass", "exit_status": 0, "seconds": 0.2, "reason": "",

@@ -79,6 +79,8 @@ class Boot(_Document):
     accel: str
     firmware: str | None = None
     firmware_sha256: str | None = None
+    template: float | None = None
+    cold: str = ""
 
 
 class Known(_Document):

@@ -250,6 +250,8 @@ class TerminalReport:
         if self._verbosity > 0 and (booted := result.booted):
             flash = f", firmware {booted.firmware} ({(booted.firmware_sha256 or '')[:12]})" if booted.firmware else ""
             self._print(f"{_INDENT}kernel {booted.kernel} ({booted.kernel_sha256[:12]}), by {booted.accel}{flash}", "dim")
+        if self._verbosity > 1 and result.booted and (origin := result.booted.origin):
+            self._print(f"{_INDENT}{without_controls(origin)}", "dim")
         if not result.red and any(one.status is not SubtestStatus.PASS for one in result.subtests):
             self._print(f"{_INDENT}{_by_status(result.subtests)}", "dim")
         self._warn(result)

@@ -32,11 +32,12 @@ from qcase.prepare.prepared import BrokenBuild, PreparedCase
 from qcase.prepare.run_folders import case_asset_layout
 from qcase.prepare.session import Session
 from qcase.run import requirements
-from qcase.run.boot_plan import Logs, booted, limits_of, logs_below, machine_spec, rules_of, services_running
+from qcase.run.boot_plan import Logs, booted, logs_below, machine_spec, services_running
+from qcase.run.booting import Booting, Origin
 from qcase.suite.cases import BrokenCase, Case
 from qcase.suite.known_failures import matches
 from qcase.vm import arguments
-from qcase.vm.machine import ConsoleLog, converse, start
+from qcase.vm.machine import ConsoleLog
 
 if TYPE_CHECKING:
     from qcase.console.judge import Judge
@@ -95,7 +96,7 @@ def run_case(case: Case | BrokenCase, session: Session, retries: int = 0) -> Cas
         logs_below(session, case.display_name).clear()
     earlier: list[CaseResult] = []
     while True:
-        result = _attempt(case, session)
+        result = _attempt(case, session, again=bool(earlier))
         if result.verdict is Verdict.EXITED and process.stops_within(SAME_KEY):
             break  # the end of a whole service or job sends its signal to QEMU, too; that is no failure of the case
         if result.verdict not in _RETRIED or len(earlier) >= retries or process.stopped():
@@ -114,7 +115,7 @@ def _taken(began: float, case: Case | BrokenCase, session: Session) -> float:
     return max(0.0, time.monotonic() - began - waited)
 
 
-def _attempt(case: Case | BrokenCase, session: Session) -> CaseResult:
+def _attempt(case: Case | BrokenCase, session: Session, *, again: bool) -> CaseResult:
     began = time.monotonic()
     if isinstance(case, BrokenCase):
         broken = _faulty(case.display_name, session.arch, case.error, 0.0)
@@ -122,7 +123,7 @@ def _attempt(case: Case | BrokenCase, session: Session) -> CaseResult:
     logs = logs_below(session, case.display_name)
     try:
         missing = requirements.missing(case, session)
-        result = _skipped(case, session, missing) if missing else _run(case, session, logs)
+        result = _skipped(case, session, missing) if missing else _run(case, session, logs, again=again)
     except _LacksKvmError as lacks:
         result = _skipped(case, session, str(lacks))
     except QcaseError as error:
@@ -155,7 +156,7 @@ def own_fault(case: str, arch: Arch, error: BaseException) -> CaseResult:
     return CaseResult(case, arch, Verdict.ERROR, Fault.INFRA, reason, details=details)
 
 
-def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
+def _run(case: Case, session: Session, logs: Logs, *, again: bool) -> CaseResult:
     emit = session.emit
     name = case.display_name
     logs.folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +169,7 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
         if prepared.commands is not None:
             case = replace(case, config=replace(case.config, test_commands=prepared.commands))
         try:
-            judge, said = _boot(case, prepared, session, logs)
+            judge, said, origin = _boot(case, prepared, session, logs, again=again)
         except QcaseError as error:
             failed = _faulty(name, session.arch, error, 0.0)
             return replace(
@@ -208,7 +209,7 @@ def _run(case: Case, session: Session, logs: Logs) -> CaseResult:
         details="\n".join(ruling.block) or _last_lines(said),
         limits=judge.limits_used(ended),
         by_tests=ruling.by_tests,
-        booted=booted(case, prepared, session),
+        booted=replace(booted(case, prepared, session), template=origin.template, cold=origin.cold),
     )
     result = of_selected(result, case.test)
     if prepared.broken:
@@ -248,16 +249,18 @@ class _LacksKvmError(Exception):
     """Raised if KVM, which the case requires, turned out not to work."""
 
 
-def _boot(case: Case, prepared: PreparedCase, session: Session, logs: Logs) -> tuple[Judge | StepsJudge, str]:
-    """Boot the image and judge its console. Return the judge, and QEMU's own output at its end."""
+def _boot(
+    case: Case, prepared: PreparedCase, session: Session, logs: Logs, *, again: bool
+) -> tuple[Judge | StepsJudge, str, Origin]:
+    """Boot the image and judge its console. Return the judge, QEMU's own output at its end, and where the boot began."""
     spec = machine_spec(case, prepared, session)
     with services_running(case, session, logs) as forwards:
-        return _boot_with(replace(spec, forwards=forwards), case, prepared, session, logs)
+        return _boot_with(replace(spec, forwards=forwards), case, prepared, session, logs, again=again)
 
 
 def _boot_with(
-    spec: arguments.MachineSpec, case: Case, prepared: PreparedCase, session: Session, logs: Logs
-) -> tuple[Judge | StepsJudge, str]:
+    spec: arguments.MachineSpec, case: Case, prepared: PreparedCase, session: Session, logs: Logs, *, again: bool
+) -> tuple[Judge | StepsJudge, str, Origin]:
     argv = arguments.arguments(spec)
     if why := requirements.lacks_kvm(case.config, argv):
         raise _LacksKvmError(why)
@@ -265,21 +268,18 @@ def _boot_with(
         file.write(arguments.pasteable(argv).encode() + b"\n")
     with logs.fresh("console.log") as file:
         log = ConsoleLog(file)
-        started = time.monotonic()
-        root = session.workspace.root
-        with start(case.arch, argv, keep_open=prepared.keep_open, cwd=root, alone=spec.stranger) as machine:
-            from qcase.console.steps import judge_of  # 25 ms the first time, in which the guest boots
+        again = again or bool(case.repetition)
 
-            judge = judge_of(rules_of(case, session), started=started, limits=limits_of(case, session))
-            said = converse(
-                machine, judge, log, _Watch(case.display_name, judge, session.emit, lambda one: _trusted(one, prepared))
-            )
+        def watch(judge: Judge | StepsJudge) -> _Watch:
+            return _Watch(case.display_name, judge, session.emit, lambda one: _trusted(one, prepared))
+
+        judge, said, origin = Booting(case, prepared, session, spec, tuple(argv), again, watch).boot(log)
         log.close()
     if log.cut:
         judge.warnings += (f"{log.cut} bytes of the console are not in console.log",)
     if judge.more_trouble:
         judge.warnings += (f"the kernel reported trouble {judge.more_trouble} more times at least, see console.log",)
-    return judge, said
+    return judge, said, origin
 
 
 class _Watch:

@@ -28,7 +28,8 @@ class Plan:
     """Options of a run. `jobs`: limit of parallel cases, None for the machine's capacity. `retries`: for every case, None for the
     value of the case's file. `repeat`: runs of each case. `max_failures`: number of failures after which no case is started; 0
     for no limit. `notes`: returns warnings about the run as a whole, from its results. `seconds`: last durations of the cases, by
-    display name, or by label with several architectures. `shard`, `partition`: see `events.RunStarted`.
+    display name, or by label with several architectures. `cold`: every case boots from the start. `shard`, `partition`: see
+    `events.RunStarted`.
     """
 
     jobs: int | None = None
@@ -38,6 +39,7 @@ class Plan:
     seconds: Mapping[str, float] = field(default_factory=dict)
     shard: str = ""
     partition: str = ""
+    cold: bool = False
     notes: Callable[[Sequence[CaseResult]], Sequence[str]] = lambda _: ()
 
 

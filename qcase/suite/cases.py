@@ -74,6 +74,11 @@ class Workspace:
         run = self.config.run.model_copy(update={"timeout_scale": timeout_scale})
         return replace(self, config=self.config.model_copy(update={"run": run}))
 
+    def cold(self) -> Workspace:
+        """Return this workspace with every case booted from the start."""
+        run = self.config.run.model_copy(update={"branch": "never"})
+        return replace(self, config=self.config.model_copy(update={"run": run}))
+
     def of_suite(self, name: str) -> Workspace:
         """Return this workspace with one of its further suites; itself for the empty name.
 

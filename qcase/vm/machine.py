@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from qcase.arch import Arch
 from qcase.config import qemu_options
@@ -29,7 +29,7 @@ from qcase.host import process
 from qcase.model import Verdict
 from qcase.vm import sandbox
 from qcase.vm.ending import word_of
-from qcase.vm.monitor import CONTINUE, GREETING, RESET_REASONS, REVIVE, Monitor, Standstill, asking
+from qcase.vm.monitor import CONTINUE, GREETING, RESET_REASONS, REVIVE, Monitor, Standstill, asking, calling
 
 if TYPE_CHECKING:
     from qcase.console.judge import Judge
@@ -57,11 +57,16 @@ def version(arch: Arch) -> tuple[int, int]:
 # --- the process --------------------------------------------------------------------------------------------------------
 
 
+class CallError(Exception):
+    """A command of the monitor that failed, with QEMU's words."""
+
+
 class Machine:
     """A running QEMU with its console on pipes. `stderr`: QEMU's own messages, apart from the guest's output.
 
     Its monitor (QMP) is on an unnamed socket. qcase only listens to it: the monitor reports that QEMU accepted its arguments,
-    that the guest reset its machine, and why QEMU ended. `log`: file in which QEMU records a triple fault.
+    that the guest reset its machine, and why QEMU ended. `log`: file in which QEMU records a triple fault. `runs`: the guest
+    starts at once, else with `go`.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class Machine:
         monitor: socket.socket,
         log: IO[bytes],
         options: Sequence[Option] = (),
+        *,
+        runs: bool = True,
     ) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -91,7 +98,9 @@ class Machine:
         self._selector.register(self._out, selectors.EVENT_READ)
         self._selector.register(monitor, selectors.EVENT_READ)
         self._unsent = bytearray()
-        runs = not any(option.kind == "S" for option in options)
+        self._early = bytearray()  # console bytes that came during a call
+        self._calls = 0
+        runs = runs and not any(option.kind == "S" for option in options)
         with contextlib.suppress(OSError):  # QEMU has ended already; reading shows that
             monitor.send(GREETING + CONTINUE * runs)
 
@@ -118,6 +127,28 @@ class Machine:
         with contextlib.suppress(OSError):  # QEMU has ended; reading shows that
             self._monitor.send(message)
 
+    def go(self) -> None:
+        """Start a guest that waits."""
+        self.send_to_monitor(CONTINUE)
+
+    def call(self, command: str, *, deadline: process.Deadline, fds: Sequence[int] = (), **arguments: object) -> Any:
+        """Give the monitor a command with descriptors, and return what it returns. Raises `CallError` if it fails or is late."""
+        self._calls += 1
+        name, message = calling(command, arguments, self._calls)
+        with contextlib.suppress(OSError):  # QEMU has ended; reading shows that
+            socket.send_fds(self._monitor, [message], list(fds))
+        while name not in self.heard.replies:
+            if deadline.passed:
+                raise CallError(f"{command} took too long")
+            data = self._read(deadline.remaining())
+            if data is None:
+                raise CallError(self.said().partition("\n")[0] or "QEMU ended")
+            self._early += data
+        reply = self.heard.replies.pop(name)
+        if "error" in reply:
+            raise CallError(str(reply["error"].get("desc", command)))
+        return reply.get("return")
+
     def listen_to(self, selector: selectors.BaseSelector) -> None:
         """Register the console for reading on a selector."""
         selector.register(self._out, selectors.EVENT_READ)
@@ -129,6 +160,13 @@ class Machine:
 
     def exchange(self, timeout: float | None) -> bytes | None:
         """Send the queued keys and read the console, for at most `timeout` seconds. Return None if the console is closed."""
+        if self._early:
+            early = bytes(self._early)
+            self._early.clear()
+            return early
+        return self._read(timeout)
+
+    def _read(self, timeout: float | None) -> bytes | None:
         if bool(self._unsent) is not self._sending:
             self._sending = not self._sending
             if self._sending:
@@ -232,12 +270,20 @@ def _is_muxed(options: Sequence[Option]) -> bool:
 
 @contextmanager
 def start(
-    arch: Arch, argv: Sequence[str], *, keep_open: Sequence[int] = (), cwd: Path | None = None, alone: Path | None = None
+    arch: Arch,
+    argv: Sequence[str],
+    *,
+    keep_open: Sequence[int] = (),
+    cwd: Path | None = None,
+    alone: Path | None = None,
+    more: Sequence[str] = (),
+    runs: bool = True,
 ) -> Iterator[Machine]:
     """Start QEMU. At the end of the `with`, its process is gone and its files are removed.
 
-    `keep_open`: file descriptors of locks that live as long as QEMU does. `cwd`: folder of relative files in its arguments.
-    `alone`: the workspace of a stranger: confine QEMU to its own files, see `qcase.vm.sandbox`.
+    `keep_open`: descriptors that QEMU inherits, such as those of locks that live as long as it does. `cwd`: folder of relative
+    files in its arguments. `alone`: the workspace of a stranger: confine QEMU to its own files, see `qcase.vm.sandbox`. `more`:
+    further arguments, of qcase. `runs`: see `Machine`.
     """
     try:
         options = qemu_options.split(argv[1:])
@@ -258,7 +304,7 @@ def start(
             extra += ["-chardev", f"socket,id={_MONITOR},fd={theirs.fileno()}", "-qmp", f"chardev:{_MONITOR}"]
             if arch.spec.tells_resets and not kinds & {"d", "D"}:
                 extra += ["-d", "cpu_reset", "-D", f"/dev/fd/{log.fileno()}"]
-            command = [*argv, *extra]
+            command = [*argv, *extra, *more]
             if alone is not None and folder is not None:
                 seccomp = ["-sandbox", sandbox.SECCOMP] if sandbox.has_seccomp(arch) else []
                 command = sandbox.confined([*command, *seccomp], folder, alone)
@@ -275,7 +321,7 @@ def start(
                     hint=arch.install_hint,
                 )
             )
-        machine = Machine(child, errors, ours, log, options)
+        machine = Machine(child, errors, ours, log, options, runs=runs)
         stack.callback(machine.close)
         yield machine
 

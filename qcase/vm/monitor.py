@@ -28,6 +28,7 @@ REVIVE = b'{"execute": "set-action", "arguments": {"reboot": "reset"}}\n{"execut
 _SHUT_DOWN_AT_RESET = b'{"execute": "set-action", "arguments": {"reboot": "shutdown"}}\n'
 RESET_REASONS = ("guest-reset", "host-qmp-system-reset")
 _CASE = "case"  # the id of the commands of a case
+_CALL = "call-"  # the ids of commands whose answers a caller waits for begin so
 
 Whose = Literal["host", "guest", "panic"]
 
@@ -51,6 +52,12 @@ _ENDS: Mapping[str, str] = {
 def asking(command: str) -> bytes:
     """Return the message for a command of the case, which is JSON."""
     return json.dumps({**json.loads(command), "id": _CASE}).encode() + b"\n"
+
+
+def calling(command: str, arguments: Mapping[str, Any], number: int) -> tuple[str, bytes]:
+    """Return the id and the message of a command whose answer `Monitor.replies` takes under that id."""
+    name = f"{_CALL}{number}"
+    return name, json.dumps({"execute": command, "arguments": dict(arguments), "id": name}).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class Monitor:
     downs: list[str] = field(default_factory=list)  # QEMU's reasons for that
     standstill: Standstill | None = None
     answers: list[str] = field(default_factory=list)  # to commands of the case: an error's text, or empty
+    replies: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # to commands of `calling`, by id
+    disk_error: Mapping[str, Any] | None = None  # data of the first disk error
     _rest: bytes = b""
     _replies: list[bytes] = field(default_factory=list)
 
@@ -118,7 +127,9 @@ class Monitor:
 
     def _take(self, said: Mapping[str, Any]) -> None:
         data = said.get("data") or {}
-        if said.get("id") == _CASE:
+        if str(said.get("id", "")).startswith(_CALL):
+            self.replies[said["id"]] = said
+        elif said.get("id") == _CASE:
             self.answers.append(str(said["error"].get("desc", "it gave no reason")) if "error" in said else "")
         elif "return" in said:
             self.started = True
@@ -156,6 +167,7 @@ class Monitor:
 
     def _io_error(self, action: str, data: Mapping[str, Any]) -> None:
         """Process a disk error. If the error is injected (blkdebug) and reported to the guest, the guest goes on."""
+        self.disk_error = self.disk_error or dict(data)
         if data.get("nospace"):
             self._stand("host", "no room on the host for what the guest writes", full=True)
         elif action == "stop" or not self.injects:

@@ -107,7 +107,7 @@ def check(options: Sequence[Option], files: Sequence[Path], workspace: Path) -> 
     `files`: files that qcase itself puts on disks. A disk may hold one of them, or a file of the workspace.
     """
     for option in options:
-        if why := _fault(option):
+        if why := leaves_machine(option):
             raise ArgumentError(f'{why} under trust = "sandboxed"', option.shown, _HINT)
     for drive in root_disk.drives(options):
         if why := _drive_fault(drive, files, workspace):
@@ -119,8 +119,10 @@ def inside(path: Path, workspace: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(workspace))
 
 
-def _fault(option: Option) -> str:
-    """Return the fault of an option; empty if it has none. `_drive_fault` checks the content of disks."""
+def leaves_machine(option: Option) -> str:
+    """Return the fault of an option that is not known to stay in the machine; empty if it has none. `_drive_fault` checks the
+    content of disks.
+    """
     kind = _SAME.get(option.kind, option.kind)
     value = option.value or ""
     if kind in _SWITCHES or kind in ("", "hda", "hdb", "hdc", "hdd", "cdrom", "sd", "pflash", "fda", "fdb", "mtdblock"):
