@@ -24,7 +24,7 @@ from qcase.errors import BuildError
 from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import build_systems, cmake_installs, elf_libraries, extra_files, make_habits, prebuild
+from qcase.pipelines import build_hints, build_systems, cmake_installs, elf_libraries, extra_files, make_habits, prebuild
 from qcase.pipelines.build_systems import System, Tools
 from qcase.pipelines.pipeline import (
     BUILD,
@@ -98,7 +98,7 @@ def _build_by(system: System, source: Tree, folder: str, overlay: Tree, context:
         said = _said_in(stage, result.output)
         if stage in (extra_files.BESIDES, extra_files.WRAPPED) and result.exit_status == 1:
             what = f"{stage}: {said.strip().rpartition(chr(10))[2]}"
-        raise BuildError(what, where=context.case, hint=hint or build_systems.hint(system, result.output), log=said)
+        raise BuildError(what, where=context.case, hint=hint or build_hints.hint(system, result.output), log=said)
     if not overlay.names():
         hint = f"{_INSTALL[system]}; or name in [qcase] install what it builds"
         raise BuildError("the build installed nothing", where=context.case, hint=hint)

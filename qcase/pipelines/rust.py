@@ -124,13 +124,20 @@ def target(arch: Arch) -> str:
     return arch.spec.musl_target
 
 
-def flags(arch: Arch, *, own: bool) -> tuple[str, ...]:
-    """Return the rustc flags of every build. `own`: in qcase's image, with its C compiler and its musl."""
-    found = ["-Ctarget-feature=+crt-static", *arch.spec.rust_flags]
-    found += [f"-Clink-self-contained={'no' if own else 'yes'}"]
+def flags(arch: Arch) -> tuple[str, ...]:
+    """Return the rustc flags of every build, before those of the case."""
     # The last one that fits counts.
     names = {BUILD: "build", rust_crates.PLACE: "crates", SRC: "src", WHOLE: "src"}
-    return (*found, *(f"--remap-path-prefix={place}={name}" for place, name in names.items()))
+    remapped = (f"--remap-path-prefix={place}={name}" for place, name in names.items())
+    return ("-Ctarget-feature=+crt-static", *arch.spec.rust_flags, *remapped)
+
+
+def last_flags(*, own: bool) -> tuple[str, ...]:
+    """Return the rustc flags after those of the case. The image decides whose musl is linked: a case may ask for Rust's own.
+
+    `own`: in qcase's image, with its C compiler and its musl.
+    """
+    return (f"-Clink-self-contained={'no' if own else 'yes'}",)
 
 
 def cargo_config(arch: Arch, *, own: bool) -> str:
@@ -165,7 +172,7 @@ def recipe(arch: Arch) -> str:
     """Return the digest of the programs that are run, so that an edit of this module's texts changes every key automatically."""
     texts = [_PROGRAM, str(environment(arch))]
     for own in (True, False):
-        texts += [cargo_config(arch, own=own), *flags(arch, own=own)]
+        texts += [cargo_config(arch, own=own), *flags(arch), *last_flags(own=own)]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
@@ -271,7 +278,8 @@ def _settings_folder(source: Tree, context: BuildContext) -> Path:
     folder.mkdir()
     for name, own in (("own", True), ("others", False)):
         (folder / f"{name}.toml").write_text(cargo_config(arch, own=own), encoding="ascii")
-        (folder / f"{name}.flags").write_text(rust_flags.SEPARATOR.join((*flags(arch, own=own), *asked)), encoding="utf-8")
+        every = (*flags(arch), *asked, *last_flags(own=own))
+        (folder / f"{name}.flags").write_text(rust_flags.SEPARATOR.join(every), encoding="utf-8")
     return folder
 
 

@@ -23,6 +23,13 @@ def test_a_workspace_that_names_default_members(case: Case) -> None:
         case.build(files)
 
 
+def test_a_case_that_asks_for_rusts_own_musl_gets_that_of_the_image(case: Case) -> None:
+    flags = '["-C", "target-feature=+crt-static", "-C", "link-self-contained=yes", "--cfg", "asked"]'
+    config = f"[target.x86_64-unknown-linux-musl]\nrustflags = {flags}\n"
+    body = '#[cfg(not(asked))]\ncompile_error!("no flag");\nfn main() {}\n'
+    case.build({"rust/Cargo.toml": PACKAGE.format("own"), "rust/src/main.rs": body, "rust/.cargo/config.toml": config})
+
+
 @pytest.mark.parametrize(
     ("manifest", "body"),
     [('rust-version = "1.999"\n', ""), ("", "#![feature(never_type)]\n")],

@@ -9,7 +9,7 @@ import pytest
 from qcase.arch import Arch
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import build_systems
+from qcase.pipelines import build_hints, build_systems
 from qcase.pipelines.build_systems import System, Tools
 from qcase.suite import discover
 from qcase.suite.cases import BrokenCase, Case, Workspace
@@ -99,6 +99,11 @@ SAYS = [
         "bison p.y\nmake: bison: No such file or directory\nmake: *** [Makefile:3: p] Error 127",
         "has no bison",
     ),
+    (System.MESON, 'meson.build:80:11: ERROR: Dependency "libffi" not found, tried pkgconfig', "has libffi, in Alpine"),
+    (System.CMAKE, "CMake Error at F.cmake:233 (message):\n  Could NOT find ZLIB (missing: ZLIB_LIBRARY)", "has ZLIB, in Alpine"),
+    (System.CMAKE, "The following required packages were not found:\n\n   - expat>=2\n", "has expat, in Alpine"),
+    (System.CMAKE, "-- Could NOT find Doxygen (missing: DOXYGEN_EXECUTABLE)\nmain.c:1:1: error: expected", ""),
+    (System.CONFIGURE, "configure: error: Package requirements (expat) were not met:\n\nNo package 'expat' found", "has expat"),
     (System.CONFIGURE, "./configure: 12: m4: not found\n", "has no m4: keep what it makes"),
     (System.MAKE, "utf8.h:30:1: error: unknown type name ‘__BEGIN_DECLS’", "musl has no __BEGIN_DECLS"),
     (System.MAKE, "a.c:1:10: fatal error: execinfo.h: No such file or directory", "musl has no execinfo.h"),
@@ -110,7 +115,7 @@ SAYS = [
 
 @pytest.mark.parametrize(("system", "said", "wanted"), SAYS)
 def test_what_to_do_about_a_build_that_failed(system: System, said: str, wanted: str) -> None:
-    hint = build_systems.hint(system, said)
+    hint = build_hints.hint(system, said)
     assert wanted.removeprefix("…") in hint
     assert bool(hint) == bool(wanted)
 
