@@ -29,12 +29,15 @@ import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qcase.disk.ext4 import Ext4Image, Kind, Node
-from qcase.disk.inject_plan import Action, InjectionPlan, Operation
 from qcase.disk.sparse_files import all_zero, copy_file_fast
 from qcase.errors import InfraError
 from qcase.host.trees import SPECIAL, Tree
+
+if TYPE_CHECKING:
+    from qcase.disk.ext4 import Ext4Image, Node
+    from qcase.disk.inject_plan import InjectionPlan, Operation
 
 BUILD_DIR = "/qcase/build"
 OVERLAY_DIR = "/qcase/overlay"
@@ -61,6 +64,9 @@ def script(plan: InjectionPlan) -> str:
 
     Bytes that are not UTF-8 are surrogates: write it with `os.fsencode`.
     """
+    from qcase.disk.ext4 import Kind
+    from qcase.disk.inject_plan import Action
+
     lines: list[str] = []
     folder = ""
     for operation in plan.operations:
@@ -144,6 +150,8 @@ def verify(build: Tree, plan: InjectionPlan, overlay: Tree) -> None:
     Reads the output of every step, then each file in the image: type, mode, owner, times, size, content. Raises `InfraError` that
     names the first difference.
     """
+    from qcase.disk.ext4 import Ext4Image
+
     _verify_steps(build, plan)
     _verify_output(build, script(plan))
     with (build / IMAGE).opened():
@@ -218,6 +226,9 @@ def _verify_output(build: Tree, commands: str) -> None:
 
 def _difference(image: Ext4Image, operation: Operation, overlay: Tree, epoch: int) -> str:
     """Describe how a node differs from its planned operation; empty if it does not."""
+    from qcase.disk.ext4 import Kind
+    from qcase.disk.inject_plan import Action
+
     node = image.lookup(operation.path, follow=False)
     kind = {Action.MKDIR: Kind.DIR, Action.SYMLINK: Kind.SYMLINK}.get(operation.action, Kind.FILE)
     if node is None:

@@ -12,9 +12,7 @@ from pathlib import Path
 from qcase.arch import Arch
 from qcase.errors import InfraError
 from qcase.events import Emit, Progress
-from qcase.guests import kernel_files
 from qcase.host import process
-from qcase.host.download import MomentaryError, expect, retry_download
 from qcase.host.proxies import PROXIES
 
 ALPINE = "alpine"
@@ -86,6 +84,9 @@ def not_there(name: str, staged: Path) -> InfraError:
 
 def _fetch(release: _Release, arch: Arch, name: str, staged: Path, offline: bool, emit: Emit) -> None:
     """Fill the folder `staged` with rootfs.img and kernel."""
+    from qcase.guests import kernel_files
+    from qcase.host.download import expect
+
     if offline:
         raise not_there(name, staged)
     pip()
@@ -127,6 +128,8 @@ _BROKEN_OFF = (
 
 def _download(release: _Release, staged: Path, emit: Emit) -> Path:
     """Download the wheel into `staged`. pip itself retries connections several times."""
+    from qcase.host.download import retry_download
+
     return retry_download(lambda: _download_once(release, staged), emit)
 
 
@@ -148,6 +151,8 @@ def _download_once(release: _Release, staged: Path) -> Path:
 
 def refusal(output: str, release: _Release) -> InfraError:
     """Return the error for a failure of pip, with the most telling line of its output."""
+    from qcase.host.download import MomentaryError
+
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     # Where an index cannot be reached pip says so in warnings, and ends with "no matching distribution".

@@ -32,13 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcase.arch import Arch
-from qcase.containers.step import Mount, Step, verdict_of
-from qcase.disk import inject, inject_plan
-from qcase.disk.ext4 import Ext4Image
 from qcase.errors import InfraError
 from qcase.events import Emit, Progress
-from qcase.guests import debian_archive
-from qcase.guests.kernel_files import bzimage_payload
 from qcase.guests.kernel_modules import KEPT, keep_modules
 from qcase.host.crash_cleanup import remove_tree
 from qcase.host.proxies import proxies_of
@@ -46,6 +41,7 @@ from qcase.host.trees import Tree
 
 if TYPE_CHECKING:
     from qcase.containers.engine import Engine
+    from qcase.containers.step import Step
 
 
 SUITE = "trixie"
@@ -225,6 +221,9 @@ echo "from $mirror"
 
 def fetch(release: Release, folder: Path, engine: Engine, base: str, mirror: str, environ: Mapping[str, str], emit: Emit) -> None:
     """Download the packages into a folder by apt's downloader, which checks them: from the mirror, else from a snapshot."""
+    from qcase.containers.step import Mount, Step, verdict_of
+    from qcase.guests import debian_archive
+
     proxies = proxies_of(environ)
 
     def one(package: Package, origin: str) -> InfraError | None:
@@ -256,6 +255,8 @@ def fetch(release: Release, folder: Path, engine: Engine, base: str, mirror: str
 
 def refusal(package: Package, release: Release, said: str, verdict: tuple[str, str]) -> InfraError:
     """Return the error for a failed download."""
+    from qcase.guests import debian_archive
+
     origin = found[1] if (found := re.search(r"^from (\S+)$", said, re.MULTILINE)) else "the mirror"
     snapshot = (
         f"the archive of {release.since} had it: {debian_archive.SNAPSHOT_VARIABLE} names where its snapshots can be reached, "
@@ -366,6 +367,10 @@ def applets(busybox: bytes) -> list[str]:
 
 def write_image(tree: Path, staged: Path, engine: Engine, toolchain: str, emit: Emit) -> None:
     """Make an empty ext4, then write the tree with the injector, which sets owners and times and verifies its writes."""
+    from qcase.containers.step import Mount, Step
+    from qcase.disk import inject, inject_plan
+    from qcase.disk.ext4 import Ext4Image
+
     empty, build, root = Tree(staged / "empty"), Tree(staged / "build"), Tree(tree, what="the guest's root")
     for folder in (empty, build):
         folder.mkdir()
@@ -417,6 +422,9 @@ def unpack_kernel(source: Path, target: Path, staged: Path, engine: Engine, base
     arm64 and riscv64 have an Image; x86_64 has a bzImage with an ELF in it. Debian packs that ELF with zstd, for which Python
     before 3.14 has nothing and apt has. A kernel that is packed in another way is left as it is: it unpacks itself.
     """
+    from qcase.containers.step import Mount, Step
+    from qcase.guests.kernel_files import bzimage_payload
+
     data = source.read_bytes()
     offset, size = bzimage_payload(data) or (0, 0)
     payload = data[offset : offset + size]
@@ -444,6 +452,8 @@ def unpack_kernel(source: Path, target: Path, staged: Path, engine: Engine, base
 
 
 def _run(step: Step, engine: Engine, emit: Emit) -> None:
+    from qcase.containers.step import verdict_of
+
     result = engine.run(step, emit)
     if result.exit_status != 0 or result.timed_out:
         what, hint = verdict_of(step, result)

@@ -58,7 +58,6 @@ from qcase.guests.alpine import (
     to_raw,
 )
 from qcase.host import file_state, process
-from qcase.host.download import expect, fetch_url
 from qcase.store.file_set import FileSet, digests_of, read_manifest
 
 if TYPE_CHECKING:
@@ -298,6 +297,8 @@ def _fetched(
     source: Download, cache: Path, offline: bool, notes: Path | None, raw: bool, emit: Emit
 ) -> tuple[Path, file_state.Facts]:
     """Do the work of `fetched`; also return the file's stat facts."""
+    from qcase.host.download import expect, fetch_url
+
     name = f"fetched-{source.sha256[:16]}{'-raw' if raw else ''}"
     what = source.url.rpartition("/")[2] or "file"
     entry = FileSet(cache, name, ("file",), notes, of=source.sha256)

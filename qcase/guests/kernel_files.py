@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcase.arch import OTHER_ELF_MACHINES, Arch
-from qcase.containers.step import Mount, Step, verdict_of
 from qcase.errors import InfraError, KernelError, UsageError
 from qcase.host import file_state
 from qcase.host.trees import LARGEST, Tree
@@ -83,6 +82,8 @@ def to_raw(kernel: Kernel, target: Path, engine: Engine, image: str, where: str)
 
     Raises `KernelError` for a file that is no ELF.
     """
+    from qcase.containers.step import Mount, Step, verdict_of
+
     with kernel.path.open("rb") as file:
         if file.read(4) != b"\x7fELF":
             raise KernelError(

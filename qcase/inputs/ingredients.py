@@ -24,7 +24,6 @@ from qcase.config import image_lock
 from qcase.config.known_file import KNOWN_FILE
 from qcase.config.services_table import Service
 from qcase.config.workspace_file import WORKSPACE_FILE
-from qcase.guests.packages import lock, repositories
 from qcase.model import Pipeline
 from qcase.pipelines import sources as sources_module
 from qcase.pipelines.sources import Source, check_inside, find, reach, steps
@@ -139,6 +138,8 @@ def build_configurations(case: Case | BrokenCase, workspace: Workspace, target: 
 
 def workspace_files(workspace: Workspace, environ: Mapping[str, str]) -> frozenset[Path]:
     """Return the ingredients that all cases of a workspace share, see `sources.steps`."""
+    from qcase.guests.packages import lock, repositories
+
     named = [workspace.root / name for name in (WORKSPACE_FILE, lock.LOCK_FILE, image_lock.FILE)]
     named += [folder / KNOWN_FILE for folder in (workspace.root, workspace.suite_root)]
     if (script := hook(workspace)) is not None:
@@ -151,6 +152,8 @@ def workspace_files(workspace: Workspace, environ: Mapping[str, str]) -> frozens
 
 def closed(workspace: Workspace, arch: Arch) -> frozenset[Path]:
     """Return the resolved paths of a sandboxed workspace that qcase reads after a kernel build. No build may write to them."""
+    from qcase.guests.packages import lock
+
     named = [workspace.root / WORKSPACE_FILE, workspace.root / lock.LOCK_FILE, *guest_files(workspace, arch).values()]
     named += [workspace.root / source for source in workspace.config.guest[arch].disks.values() if isinstance(source, str)]
     config = workspace.config.packages

@@ -16,7 +16,6 @@ from qcase.errors import ConfigError, Problem
 from qcase.inputs import ingredients
 from qcase.suite import root_images
 from qcase.suite.cases import Case, Workspace
-from qcase.vm.sandbox import inside
 
 _WITH_NETWORK = ("rust", "alpine")  # toolchain images that run a step with network; those of plug-ins may
 
@@ -29,6 +28,8 @@ def check(workspace: Workspace) -> None:
 
 def check_case(case: Case, workspace: Workspace) -> None:
     """Raise `ConfigError` for a case of a sandboxed workspace that uses a path outside of the workspace."""
+    from qcase.vm.sandbox import inside
+
     if workspace.config.run.trust != "sandboxed":
         return
     file = workspace.relative(case.config_path)
@@ -45,6 +46,8 @@ def check_case(case: Case, workspace: Workspace) -> None:
 
 
 def _problems(workspace: Workspace) -> Iterator[Problem]:
+    from qcase.vm.sandbox import inside
+
     config = workspace.config
     if config.run.network == "user":
         yield _refused("run.network", '"user" reaches whatever this machine reaches', '"restricted" or "none"')
@@ -67,6 +70,8 @@ def _problems(workspace: Workspace) -> Iterator[Problem]:
 
 
 def _guest(workspace: Workspace, arch: Arch) -> Iterator[Problem]:
+    from qcase.vm.sandbox import inside
+
     guest = workspace.config.guest[arch]
     above = f"guest.{arch}"
     if isinstance(guest.kernel, KernelBuild):

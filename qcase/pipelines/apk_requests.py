@@ -11,11 +11,9 @@ from typing import Any
 
 from qcase.disk.ext4 import Ext4Image
 from qcase.errors import BuildError, InfraError, QcaseError
-from qcase.guests.packages import fetch_step, install_step, lock, supply
+from qcase.guests.packages import install_step
 from qcase.host.trees import PlantedError, Tree
-from qcase.pipelines.pipeline import STAGING, BuildContext
-
-SCRIPT = "prebuild.sh"
+from qcase.pipelines.pipeline import SCRIPT, STAGING, BuildContext
 
 TOOL = "/qcase/apk"
 REQUESTS = "/qcase/packages/requests"
@@ -113,6 +111,8 @@ class ApkRequestServer:
 
     def _named_in_root(self) -> object:
         """Return the package sources that the staging root names; None if they cannot be read."""
+        from qcase.guests.packages import supply
+
         try:
             return supply.sources_in(self._staging)
         except (OSError, PlantedError):
@@ -123,6 +123,8 @@ class ApkRequestServer:
         self.fault = self.fault or error
 
     def _answer(self, words: list[str]) -> Answer:
+        from qcase.guests.packages import fetch_step
+
         context = self._context
         if isinstance(self.fault, BuildError):
             return Answer("refused", (self.fault.what,))
@@ -165,6 +167,8 @@ _HANDED_ON = {"-u", "--upgrade", "-l", "--latest", "-s", "--simulate"}
 
 def answer_to(words: list[str]) -> Answer:
     """Decide the reply to the words that a script gave apk. Raises nothing: an impossible request is refused with the reason."""
+    from qcase.guests.packages import lock
+
     rest = list(words)
     options: list[str] = []
     names: list[str] = []

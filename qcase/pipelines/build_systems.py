@@ -21,7 +21,7 @@ from enum import StrEnum
 
 from qcase.arch import Arch
 from qcase.host.trees import Tree
-from qcase.pipelines import extra_files, make_habits
+from qcase.pipelines import make_habits
 from qcase.pipelines.make_habits import PLAIN, Habits
 from qcase.pipelines.pipeline import BUILD, OVERLAY, STAGING
 from qcase.suite.discover import MAKEFILES
@@ -298,6 +298,8 @@ def program(system: System, tools: Tools, habits: Habits = PLAIN) -> str:
     The `stage` file names the current stage, for errors. `$STAGING_VARIABLE`: the CMake variable with the path of the staging
     root.
     """
+    from qcase.pipelines import extra_files
+
     text = _PROGRAMS[system].replace("@VARIABLES@", _make_variables(tools, habits)).replace("@BINARIES@", _binaries(tools))
     text = text.replace("@TOOLS@", _tools_by_name(tools, habits)).replace("@BELOW@", _BELOW_PREFIX if habits.only_prefix else "")
     return _BEGIN + text + extra_files.PROGRAM.replace("@BUILT@", BUILT.get(system, "")) + _END

@@ -15,16 +15,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qcase.arch import Arch
 from qcase.canonical import JSON
 from qcase.config.workspace_file import WorkspaceConfig
-from qcase.containers.step import Mount, Step, verdict_of
 from qcase.errors import BuildError
 from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import build_hints, build_systems, cmake_installs, elf_libraries, extra_files, make_habits, prebuild
+from qcase.pipelines import build_systems, cmake_installs
 from qcase.pipelines.build_systems import System, Tools
 from qcase.pipelines.pipeline import (
     BUILD,
@@ -43,6 +43,9 @@ from qcase.pipelines.pipeline import (
 )
 from qcase.suite import templates
 from qcase.suite.discover import BUILD_FILES
+
+if TYPE_CHECKING:
+    from qcase.containers.step import Step
 
 IMAGE = "c"
 _OF_MESON = posixpath.relpath(SRC, build_systems.BUILT[System.MESON])  # Meson names sources by paths from its build folder
@@ -80,6 +83,9 @@ def _build(source: Tree, folder: str, overlay: Tree, context: BuildContext) -> N
 
 
 def _build_by(system: System, source: Tree, folder: str, overlay: Tree, context: BuildContext) -> None:
+    from qcase.containers.step import verdict_of
+    from qcase.pipelines import build_hints, elf_libraries, extra_files, make_habits, prebuild
+
     own = source / folder if folder else source
     tools = tools_of(context.arch, context.config)
     out = context.folder("build")
@@ -125,6 +131,9 @@ def _step(
     overlay: Tree,
     context: BuildContext,
 ) -> Step:
+    from qcase.containers.step import Mount, Step
+    from qcase.pipelines import prebuild
+
     mounts = [
         Mount(source, SRC, False),
         Mount(out, BUILD, False),

@@ -23,7 +23,7 @@ from pathlib import Path
 from qcase.host import beneath
 from qcase.model import Pipeline
 from qcase.pipelines import group_commands
-from qcase.pipelines.apk_requests import SCRIPT
+from qcase.pipelines.pipeline import SCRIPT
 from qcase.pipelines.registry import PIPELINES
 
 _LARGE = 1 << 20  # bytes; larger files are not searched

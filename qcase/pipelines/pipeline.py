@@ -38,6 +38,8 @@ BUILD = "/qcase/build"
 OVERLAY = "/qcase/overlay"
 WHOLE = "/qcase/whole"  # the sources once more, where something beside the case belongs to them
 
+SCRIPT = "prebuild.sh"  # runs before a build, if the sources have it
+
 STEP_TIMEOUT = 1800.0  # seconds
 STEP_MEMORY = 4 << 30  # bytes
 STEP_PIDS = 2048

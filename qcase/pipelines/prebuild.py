@@ -21,12 +21,10 @@ the guest's own, with its loader and its libraries in `/qcase/apk`; it runs in t
 from __future__ import annotations
 
 from qcase.config.workspace_file import ScriptEnv
-from qcase.containers.step import Mount, Step, verdict_of
 from qcase.errors import BuildError
-from qcase.guests.packages import install_step
 from qcase.host.trees import Tree
-from qcase.pipelines.apk_requests import REQUESTS, SCRIPT, SHIM, TOOL, ApkRequestServer
-from qcase.pipelines.pipeline import BUILD, OVERLAY, SRC, STAGING, STEP_MEMORY, STEP_PIDS, STEP_TIMEOUT, BuildContext
+from qcase.pipelines.apk_requests import TOOL
+from qcase.pipelines.pipeline import BUILD, OVERLAY, SCRIPT, SRC, STAGING, STEP_MEMORY, STEP_PIDS, STEP_TIMEOUT, BuildContext
 
 PREBUILD_RECIPE = 1
 # Run by `sh -eu` with a script's path in $1. Its first line says what runs it, without one it is `sh`. A shell gets `-eu`, as a
@@ -69,6 +67,8 @@ set -- {SCRIPT}
 
 def recipe() -> str:
     """Return the text of all programs that are run: an edit of it changes the keys of cases with packages."""
+    from qcase.pipelines.apk_requests import SHIM
+
     return f"{PREBUILD_RECIPE}\0{SHIM}\0{_PROGRAM}"
 
 
@@ -86,6 +86,8 @@ def script_variables(names: ScriptEnv, folder: str) -> dict[str, str]:
 
 def staging_root(context: BuildContext, folder: Tree) -> Tree:
     """Return the staging root of a case whose sources are in `folder`: a writable copy if the case has packages or a script."""
+    from qcase.guests.packages import install_step
+
     shared = context.services.staging()
     if not context.packages and not (folder / SCRIPT).is_file():
         return shared
@@ -118,6 +120,10 @@ class RecordedError(Exception):
 
 
 def _run(source: Tree, name: str, image: str, staging: Tree, build: Tree, overlay: Tree, context: BuildContext) -> None:
+    from qcase.containers.step import Mount, Step, verdict_of
+    from qcase.guests.packages import install_step
+    from qcase.pipelines.apk_requests import REQUESTS, ApkRequestServer
+
     context.services.say(SCRIPT)
     requests = context.folder("requests", "the request folder")
     fetched = context.scratch / "fetched"

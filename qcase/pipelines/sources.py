@@ -25,7 +25,6 @@ from qcase.errors import BuildError
 from qcase.host.beneath import open_beneath
 from qcase.host.holes import copy_data
 from qcase.host.planted import printable
-from qcase.pipelines import rust_neighbours
 from qcase.store import listings
 from qcase.suite.ignored import Ignored
 
@@ -56,12 +55,18 @@ def find(
     top = Path(os.path.realpath(case))
     bounds = _Bounds(Path(os.path.realpath(workspace)), others, ignored or Ignored())
     found = list(_walk(top, "", folder, bounds, (top,)))
-    if folder == _RUST and (taken := rust_neighbours.of_case(top, bounds.workspace).taken):
+    if folder == _RUST and (taken := _neighbours(top, bounds.workspace)):
         above = _above(top, taken)
         found = [Source(replace(one.entry, path=f"{top.relative_to(above)}/{one.entry.path}"), one.origin) for one in found]
         found += [row for path in taken for row in _taken(path, str(path.relative_to(above)), bounds)]
     found.sort(key=lambda source: source.entry.path.encode("utf-8", "surrogateescape"))
     return tuple(found)
+
+
+def _neighbours(top: Path, workspace: Path) -> tuple[Path, ...]:
+    from qcase.pipelines import rust_neighbours
+
+    return tuple(rust_neighbours.of_case(top, workspace).taken)
 
 
 def check_inside(found: Iterable[Source], workspace: Path) -> None:
@@ -77,7 +82,7 @@ def place(case: Path, folder: str, workspace: Path) -> str:
     if folder != _RUST:
         return ""
     top = Path(os.path.realpath(case))
-    taken = rust_neighbours.of_case(top, Path(os.path.realpath(workspace))).taken
+    taken = _neighbours(top, Path(os.path.realpath(workspace)))
     return str(top.relative_to(_above(top, taken))) if taken else ""
 
 
@@ -101,6 +106,8 @@ def reach(case: Path, folder: str, workspace: Path, others: Collection[Path] = (
     A folder stands for all of its contents, since `find` would read new files in it too. Only Rust's files are read, for the
     paths that they name. Raises as `find`.
     """
+    from qcase.pipelines import rust_neighbours
+
     seen = set(steps(case))
     bounds = _Bounds(Path(os.path.realpath(workspace)), others, ignored or Ignored(), seen)
     top = Path(os.path.realpath(case))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from qcase.disk.ext4 import Ext4Image, Kind
-from qcase.host.filling import Filling
 from qcase.host.trees import Tree
 
 STAGING_RECIPE = 1
@@ -19,6 +17,9 @@ def unpack(base: Path, folder: Tree) -> None:
     The files belong to the caller. Device nodes, setuid and setgid bits are left out: no machine boots a staging root. Every path
     is made readable for its owner, so that an unprivileged user can read files that only root could read.
     """
+    from qcase.disk.ext4 import Ext4Image, Kind
+    from qcase.host.filling import Filling
+
     left = _DATA
     with Ext4Image.open(base) as image, Filling(folder) as filling:
         for path, node in image.walk("/"):

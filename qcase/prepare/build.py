@@ -9,14 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcase.containers import reuse
-from qcase.crates import pool
 from qcase.errors import QcaseError, StoppedError
 from qcase.guests.guest import alpine_guest
-from qcase.guests.packages.supply import PackageSupplier
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import apk_requests, c, compiler_checks, group_installs, prebuild
+from qcase.pipelines import c
 from qcase.pipelines.pipeline import BuildContext
 from qcase.prepare.base_guest import InputsMovedError
 from qcase.prepare.case_work import CaseWork
@@ -32,8 +29,10 @@ from qcase.suite.cases import Case
 from qcase.toolchains import recipes
 
 if TYPE_CHECKING:
+    from qcase.containers import reuse
     from qcase.containers.engine import Engine
     from qcase.containers.step import Step, StepResult
+    from qcase.guests.packages.supply import PackageSupplier
 
 
 class CaseBuilder:
@@ -62,6 +61,8 @@ class CaseBuilder:
 
         The failure of one subcase does not stop the others, whether its sources, packages or toolchain are at fault.
         """
+        from qcase.containers import reuse
+
         if self._case.pipeline is not Pipeline.GROUPED:
             return [self.overlay(plan) for plan in plans]
         # More threads than builds: while one thread flushes its result to disk, another one's compiler runs.
@@ -110,12 +111,16 @@ class CaseBuilder:
 
     def record(self, plan: OverlayPlan) -> None:
         """Run a build until its package requests are recorded. The build stops there."""
+        from qcase.pipelines import prebuild
+
         overlay = Tree(self._work.emptied("recorded"), what="the overlay")
         with contextlib.suppress(prebuild.RecordedError):
             plan.build(overlay, self._context(plan, self._work.log))
 
     def untrusted(self, overlays: Sequence[Overlay], unbuilt: Sequence[BrokenBuild]) -> tuple[str, ...]:
         """Return the test commands that could have run a program of a subcase that did not build."""
+        from qcase.pipelines import group_installs
+
         case = self._case
         kinds = {subcase.name: subcase.kind for subcase in case.subcases}
         would = [group_installs.programs(kinds[one.name], case.path / one.name) for one in unbuilt]
@@ -135,6 +140,8 @@ class CaseBuilder:
         return self._work.emptied(f"log-{plan.key.short}") / "build.log"
 
     def _context(self, plan: OverlayPlan, log: Path | Tree) -> BuildContext:
+        from qcase.crates import pool
+
         run = self._run
         return BuildContext(
             case=plan.asks_as,
@@ -195,6 +202,8 @@ class _Services:
         return self._work.fetch(Kind.DOWNLOAD, key, fetch, name).content
 
     def apk(self) -> Tree:
+        from qcase.pipelines import apk_requests, prebuild
+
         run = self._run
         guest = alpine_guest(recipes.GUEST_ARCH, run.store.root, offline=run.offline, emit=run.emit)
         made_of = {"kind": "apk", "recipe": prebuild.recipe(), "guest": guest.digests["rootfs.img"]}
@@ -205,6 +214,8 @@ class _Services:
         return self._work.fetch(Kind.OVERLAY, keys.key(made_of), build, "apk").content
 
     def checks(self) -> Tree | None:
+        from qcase.pipelines import compiler_checks
+
         tools = c.tools_of(self._run.arch, self._run.workspace.config)
         key = compiler_checks.key(tools, self.identity(c.IMAGE))
 

@@ -12,10 +12,9 @@ from qcase import events
 from qcase.arch import Arch
 from qcase.config import ktest_table, qemu_options
 from qcase.config.workspace_file import KernelBuild, is_guest
-from qcase.disk import fat
 from qcase.errors import ConfigError, InfraError, KernelError, Problem, UsageError
 from qcase.events import Emit
-from qcase.guests import kernel_build, kernel_copies, kernel_files
+from qcase.guests import kernel_files
 from qcase.guests.kernel_files import Kernel
 from qcase.inputs import ingredients, trust
 from qcase.model import KernelBuildResult, Phase
@@ -24,13 +23,14 @@ from qcase.prepare.once import Once, shared_property
 from qcase.prepare.prepared import Uefi
 from qcase.prepare.toolchain_choice import ToolchainChoice
 from qcase.suite.cases import Case, Workspace
-from qcase.vm import firmware, machine
+from qcase.vm import firmware
 from qcase.vm.accelerator import Proof, obstacle, prove
 from qcase.vm.arguments import MachineSpec
 from qcase.vm.firmware import Firmware
 
 if TYPE_CHECKING:
     from qcase.containers.engine import Engine
+    from qcase.guests import kernel_build
 
 _DETAILS = 40  # lines of a build's output in its result
 INJECTOR = "c"  # the toolchain image with e2fsprogs, which injects overlays into the base image
@@ -85,6 +85,8 @@ class CaseKernels:
         made = kernel_files.folder(self.workspace.root) / kernel.sha256 / f"esp-{self.arch}.img"
 
         def make(staged: Path) -> None:
+            from qcase.disk import fat
+
             staged.write_bytes(fat.image({program: kernel_files.content(kernel)}))
 
         self._kept(made, make)
@@ -119,6 +121,8 @@ class CaseKernels:
 
     def build_group(self, case: Case) -> kernel_build.Group:
         """Return the key of a kernel build: the case's build group and the nearest build-<target>.toml above the case."""
+        from qcase.guests import kernel_build
+
         configs = ingredients.build_configurations(case, self.workspace, self.target)
         config = next((path for path in configs if path.is_file()), None)
         group = kernel_build.Group(case.build_group, config, self.arch, self.target, case.config.kernel_env)
@@ -225,6 +229,8 @@ class CaseKernels:
 
         Each call checks the file again, because a run may take hours.
         """
+        from qcase.guests import kernel_copies
+
         self.once.get(f"kept {made}", lambda: kernel_copies.keep(made, make, self._warn))
         return kernel_copies.keep(made, make, self._warn)
 
@@ -237,6 +243,8 @@ class CaseKernels:
 
     @shared_property
     def _found_firmware(self) -> Firmware:
+        from qcase.vm import machine
+
         firmware.check_qemu(self.arch, machine.version(self.arch))
         files = ingredients.guest_files(self.workspace, self.arch)
         if "firmware" not in files:
@@ -251,6 +259,8 @@ class CaseKernels:
         )
 
     def _new_builder(self, recipe: KernelBuild) -> kernel_build.Builder:
+        from qcase.guests import kernel_build
+
         tools = kernel_build.Tools(
             self.workspace.root,
             self.environ,

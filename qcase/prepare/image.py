@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qcase.disk import inject, inject_plan
-from qcase.disk.ext4 import Ext4Image
 from qcase.errors import BuildError, InfraError
 from qcase.host.trees import Tree
 from qcase.pipelines.pipeline import BUILD, OVERLAY
@@ -33,6 +31,8 @@ class Overlay:
 
 def image_key(overlays: list[str], base_digest: str) -> keys.Key:
     """Return the key of the image with overlays of these digests."""
+    from qcase.disk import inject
+
     return keys.image_key(base_digest=base_digest, overlays=overlays, injector=inject.INJECTOR_VERSION)
 
 
@@ -107,6 +107,8 @@ class ImageBuilder:
         Raises `InfraError` if the injection fails.
         """
         from qcase.containers.step import Mount, Step, verdict_of
+        from qcase.disk import inject, inject_plan
+        from qcase.disk.ext4 import Ext4Image
 
         case = self.work.case.display_name
         rootfs = self.guest.current.rootfs

@@ -11,14 +11,12 @@ from pathlib import Path
 from qcase import canonical
 from qcase.config.case_file import CaseConfig
 from qcase.errors import BuildError, InfraError, QcaseError, StoppedError, UsageError
-from qcase.guests import alpine
-from qcase.guests.packages import fetch_step
 from qcase.host.trees import Tree
 from qcase.inputs import ingredients
 from qcase.inputs.ingredients import Place
 from qcase.model import Pipeline
-from qcase.pipelines import apk_requests, c, group_commands, group_installs, group_script, package_overlay, prebuild, sources
-from qcase.pipelines.pipeline import BuildContext, PipelineSpec
+from qcase.pipelines import c, sources
+from qcase.pipelines.pipeline import SCRIPT, BuildContext, PipelineSpec
 from qcase.pipelines.registry import PIPELINES
 from qcase.prepare.base_guest import InputsMovedError
 from qcase.prepare.prepared import BrokenBuild
@@ -105,6 +103,8 @@ def _named_subcases(case: Case) -> Iterator[str]:
     """Yield the names of subcases that may install a program of a test command, and of all that build without a container and
     without packages.
     """
+    from qcase.pipelines import group_commands
+
     named = group_commands.names(case.config.test_commands)
     for subcase in case.subcases:
         spec = PIPELINES.get(subcase.kind)
@@ -114,6 +114,8 @@ def _named_subcases(case: Case) -> Iterator[str]:
 
 
 def _may_matter(subcase: Subcase, case: Case) -> bool:
+    from qcase.pipelines import group_installs
+
     return bool(case.config.cmake) or not group_installs.cannot_matter(
         case.config.test_commands, subcase.name, subcase.kind, case.path
     )
@@ -144,6 +146,8 @@ class OverlayPlan:
 
 def _script_plan(case: Case, run: RunServices) -> OverlayPlan:
     """Return the build job of the overlay with a group's script."""
+    from qcase.pipelines import group_script
+
     runner = run.workspace.config.grouped
     key = keys.overlay_key(
         pipeline=Pipeline.GROUPED,
@@ -165,6 +169,9 @@ def _script_plan(case: Case, run: RunServices) -> OverlayPlan:
 
 def _packages_plan(case: Case, asked: tuple[str, ...], run: RunServices) -> OverlayPlan:
     """Return the build job of the overlay with the files of a case's packages."""
+    from qcase.guests.packages import fetch_step
+    from qcase.pipelines import package_overlay
+
     root = StagingInputs.of(run.workspace, run.base_guest, run.toolchains)
     come = run.supply.part(case.stored_as)
     key = keys.overlay_key(
@@ -204,9 +211,13 @@ def _packages_part(
     """Return the key part for the packages of a build: the configured ones, and the source of those that a script may request.
     Empty for a build without packages.
     """
-    scripted = spec.prebuild is not None and (source / spec.prebuild / apk_requests.SCRIPT).is_file()
+    scripted = spec.prebuild is not None and (source / spec.prebuild / SCRIPT).is_file()
     if not spec.reads_staging or not (asked or scripted):
         return {}
+    from qcase.guests import alpine
+    from qcase.guests.packages import fetch_step
+    from qcase.pipelines import prebuild
+
     part: dict[str, canonical.JSON] = {
         "asked": list(asked),
         "recipe": hashlib.sha256(prebuild.recipe().encode()).hexdigest(),

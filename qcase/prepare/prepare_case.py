@@ -24,7 +24,6 @@ from qcase.errors import BuildError, ConfigError, InfraError, Problem, QcaseErro
 from qcase.guests.guest import Guest
 from qcase.host.trees import Tree
 from qcase.model import Cache
-from qcase.pipelines import group_commands
 from qcase.prepare.base_guest import InputsMovedError
 from qcase.prepare.build import CaseBuilder
 from qcase.prepare.image import Overlay
@@ -160,6 +159,8 @@ def _prepare_part(builder: CaseBuilder, case: Case, session: Session) -> Prepare
     The commands are known after the build of all subcases. Another subcase that does not build is a warning, as long as each
     chosen command is one program with its arguments: only a shell construct could run other programs, too.
     """
+    from qcase.pipelines import group_commands
+
     if (reduced := alone(case, session.workspace)) is not None:
         return _prepare_alone(builder, reduced, session)
     programs: dict[str, list[str]] = {}
@@ -187,6 +188,8 @@ def _prepare_part(builder: CaseBuilder, case: Case, session: Session) -> Prepare
 
 def _prepare_alone(builder: CaseBuilder, case: Case, session: Session) -> PreparedCase:
     """Prepare the image of one subcase of a group's CMake project, see `overlays.alone`. No other subcase is built."""
+    from qcase.pipelines import group_commands
+
     (plan,) = subcase_plans(case, session)
     programs = _programs(builder.overlay(plan).entry.content)
     commands = case.config.test_commands

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from qcase.arch import Arch
 from qcase.events import Emit
-from qcase.guests.packages.supply import PackageSupplier
 from qcase.prepare.base_guest import BaseGuest
 from qcase.prepare.toolchain_choice import ToolchainChoice
 from qcase.store.store import Store
@@ -17,6 +16,7 @@ from qcase.suite.ignored import Ignored
 
 if TYPE_CHECKING:
     from qcase.containers.engine import Engine
+    from qcase.guests.packages.supply import PackageSupplier
 
 BUILDS_AT_ONCE = max(1, min(4, os.cpu_count() or 1))  # limit for all cases of a run together; a compiler may take gigabytes
 

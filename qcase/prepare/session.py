@@ -17,9 +17,6 @@ from qcase.errors import QcaseError
 from qcase.events import Emit
 from qcase.guests.guest import Guest, Tools
 from qcase.guests.kernel_files import Kernel
-from qcase.guests.packages import downloads, repositories
-from qcase.guests.packages.lock import Package, read_lock
-from qcase.guests.packages.supply import PackageSupplier
 from qcase.host import process
 from qcase.inputs import trust
 from qcase.prepare.base_guest import BaseGuest
@@ -33,13 +30,14 @@ from qcase.suite import root_images
 from qcase.suite.cases import Case, Workspace
 from qcase.suite.ignored import Ignored
 from qcase.suite.known_failures import KnownFailures
-from qcase.toolchains import base
 from qcase.vm.accelerator import AcceleratorChoice
 from qcase.vm.arguments import Accel, MachineSpec
 from qcase.vm.templates import Templates
 
 if TYPE_CHECKING:
     from qcase.containers.engine import Engine
+    from qcase.guests.packages.lock import Package
+    from qcase.guests.packages.supply import PackageSupplier
 
 
 @dataclass
@@ -82,6 +80,11 @@ class Session:
         def engine() -> Engine:
             return self.engine
 
+        def base_image() -> str:
+            from qcase.toolchains import base
+
+            return base.base(self.engine, self.store.root, self.emit, self.pins.lock)
+
         self._stack = ExitStack()
         self._has_containers: Callable[[], None] = events.ignore
         self.once = Once()
@@ -93,7 +96,7 @@ class Session:
         )
         tools = Tools(
             engine=engine,
-            base=lambda: base.base(self.engine, self.store.root, self.emit, self.pins.lock),
+            base=base_image,
             toolchain=lambda: self.toolchains.image(INJECTOR).id,
             environ=self.environ,
         )
@@ -197,6 +200,10 @@ class Session:
     @shared_property
     def supply(self) -> PackageSupplier:
         """The package supply of the session: resolves, downloads and records packages."""
+        from qcase.guests.packages import downloads, repositories
+        from qcase.guests.packages.lock import read_lock
+        from qcase.guests.packages.supply import PackageSupplier
+
         config, root = self.workspace.config, self.workspace.root
         return PackageSupplier(
             arch=self.arch,

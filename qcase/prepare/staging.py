@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 
 from qcase import canonical
 from qcase.errors import UsageError
-from qcase.guests.packages import fetch_step
 from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.inputs import ingredients
-from qcase.pipelines import prebuild, staging_root
 from qcase.pipelines.pipeline import BUILD, STAGING
 from qcase.prepare.base_guest import BaseGuest, InputsMovedError
 from qcase.prepare.case_work import CaseWork
@@ -48,10 +46,15 @@ class StagingInputs:
     @classmethod
     def of(cls, workspace: Workspace, guest: BaseGuest, toolchains: ToolchainChoice) -> StagingInputs:
         """Read the inputs as they are now: a user may edit the hook script during a run."""
+        from qcase.pipelines import staging_root
+
         digest = guest.digest
         hooks = workspace.config.hooks
         if hooks.prepare_staging_root is None:
             return cls(digest, {"recipe": staging_root.STAGING_RECIPE})
+        from qcase.guests.packages import fetch_step
+        from qcase.pipelines import prebuild
+
         part: dict[str, canonical.JSON] = {
             "recipe": staging_root.STAGING_RECIPE,
             "hook": hashlib.sha256(beneath.read(hook_script(workspace))).hexdigest(),
@@ -79,6 +82,8 @@ class StagingRoots:
         The store keeps one per base image. The root is built from the inputs in a key, not from the current files: a user may
         edit those, and revert the edit before the build ends.
         """
+        from qcase.pipelines import staging_root
+
         rootfs = self.guest.current.rootfs
         key = keys.key({"kind": "staging", "recipe": staging_root.STAGING_RECIPE, "base": inputs.base})
 
@@ -93,6 +98,8 @@ class StagingRoots:
     def _hooked(self, unpacked: Tree, inputs: StagingInputs) -> Tree:
         """Return the staging root after the workspace's hook script ran on it."""
         from qcase.containers.step import Mount, Step
+        from qcase.guests.packages import fetch_step
+        from qcase.pipelines import prebuild
 
         config = self.workspace.config
         key = keys.key({"kind": "staging", "base": inputs.base, **inputs.part})

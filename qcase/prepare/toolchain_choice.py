@@ -13,9 +13,7 @@ from qcase.config.workspace_file import WorkspaceConfig
 from qcase.errors import InfraError
 from qcase.events import Emit
 from qcase.prepare.once import Once, shared_property
-from qcase.toolchains import foreign as foreign_module
 from qcase.toolchains import images, records
-from qcase.toolchains.foreign import foreign_identity, known_foreign
 
 if TYPE_CHECKING:
     from qcase.containers.engine import Engine
@@ -100,6 +98,8 @@ class ToolchainChoice:
         return known.identity
 
     def _foreign_identity(self, name: str, foreign: str) -> str:
+        from qcase.toolchains.foreign import foreign_identity, known_foreign
+
         by_digest = foreign_identity(foreign)
         if not self._believed:
             return by_digest
@@ -109,6 +109,8 @@ class ToolchainChoice:
         return before
 
     def _image(self, name: str) -> records.Image:
+        from qcase.toolchains import foreign as foreign_module
+
         foreign = self.config.toolchain.image(name)
         if foreign is not None:
             image = foreign_module.foreign(

@@ -24,8 +24,6 @@ from qcase.host import process
 from qcase.host.trees import Tree
 from qcase.host.workspace_folders import target_of
 from qcase.model import Booted, CaseResult
-from qcase.pipelines.group_commands import distinct
-from qcase.pipelines.group_script import label
 from qcase.prepare.prepare_case import disks_of, prepare_case_assets
 from qcase.prepare.prepared import PreparedCase
 from qcase.prepare.run_folders import case_asset_layout, folder_of
@@ -49,6 +47,8 @@ def group_rules(config: CaseConfig, runner: GroupedRunner, nonce: str = "", limi
     """
     from qcase.console.group import Group
     from qcase.console.rules import Rules
+    from qcase.pipelines.group_commands import distinct
+    from qcase.pipelines.group_script import label
 
     default_fail = GroupedRunner.model_validate({**runner.model_dump(exclude={"fail_regex"})}).fail_regex
     fail = [pattern for pattern in config.fail_regex if pattern not in (default_fail, runner.fail_regex)]

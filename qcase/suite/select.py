@@ -6,12 +6,15 @@ import difflib
 import fnmatch
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from qcase.arch import Arch
 from qcase.errors import UsageError
 from qcase.suite.cases import BrokenCase, Case, Discovery, OtherCase, Subcase
-from qcase.suite.catalogue import Catalogue, CatalogueEntry
 from qcase.text import printable
+
+if TYPE_CHECKING:
+    from qcase.suite.catalogue import Catalogue, CatalogueEntry
 
 
 def select(discovery: Discovery, patterns: Sequence[str]) -> tuple[Case | BrokenCase, ...]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qcase.config.image_lock import LOCK_FORMAT, identity
-from qcase.containers.engine import Engine
-from qcase.containers.step import Step
 from qcase.errors import InfraError
-from qcase.toolchains.base import (
-    SNAPSHOT_LABEL,
-)
 from qcase.toolchains.records import Image, scratch_folder, short_digest, write_record
+
+if TYPE_CHECKING:
+    from qcase.containers.engine import Engine
 
 
 def record_name(name: str, identity: str) -> str:
@@ -39,6 +38,8 @@ def take_in(
 
     Raises `InfraError` if its identity is not the expected one.
     """
+    from qcase.toolchains.base import SNAPSHOT_LABEL
+
     packages = installed_packages(engine, cache, image_id)
     image = Image(name, image_id, identity(recipe, packages), packages)
     if expected and image.identity != expected:
@@ -65,6 +66,8 @@ fi
 
 
 def installed_packages(engine: Engine, cache: Path, image_id: str) -> tuple[str, ...]:
+    from qcase.containers.step import Step
+
     with scratch_folder(cache) as scratch:
         log = scratch / "packages"
         step = Step(image=image_id, argv=("sh", "-euc", _LIST_PACKAGES), timeout=120, name="list the packages", log=log)

@@ -33,31 +33,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from qcase.config import image_lock
 from qcase.config.image_lock import Lock, identity
-from qcase.containers.container import LABELS
-from qcase.containers.engine import Engine
 from qcase.errors import InfraError
 from qcase.events import Emit, Warned
-from qcase.guests import debian_archive
 from qcase.host.proxies import proxies_of
-from qcase.toolchains import oci
-from qcase.toolchains.base import (
-    base_from,
-    build_hint,
-    guest_base,
-    mirrors_of,
-    own_sources,
-    reached,
-    sources_list,
-    with_mirror,
-)
-from qcase.toolchains.build_log import SAID, BuildLog, Heartbeat, say
 from qcase.toolchains.image_contents import installed_packages, record_name, tag_of, take_in
 from qcase.toolchains.recipes import base_definition, folder_of, names, recipe_digest
 from qcase.toolchains.records import Image, alone, read_record, shipped_lock, short_digest, write_record
+
+if TYPE_CHECKING:
+    from qcase.containers.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -139,6 +127,8 @@ def build_from(
     name: str, snapshot: str, engine: Engine, cache: Path, emit: Emit | None = None, recipes: Path | None = None
 ) -> Image:
     """Build the image of this name with the packages of a snapshot. Raises `InfraError` where the snapshot cannot be reached."""
+    from qcase.guests import debian_archive
+
     suite = debian_suite(name, recipes)
     if suite:
         base = debian_archive.snapshots(os.environ)
@@ -184,6 +174,8 @@ def time_of(before: Lock, after: Lock, cache: Path, recipes: Path | None = None)
     Where neither a record nor a lock has the time (an image that was adopted from the engine), the time is that of the current
     mirror's release file, if it has one.
     """
+    from qcase.guests import debian_archive
+
     times: dict[str, str] = {}
     guessed = []
     locks = [before, shipped_lock(recipes)]
@@ -201,6 +193,8 @@ def time_of(before: Lock, after: Lock, cache: Path, recipes: Path | None = None)
 
 def departure(image: Image, lock: Lock, recipes: Path | None = None) -> str:
     """Describe in one sentence, with the packages, how an image differs from its pin. Empty if it does not, or has no pin."""
+    from qcase.toolchains.build_log import SAID
+
     wanted = lock.pins.get(image.name)
     recipe = recipe_digest(image.name, recipes)
     if wanted is None or wanted.identity == image.identity:
@@ -259,6 +253,8 @@ def _find(name: str, engine: Engine, cache: Path, recipes: Path | None, lock: Lo
 
     Without a record, adopt an image that another store on this machine had built from this recipe.
     """
+    from qcase.toolchains import oci
+
     recipe = recipe_digest(name, recipes)
     wanted = lock.pin(name, recipe)
     records = [record for record in _records(name, cache, recipe, lock) if engine.image_exists(record["image"])]
@@ -292,6 +288,8 @@ def _may_be_pinned(name: str, record: Mapping[str, Any], recipes: Path | None, l
 
     False for `_ASKED_AGAIN` seconds after a failed attempt to reach it.
     """
+    from qcase.guests import debian_archive
+
     wanted = lock.pins.get(name)
     if wanted is None or not lock.snapshot or wanted.identity == record["identity"] or record.get("fresh"):
         return False
@@ -305,6 +303,8 @@ def _better(name: str, cache: Path, image: Image, recipes: Path | None, lock: Lo
 
     A snapshot that cannot be reached is noted in the record, and not tried again within `_ASKED_AGAIN` seconds.
     """
+    from qcase.toolchains.base import reached
+
     for record in _records(name, cache, recipe_digest(name, recipes), lock):
         if record["image"] != image.id or not _may_be_pinned(name, record, recipes, lock):
             continue
@@ -317,6 +317,8 @@ def _better(name: str, cache: Path, image: Image, recipes: Path | None, lock: Lo
 
 def _build(name: str, engine: Engine, cache: Path, emit: Emit | None, recipes: Path | None, lock: Lock, *, fresh: bool) -> Image:
     """Build an image: from the snapshot that the lock names where that can be reached, else from today's mirror."""
+    from qcase.toolchains.base import reached
+
     if not fresh and reached(lock.snapshot, debian_suite(name, recipes), emit):
         try:
             return build_image(name, engine, cache, emit, recipes, lock.snapshot)
@@ -352,6 +354,12 @@ def build_image(
     name: str, engine: Engine, cache: Path, emit: Emit | None, recipes: Path | None, snapshot: str, *, fresh: bool = False
 ) -> Image:
     """Build an image from a snapshot of Debian's archive, or from today's mirror where `snapshot` is empty."""
+    from qcase.containers.container import LABELS
+    from qcase.guests import debian_archive
+    from qcase.toolchains import oci
+    from qcase.toolchains.base import build_hint
+    from qcase.toolchains.build_log import BuildLog, Heartbeat, say
+
     recipe = recipe_digest(name, recipes)
     folder = folder_of(name, recipes)
     began = time.monotonic()
@@ -436,6 +444,8 @@ def _base_of(
     folder: Path, engine: Engine, cache: Path, emit: Emit | None, recipes: Path | None, snapshot: str, *, fresh: bool
 ) -> str:
     """Return the value of a recipe's `ARG BASE`: name or id of the image that it starts from. The base has the same snapshot."""
+    from qcase.toolchains.base import base_from, guest_base, mirrors_of, own_sources, sources_list, with_mirror
+
     definition = base_definition(folder)
     if definition.guest:
         return guest_base(engine, cache, emit, definition)

@@ -16,7 +16,6 @@ from qcase.errors import InfraError
 from qcase.events import Emit
 from qcase.host import locks, process
 from qcase.host.files import write_aside
-from qcase.toolchains.build_log import SAID, say
 from qcase.toolchains.recipes import base_definition, folder_of, recipe_digest, recipes_dir
 
 
@@ -51,6 +50,8 @@ def pin(image: Image, recipes: Path | None = None) -> Pin:
 
 def refuse_other(image: Image, lock: Lock, recipes: Path | None = None) -> None:
     """Raise `InfraError` if an image is not the one in the lock. The error lists each package that differs."""
+    from qcase.toolchains.build_log import SAID
+
     wanted = lock.pins.get(image.name)
     if wanted is None:
         hint = f"`{lock.command(image.name)}` pins it as it is here"
@@ -91,6 +92,8 @@ def write_record(cache: Path, name: str, record: Mapping[str, object]) -> None:
 @contextmanager
 def alone(cache: Path, what: str, emit: Emit | None) -> Iterator[None]:
     """Hold the lock on an image. A process that has to wait reports the holder."""
+    from qcase.toolchains.build_log import say
+
     folder = cache / "images"
     owner = folder / f"{what}.owner"
 

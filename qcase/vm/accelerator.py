@@ -32,7 +32,6 @@ from qcase.host import file_state
 from qcase.host.files import write_aside
 from qcase.vm import arguments
 from qcase.vm.arguments import MachineSpec
-from qcase.vm.machine import ConsoleLog, converse, start
 
 PROOF_FORMAT = 1
 LIMIT = 8.0  # seconds for a boot to the prompt; a real machine with KVM takes one or two
@@ -115,6 +114,7 @@ def boot(spec: MachineSpec, prompt: str, limit: float = LIMIT) -> str:
     """Boot a machine. Return the reason why it did not come to its prompt, empty if it did."""
     from qcase.console.judge import Judge
     from qcase.console.rules import Limits, Rules
+    from qcase.vm.machine import ConsoleLog, converse, start
 
     rules = Rules(prompt=None, command=None, success=(re.escape(prompt),), fail=())
     judge = Judge(rules, started=time.monotonic(), limits=Limits(limit))

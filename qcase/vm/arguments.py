@@ -13,7 +13,7 @@ from qcase.arch import Arch
 from qcase.config import disk_kinds, qemu_options, root_disk
 from qcase.config.fields import TcgThreads
 from qcase.config.qemu_options import ArgumentError, Option
-from qcase.vm import network, sandbox
+from qcase.vm import network
 from qcase.vm.network import Network
 from qcase.vm.services import NONE, Forwards
 
@@ -63,6 +63,8 @@ def arguments(spec: MachineSpec) -> list[str]:
     Raises `qemu_options.ArgumentError` for arguments that have no meaning, that leave open which disk is the root disk, or that
     bypass the network policy.
     """
+    from qcase.vm import sandbox
+
     args, append = _take_append(spec.args)
     if spec.forwards and spec.network == "none":
         raise ArgumentError('network = "none" leaves no way to the services of the host', hint='"restricted" does')

@@ -30,7 +30,6 @@ from qcase.config.services_table import Service
 from qcase.errors import ConfigError, InfraError, Problem
 from qcase.host import process
 from qcase.host.trees import Tree
-from qcase.vm import relay
 
 DROPPED = "dropped-"  # the beginning of the names of files that a guest sent, among the case's logs
 AT_ONCE = 64  # connections; a further one is closed
@@ -97,6 +96,8 @@ def running(services: Sequence[Service], workspace: Path, drops: Tree, log: IO[b
 
     `drops`: the folder for files of the guest. Raises `InfraError` if they cannot be started.
     """
+    from qcase.vm import relay
+
     if not services:
         yield NONE
         return
@@ -145,6 +146,8 @@ class _Server:
 
     @contextmanager
     def listening(self, folder: Path) -> Iterator[None]:
+        from qcase.vm import relay
+
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

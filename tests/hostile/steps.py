@@ -32,7 +32,7 @@ from qcase.host import crash_cleanup
 from qcase.host.trees import Tree
 from qcase.host.workspace_folders import target_of
 from qcase.pipelines import apk_requests, cargo_tree, elf_libraries, package_overlay, prebuild, sh
-from qcase.pipelines.pipeline import BuildContext, make_folders, read_plain
+from qcase.pipelines.pipeline import SCRIPT, BuildContext, make_folders, read_plain
 from qcase.prepare import run_folders
 from qcase.prepare.prepare_case import _programs
 from qcase.run.boot_plan import Logs
@@ -278,7 +278,7 @@ def sources_as_committed(world: World) -> object:
         lambda: cargo_tree.case_configuration(tree, "normal/x"),
         lambda: cargo_tree.manifests_of(tree, cast(BuildContext, SimpleNamespace(case="normal/x", place=""))),
         lambda: cargo_tree.read_file(tree, cargo_tree.LOCK, "normal/x"),
-        lambda: apk_requests.SCRIPT,
+        lambda: SCRIPT,
     )
     overlay = _made(world, "overlay")
     sh.install(tree / "sh", overlay, cast(BuildContext, SimpleNamespace(case="normal/x")))

@@ -117,6 +117,20 @@ def test_not_more_than_manifests_is_read_before_qemu_starts(traced: Traced) -> N
     assert {Path(path).name for path in read} == {"manifest.json"}
 
 
+def test_nothing_that_only_a_build_needs_is_imported(traced: Traced) -> None:
+    """The imports are most of the time of a run that builds nothing."""
+    opened = {
+        match[1] for call in traced.before_qemu if (match := re.search(r"/(qcase/[a-z_/]+)\.(?:cpython|py\b)", call.arguments))
+    }
+    imported = {name.replace("/__pycache__", "") for name in opened}
+    assert imported >= {"qcase/prepare/prepare_case", "qcase/pipelines/sh"}
+    builds = {
+        *("toolchains/base", "containers/engine", "containers/reuse", "disk/ext4", "disk/inject_plan"),
+        *("pipelines/rust", "pipelines/prebuild", "crates/pool", "guests/packages/supply"),
+    }
+    assert sorted(imported & {f"qcase/{name}" for name in builds}) == []
+
+
 def test_nothing_is_copied(traced: Traced) -> None:
     assert [call for call in traced.qcase if call.name in ("copy_file_range", "sendfile")] == []
     assert [call for call in traced.qcase if call.name == "ioctl" and "FICLONE" in call.arguments] == []

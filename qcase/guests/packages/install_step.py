@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcase.guests.packages.fetch_step import IMAGE
-from qcase.guests.packages.supply import PackageSupplier
 from qcase.host.trees import Tree
 
 if TYPE_CHECKING:
-    pass
+    from qcase.guests.packages.supply import PackageSupplier
 
 
 INSTALL_TIMEOUT = 600.0
@@ -47,6 +45,7 @@ def install_program(apk: str) -> str:
 def install(supply: PackageSupplier, case: str, asked: Sequence[str], root: Tree, scratch: Path, log: Path | Tree) -> None:
     """Get packages, and add them to a staging root that is the caller's own. Only the fetch step has a network."""
     from qcase.containers.step import Mount, Step
+    from qcase.guests.packages.fetch_step import IMAGE
 
     fetched = scratch / "fetched"
     supply.provide(case, asked, root, scratch / "fetch", log, fetched)
