@@ -52,10 +52,11 @@ _MACROS = "macros"  # the file with the procedural macros whose tests were built
 _TWICE = "two programs of one name"
 _CHANNEL = "the toolchain file"
 
-# A message of cargo's about a program: kind and name of its target, the target's source, whether it is a test, the program.
+# A message of cargo's about a program: its package, kind and name of its target, the target's source, whether it is a test, the
+# program. A package's id ends with `#name@version`, or with `/name#version`.
 _ARTIFACT = (
-    r's/.*"target":{"kind":\["\([^"]*\)".*"name":"\([^"]*\)","src_path":"\([^"]*\)".*"test":\([a-z]*\)},'
-    r'.*"executable":"\([^"]*\)".*/\1 \4 \2 \3 \5/p'
+    r's/.*"package_id":"\([^"]*\)".*"target":{"kind":\["\([^"]*\)".*"name":"\([^"]*\)","src_path":"\([^"]*\)"'
+    r'.*"test":\([a-z]*\)},.*"executable":"\([^"]*\)".*/\2\t\5\t\3\t\1\t\4\t\6/p'
 )
 
 # The image's C compiler links, where there is one; an image of others, made from rustup's toolchains, links by itself.
@@ -101,7 +102,8 @@ eval 'set -- "$@" '"$QCASE_OPTIONS"
 cargo "$@" --offline $LOCKED --target "$TARGET" --target-dir {BUILD}/target \\
     --message-format json-render-diagnostics >{BUILD}/messages
 stage install
-sed -n '{_ARTIFACT}' {BUILD}/messages | while read -r kind test name source program; do
+tab=$(printf '\\t')
+sed -n '{_ARTIFACT}' {BUILD}/messages | while IFS="$tab" read -r kind test name package rest; do
     case $kind-$test in
     bin-false | test-true) ;;
     proc-macro-true) printf '%s ' "$name" >>{BUILD}/{_MACROS}; continue ;;
@@ -109,11 +111,20 @@ sed -n '{_ARTIFACT}' {BUILD}/messages | while read -r kind test name source prog
     *-true) name=$name-lib-tests ;;
     *) continue ;;
     esac
-    printf '%s %s %s\\n' "$name" "$source" "$program"
-done | sort >{BUILD}/programs
-cut -d ' ' -f 1 {BUILD}/programs | uniq -d | grep . && stage '{_TWICE}' && exit 1
+    case $package in
+    *'#'*@*) package=${{package##*#}}; package=${{package%%@*}} ;;
+    *) package=${{package%%#*}}; package=${{package##*/}} ;;
+    esac
+    printf '%s\\t%s\\t%s\\t%s\\n' "$name" "$test" "$package" "$rest"
+done | sort >{BUILD}/found
+cut -f 1 {BUILD}/found | uniq -d >{BUILD}/often
+while IFS="$tab" read -r name test package rest; do
+    if [ "$test" = true ] && grep -qxF -e "$name" {BUILD}/often; then name=$package-$name; fi
+    printf '%s\\t%s\\n' "$name" "$rest"
+done <{BUILD}/found | sort >{BUILD}/programs
+cut -f 1 {BUILD}/programs | uniq -d | grep . && stage '{_TWICE}' && exit 1
 mkdir -p {OVERLAY}/usr/bin
-while read -r name source program; do
+while IFS="$tab" read -r name source program; do
     install -m 755 "$program" "{OVERLAY}/usr/bin/$name"
 done <{BUILD}/programs
 """
@@ -318,8 +329,8 @@ def _failure(step: Step, result: StepResult, out: Tree, toolchain: _Toolchain, c
     if step.name == _TWICE:
         named: dict[str, list[str]] = {}
         for line in read_plain(out / "programs").splitlines():
-            name, _, rest = line.partition(" ")
-            named.setdefault(name, []).append(rest.partition(" ")[0].removeprefix(f"{SRC}/"))
+            name, _, rest = line.partition("\t")
+            named.setdefault(name, []).append(rest.partition("\t")[0].removeprefix(f"{SRC}/"))
         twice = [f"{name} ({' and '.join(paths)})" for name, paths in sorted(named.items()) if len(paths) > 1]
         what = f"two programs would be installed under one name: {', '.join(twice)}"
         hint = (

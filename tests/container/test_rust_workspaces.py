@@ -23,6 +23,17 @@ def test_a_workspace_that_names_default_members(case: Case) -> None:
         case.build(files)
 
 
+def test_tests_of_one_name_in_several_packages(case: Case) -> None:
+    one = "#[test]\nfn passes() {}\n"
+    files = {"rust/Cargo.toml": '[workspace]\nresolver = "3"\nmembers = ["crates/*"]\n'}
+    for name in ("left", "right"):
+        files |= {f"rust/crates/{name}-er/{path}": one for path in ("src/lib.rs", "all of it.rs", f"tests/{name}.rs")}
+        files[f"rust/crates/{name}-er/Cargo.toml"] = PACKAGE.format(name) + '[[test]]\nname = "all"\npath = "all of it.rs"\n'
+    case.cargo = "test"
+    programs = sorted(path.name for path in (case.build(files, Arch.AARCH64) / "usr/bin").iterdir())
+    assert programs == ["left", "left-all", "left-lib-tests", "right", "right-all", "right-lib-tests"]
+
+
 def test_a_case_that_asks_for_rusts_own_musl_gets_that_of_the_image(case: Case) -> None:
     flags = '["-C", "target-feature=+crt-static", "-C", "link-self-contained=yes", "--cfg", "asked"]'
     config = f"[target.x86_64-unknown-linux-musl]\nrustflags = {flags}\n"
