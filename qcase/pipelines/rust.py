@@ -148,7 +148,9 @@ def last_flags(*, own: bool) -> tuple[str, ...]:
 
     `own`: in qcase's image, with its C compiler and its musl.
     """
-    return (f"-Clink-self-contained={'no' if own else 'yes'}",)
+    if not own:
+        return ("-Clink-self-contained=yes",)
+    return ("-Clink-self-contained=no", "-Clink-arg=-lgcc")  # for C of crates: Rust's own builtins lack __popcountdi2, for one
 
 
 def cargo_config(arch: Arch, *, own: bool) -> str:

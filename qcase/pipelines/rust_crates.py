@@ -424,7 +424,14 @@ def unresolved(said: str, case: str) -> BuildError | None:
     if re.search(r"no matching package|failed to select a version|checksum (?:for|of) |failed to parse manifest", said):
         causes = re.findall(r"(?m)^error: (.*)|^Caused by:\n +(.*)", said)
         what = "".join(causes[-1]) if causes else "cargo does not find them"
-        return BuildError(f"its crates cannot be had: {what}", where=case, log=said)
+        if (name := re.search(r"searched package name: `([^`]+)`", said)) and name[1] not in what:
+            what += f": {name[1]}"
+        if by := re.search(r"required by package `(\S+)", said):
+            what += f", for {by[1]}"
+        hint = f"`cargo generate-lockfile` in rust/ writes {LOCK} anew, with all that its members ask for"
+        return BuildError(
+            f"its crates cannot be had: {what}", where=case, hint=hint if "directory source" in said else "", log=said
+        )
     return None
 
 

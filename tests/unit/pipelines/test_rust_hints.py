@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qcase.pipelines import rust_hints
+from qcase.pipelines import rust_crates, rust_hints
 
 SAYS = [
     ("/usr/bin/ld: cannot find -lz: No such file or directory\n", "with a libz.a: [qcase] packages names"),
@@ -29,3 +29,16 @@ def test_what_to_do_about_a_crate_that_does_not_build(said: str, wanted: str) ->
     found = rust_hints.hint(said)
     assert wanted in found
     assert bool(found) == bool(wanted)
+
+
+def test_a_crate_that_the_lock_file_lacks_is_named() -> None:
+    said = """\
+error: no matching package found
+searched package name: `tiny`
+location searched: directory source `/crates/0` (which is replacing registry `crates-io`)
+required by package `member v0.1.0 (suite/x/rust/member)`
+"""
+    error = rust_crates.unresolved(said, "normal/x")
+    assert error is not None
+    assert error.what == "its crates cannot be had: no matching package found: tiny, for member"
+    assert "cargo generate-lockfile" in error.hint
