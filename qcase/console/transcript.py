@@ -42,15 +42,17 @@ _RETURNS: Final = re.compile(r"\r+")
 class Transcript:
     """All readings of a guest's output. The result does not depend on how its bytes are split."""
 
-    # A sequence that another escape breaks off is dropped as a whole; any other broken one loses only the escape character.
+    # A sequence that another escape, CAN or SUB breaks off is dropped as a whole; any other broken one loses only the escape
+    # character.
     # A string sequence (OSC, DCS, …) ends at its terminator. A guest that forgets the terminator must not lose the text that
     # follows, so the sequence also ends at a line end, and a longer one than this is not taken for a sequence.
     _HELD_MAX = 1 << 14  # characters of an escape sequence
     _ESCAPE = re.compile(
-        r"\x1b(?:\[[0-?]{0,1024}[ -/]{0,64}(?:[@-~]|(?=\x1b))|[\]PX^_][^\x07\x1b\n]{0,16000}(?:\x07|\x1b\\|(?=[\n\x1b]))"
-        r"|[ -/]{1,64}(?:[0-~]|(?=\x1b))|[0-OQ-WYZ\\`-~]|(?=\x1b))|[\x00\x07\x08\x1b\x7f]"
+        r"\x1b(?:\[[0-?]{0,1024}[ -/]{0,64}(?:[@-~\x18\x1a]|(?=\x1b))"
+        r"|[\]PX^_][^\x07\x18\x1a\x1b\n]{0,16000}(?:[\x07\x18\x1a]|\x1b\\|(?=[\n\x1b]))"
+        r"|[ -/]{1,64}(?:[0-~\x18\x1a]|(?=\x1b))|[0-OQ-WYZ\\`-~\x18\x1a]|(?=\x1b))|[\x00\x07\x08\x1b\x7f]"
     )
-    _UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]*)?\Z")
+    _UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x18\x1a\x1b\n]*\x1b?|[ -/]*)?\Z")
     # Controls that change more than the colours of a row that is written from left to right.
     _HARD = re.compile(
         r"\x1b(?!\[(?:(?!0*8[;:m])[0-9]*(?:[;:](?!0*8[;:m])[0-9]*)*m|0?[JK]|[0-9;]*n|\?(?!(?:[0-9;]*;)?(?:3|47|1047|1049)[;hl])[0-9;]+[hl])|\(B|\Z)"
@@ -310,10 +312,10 @@ class Transcript:
     def _escape(self, sequence: str) -> bool:
         """Execute an escape sequence; see `controls.execute`."""
         if sequence[1:2] in ("]", "P", "X", "^", "_"):
-            self._strings.append(sequence[2:].rstrip("\x07\x1b\\"))
+            self._strings.append(sequence[2:].rstrip("\x07\x18\x1a\x1b\\"))
             if len(self._strings) > _STRINGS_MAX:
                 self._tell_strings()
-        elif len(sequence) > 1 and (sequence[1] != "[" or (len(sequence) > 2 and "@" <= sequence[-1] <= "~")):
+        elif len(sequence) > 1 and sequence[-1] not in "\x18\x1a" and (sequence[1] != "[" or "@" <= sequence[2:][-1:] <= "~"):
             return controls.execute(self._screen, sequence, self.written.end)
         return False
 

@@ -131,7 +131,9 @@ def _by_case(results: Sequence[CaseResult]) -> dict[tuple[Arch, str], CaseResult
     found: dict[tuple[Arch, str], CaseResult] = {}
     for result in results:
         name = result.arch, result.case.removesuffix(f"#{result.repetition}") if result.repetition else result.case
-        if result.verdict is not Verdict.SKIPPED and (name not in found or _gravity(found[name]) < _gravity(result)):
+        if (result.red or result.verdict is not Verdict.SKIPPED) and (
+            name not in found or _gravity(found[name]) < _gravity(result)
+        ):
             found[name] = result
     return found
 

@@ -57,6 +57,11 @@ def test_what_was_skipped_is_not_a_result_and_a_timeout_is_no_measure(tmp_path: 
     assert known["normal/b"].in_guest is None
 
 
+def test_a_skip_that_made_the_run_fail_is_among_what_failed(tmp_path: Path) -> None:
+    run(tmp_path, result("normal/a"), replace(result("normal/b", Verdict.SKIPPED), fault=Fault.CASE))
+    assert history.recall(tmp_path, Arch.X86_64, TARGET)["normal/b"].red
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"format": 99, "runs": {}}', '{"format": 1, "runs": []}', '{"format": 1, "runs": {"x": 3}}']
 )
