@@ -14,7 +14,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +68,9 @@ class Template:
         os.close(self.memory)
 
 
-def make(how: Start, image_size: int, prompt: str | None, limit: Callable[[], float]) -> Template:
-    """Boot a machine to its first read of its root disk. `limit`: seconds that this may take, asked again and again.
+def make(how: Start, image_size: int, prompts: Collection[str], limit: Callable[[], float]) -> Template:
+    """Boot a machine to its first read of its root disk. `prompts`: of its cases. `limit`: seconds that this may take, asked
+    again and again.
 
     Raises `NoTemplateError` if it does not come to that, or cannot be saved there.
     """
@@ -81,7 +82,7 @@ def make(how: Start, image_size: int, prompt: str | None, limit: Callable[[], fl
         started = time.monotonic()
         keep_open = (*how.keep_open, memory)
         with start(how.arch, argv, keep_open=keep_open, cwd=how.cwd, alone=how.alone, more=more) as machine:
-            console, seconds = _to_first_read(machine, started, prompt, limit)
+            console, seconds = _to_first_read(machine, started, prompts, limit)
             state = _saved(machine)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
     except CallError as error:
@@ -94,11 +95,11 @@ def make(how: Start, image_size: int, prompt: str | None, limit: Callable[[], fl
 
 
 def _to_first_read(
-    machine: Machine, started: float, prompt: str | None, limit: Callable[[], float]
+    machine: Machine, started: float, prompts: Collection[str], limit: Callable[[], float]
 ) -> tuple[tuple[tuple[float, bytes], ...], float]:
     console: list[tuple[float, bytes]] = []
     written = bytearray()
-    sign = (prompt or "").encode()
+    signs = [prompt.encode() for prompt in prompts]
     heard = machine.heard
     while heard.disk_error is None:
         if (allowed := limit()) < time.monotonic() - started:
@@ -109,7 +110,7 @@ def _to_first_read(
         if data:
             console.append((time.monotonic() - started, data))
             written += data
-            if sign and sign in written[-len(data) - len(sign) :]:
+            if any(sign in written[-len(data) - len(sign) :] for sign in signs):
                 raise NoTemplateError("the guest shows its prompt before it reads its disk")
         if heard.take_resets():
             raise NoTemplateError("the guest resets its machine before it reads its disk")

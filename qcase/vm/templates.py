@@ -31,10 +31,13 @@ MEMORY_LIMIT = 1 << 30  # bytes of all templates of a run
 
 @dataclass
 class _Machine:
-    """A machine of the run. `cold`: seconds of its first case to its prompt or verdict. `refused`: why it has no template."""
+    """A machine of the run. `prompts`: of the cases that came so far. `cold`: seconds of its first case to its prompt or verdict.
+    `refused`: why it has no template.
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     begun: bool = False
+    prompts: set[str] = field(default_factory=set)
     cold: float | None = None
     template: Template | None = None
     refused: str = ""
@@ -88,9 +91,10 @@ class Templates:
         with self._lock:
             machine = self._machines.setdefault(key, _Machine())
             first, machine.begun = not machine.begun, True
+            machine.prompts |= {prompt} if prompt else set()
         if first:
             return Choice(key, cold=FIRST)
-        return self._later(machine, key, image, how, prompt)
+        return self._later(machine, key, image, how)
 
     def booted_cold(self, key: str, seconds: float) -> None:
         """Record the seconds to the prompt or the verdict of a cold case."""
@@ -103,7 +107,7 @@ class Templates:
         if (machine := self._machines.get(key)) is not None:
             machine.refused = why
 
-    def _later(self, machine: _Machine, key: str, image: Path, how: Start, prompt: str | None) -> Choice:
+    def _later(self, machine: _Machine, key: str, image: Path, how: Start) -> Choice:
         patience = Deadline.after(_PATIENCE if machine.cold is None else machine.cold)
         while not machine.lock.acquire(timeout=0.05):
             process.check_stopped()
@@ -111,14 +115,14 @@ class Templates:
                 return Choice(key, cold="its template was not ready")
         try:
             if machine.template is None and not machine.refused:
-                self._make(machine, image, how, prompt)
+                self._make(machine, image, how)
         finally:
             machine.lock.release()
         return Choice(key, cold=machine.refused) if machine.refused else Choice(key, machine.template)
 
-    def _make(self, machine: _Machine, image: Path, how: Start, prompt: str | None) -> None:
+    def _make(self, machine: _Machine, image: Path, how: Start) -> None:
         try:
-            made = make(how, image.stat().st_size, prompt, machine.limit)
+            made = make(how, image.stat().st_size, frozenset(machine.prompts), machine.limit)
         except NoTemplateError as error:
             machine.refused = str(error)
             process.check_stopped()  # an interrupt ends the template's QEMU, too

@@ -44,7 +44,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(image: Path) -> Iterator[Template]:
-    found = template.make(start(image), SIZE, None, lambda: LIMIT)
+    found = template.make(start(image), SIZE, (), lambda: LIMIT)
     yield found
     found.close()
 
@@ -90,16 +90,16 @@ def test_a_template_of_another_machine_is_not_loaded(image: Path, made: Template
 def test_a_device_that_cannot_be_saved_is_the_reason(image: Path) -> None:
     how = start(image, "-device", "nvme,drive=other,serial=x", "-drive", f"id=other,if=none,format=raw,file={image}")
     with pytest.raises(NoTemplateError, match=r"cannot be saved: .*nvme"):
-        template.make(how, SIZE, None, lambda: LIMIT)
+        template.make(how, SIZE, (), lambda: LIMIT)
 
 
 def test_a_guest_that_does_not_read_or_asks_before_has_no_template(image: Path) -> None:
     with pytest.raises(NoTemplateError, match="within 0 s"):
-        template.make(start(image), SIZE, None, lambda: 0.0)
+        template.make(start(image), SIZE, (), lambda: 0.0)
     with pytest.raises(NoTemplateError, match="shows its prompt"):
-        template.make(start(image), SIZE, "SeaBIOS", lambda: LIMIT)
+        template.make(start(image), SIZE, ("login:", "SeaBIOS"), lambda: LIMIT)
     with pytest.raises(NoTemplateError, match="ended before"):
-        template.make(start(image, "-device", "no-such-device"), SIZE, None, lambda: LIMIT)
+        template.make(start(image, "-device", "no-such-device"), SIZE, (), lambda: LIMIT)
 
 
 def test_the_first_case_of_a_machine_boots_cold_and_the_second_makes_the_template(image: Path, tmp_path: Path) -> None:
