@@ -106,7 +106,8 @@ def _to_first_read(
             raise NoTemplateError(f"the guest did not read its disk within {allowed:.3g} s")
         data = machine.exchange(0.1)
         if data is None:
-            raise NoTemplateError("the machine ended before the guest read its disk")
+            said = machine.said().splitlines()[-1:]
+            raise NoTemplateError(": ".join(["the machine ended before the guest read its disk", *said]))
         if data:
             console.append((time.monotonic() - started, data))
             written += data
