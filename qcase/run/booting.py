@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from qcase.console.steps import StepsJudge
 
 MARK = b"\n[qcase: up to here the console of the machine's template, from here that of the case]\n"
+
+_ROOM = 2.0  # a case boots cold if its limit is less than so many times the boot of the template, which a busy machine made
 
 Watch = Callable[["Judge | StepsJudge"], Callable[[], None]]
 
@@ -92,6 +95,12 @@ class Booting:
 
     def _from_template(self, template: Template, log: ConsoleLog) -> tuple[Judge | StepsJudge, str, Origin]:
         """Go on from a template. The judge sees the template's console first, at the times at which it came."""
+        limits = limits_of(self.case, self.session)
+        if (
+            min((limit for limit in (limits.whole, limits.boot) if limit is not None), default=math.inf)
+            < _ROOM * template.seconds
+        ):
+            raise _Unfit("its template took much of its limit of time")
         with ExitStack() as stack:
             machine: Machine = stack.enter_context(branch(self._start, template))
             began = time.monotonic() - template.seconds
