@@ -123,7 +123,7 @@ def _resolve_case(
     args = tuple(placeholders.replace(arg) for arg in (*file.args, *(("-append", file.cmdline) if file.cmdline else ())))
     prefix, command = (placeholders.replace(text).strip() or None for text in (file.shell_prefix, file.shell_init_cmd))
     test_commands = tuple(text.strip() for text in file.test_commands)
-    _check_words(args, prefix, command, test_commands, broken, wrong)
+    _check_words(args, prefix, command, test_commands, broken, wrong, semihosting=bool(file.qcase.exit.words))
     patterns = _checked_patterns(file, placeholders, wrong)
     results, markers = results_table.checked(file, test_commands, command, wrong)
     steps = _checked_steps(file, placeholders, wrong)
@@ -205,8 +205,10 @@ def _check_words(
     test_commands: tuple[str, ...],
     broken: frozenset[str],
     wrong: Wrong,
+    *,
+    semihosting: bool = False,
 ) -> None:
-    """Check what a case gives to QEMU and types into the guest."""
+    """Check what a case gives to QEMU and types into the guest. `semihosting`: it is allowed, for QEMU's end."""
     for key, value in (("shell_prefix", prefix), ("shell_init_cmd", command)):
         if value and "\0" in value:
             wrong((key,), "must not contain a NUL character")
@@ -219,7 +221,7 @@ def _check_words(
             wrong(("test_commands", index), "must not be empty")
     try:
         options = qemu_options.split(args)
-        root_disk.refuse_writers(options)
+        root_disk.refuse_writers(options, semihosting=semihosting)
         root_disk.root(options)
     except qemu_options.ArgumentError as e:
         places = [at for at, arg in enumerate(args) if arg in (e.option, e.option.partition(" ")[0])]
@@ -275,13 +277,16 @@ def _services(file: CaseFile, wrong: Wrong) -> tuple[str, ...]:
 def _exits(file: CaseFile, args: tuple[str, ...], *, on_console: bool, wrong: Wrong) -> tuple[str, ...]:
     """Return what an end of QEMU says of the case. `on_console`: the console has to say something besides."""
     tables = (("test_commands", file.test_commands), ("shell_check_steps", file.shell_check_steps), ("steps", file.qcase.steps))
+    semihosting = any("semihosting" in arg for arg in args)
+    if semihosting and (file.qcase.services or file.host_http_server.model_fields_set):
+        wrong(("args",), "semihosting cannot stand beside services of the host", "QEMU is confined then, and starts no program")
     return exit_table.checked(
         file.qcase.exit,
         wrong,
         beside=next((key for key, value in tables if value), ""),
         has_skip=bool(file.qcase.skip.regex),
         on_console=on_console,
-        semihosting=any("semihosting" in arg for arg in args),
+        semihosting=semihosting,
     )
 
 

@@ -67,7 +67,7 @@ def machines(
             break
         try:
             options = functools.reduce(lambda options, at: _applied(rows[at], options, replaced), combination, split(args))
-            root_disk.refuse_writers(options)
+            root_disk.refuse_writers(options, semihosting=True)
             root_disk.root(options)
         except ArgumentError as e:
             wrong(combination[-1], str(e), e.hint)

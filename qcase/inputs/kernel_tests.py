@@ -8,6 +8,7 @@ from qcase.arch import Arch
 from qcase.config import qemu_options
 from qcase.config.case_file import CaseConfig
 from qcase.config.exit_table import POWEROFF
+from qcase.config.root_disk import SEMIHOSTING
 from qcase.config.workspace_file import WorkspaceConfig, is_guest
 
 _X86_DEVICE = "isa-debug-exit"
@@ -27,13 +28,13 @@ def faults(config: CaseConfig, workspace: WorkspaceConfig, arch: Arch) -> Iterat
 def _lacks_device(args: tuple[str, ...], arch: Arch) -> str:
     """Return a hint to a device with which a guest ends QEMU; empty if the machine has one, or if that is not known."""
     options = qemu_options.split(args)
-    if any(option.kind in ("semihosting", "semihosting-config") for option in options):
+    if any(option.kind in SEMIHOSTING for option in options):
         return ""
     drivers = [option.opts().get("driver") for option in options if option.kind == "device"]
     if arch is Arch.X86_64 and _X86_DEVICE not in drivers:
         return f'"-device", "{_X86_DEVICE},iobase=0xf4,iosize=0x04": a write of N to port 0xf4 ends QEMU with 2 * N + 1'
     if arch is Arch.AARCH64:
-        return f'"-semihosting" is one; without, let the kernel power off (pass = "{POWEROFF}") and say the rest on the console'
+        return f'"-semihosting" is one; without, let it power off (pass = "{POWEROFF}") and say the rest on the console'
     return ""  # riscv64's `virt` has a test finisher
 
 

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 from qcase.arch import Arch
 from qcase.config import qemu_options
 from qcase.config.qemu_options import ArgumentError, Option
+from qcase.config.root_disk import SEMIHOSTING
 from qcase.errors import InfraError
 from qcase.host import process
 from qcase.model import Verdict
@@ -87,7 +88,7 @@ class Machine:
         self._stderr = stderr
         self._log = log
         self._muxed = _is_muxed(options)
-        self._semihosting = any(option.kind in ("semihosting", "semihosting-config") for option in options)
+        self._semihosting = any(option.kind in SEMIHOSTING for option in options)
         self._monitor = monitor
         self.heard = Monitor.of(options)
         self._selector = selectors.DefaultSelector()
@@ -282,14 +283,16 @@ def start(
     """Start QEMU. At the end of the `with`, its process is gone and its files are removed.
 
     `keep_open`: descriptors that QEMU inherits, such as those of locks that live as long as it does. `cwd`: folder of relative
-    files in its arguments. `alone`: the workspace of a stranger: confine QEMU to its own files, see `qcase.vm.sandbox`. `more`:
-    further arguments, of qcase. `runs`: see `Machine`.
+    files in its arguments. `alone`: the workspace of a stranger: confine QEMU to its own files, see `qcase.vm.sandbox`; so is a
+    QEMU with semihosting, by which its guest opens files. `more`: further arguments, of qcase. `runs`: see `Machine`.
     """
     try:
         options = qemu_options.split(argv[1:])
     except ArgumentError:  # a program that replaces QEMU has its own options
         options = []
     kinds = {option.kind for option in options}
+    if alone is None and kinds.intersection(SEMIHOSTING):
+        alone = cwd or Path("/")
     with ExitStack() as stack:
         errors = stack.enter_context(tempfile.TemporaryFile())
         folder = None if alone is None else stack.enter_context(_own_folder())
@@ -364,7 +367,7 @@ class ConsoleLog:
 
 _HINTS = {
     "cannot be confined": (
-        'trust = "sandboxed" takes Landlock: Linux 5.13 or later, with landlock among its security modules, '
+        'trust = "sandboxed", and semihosting, take Landlock: Linux 5.13 or later, with landlock among its security modules, '
         "and no container that forbids it"
     ),
     "Could not set up host forwarding rule": (

@@ -84,6 +84,7 @@ class Monitor:
     revives: bool = False  # a machine that resets or powers off stands still for the case's steps, and may be started again
     downs: list[str] = field(default_factory=list)  # QEMU's reasons for that
     standstill: Standstill | None = None
+    barked: bool = False  # the watchdog ran out
     answers: list[str] = field(default_factory=list)  # to commands of the case: an error's text, or empty
     replies: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # to commands of `calling`, by id
     disk_error: Mapping[str, Any] | None = None  # data of the first disk error
@@ -162,8 +163,10 @@ class Monitor:
             self._stand("host", "the host's memory has a fault")
         elif event == "GUEST_PANICKED" and action != "run":
             self._stand("panic", _STATES["guest-panicked"][1])
-        elif event == "WATCHDOG" and action == "pause":
-            self._stand(*_STATES["watchdog"])
+        elif event == "WATCHDOG":
+            self.barked = True
+            if action == "pause":
+                self._stand(*_STATES["watchdog"])
 
     def _io_error(self, action: str, data: Mapping[str, Any]) -> None:
         """Process a disk error. If the error is injected (blkdebug) and reported to the guest, the guest goes on."""

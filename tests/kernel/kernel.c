@@ -20,7 +20,9 @@
  *   turn [KIB]         a counter that returns to the start of its line, or for ever
  *   key N COMMAND      runs COMMAND when the next line's N-th byte has come; several add up
  *   ahead on|off       echoes what is typed while it sleeps, and reads it later, as a terminal does
- *   out PORT VALUE     x86_64: writes a byte to a port, both in hexadecimal; riscv64: ends QEMU with status VALUE
+ *   out PORT VALUE     x86_64: writes a byte to a port, both in hexadecimal; riscv64 and aarch64 (by
+ *                      semihosting): ends QEMU with status VALUE
+ *   file MODE PATH     aarch64: opens a file of the host by semihosting, and says how that went
  *   crlf on|off        line ends, CR LF or LF             die MS          prints a dot each 100 ms for MS, then power off
  *
  * `-append "qk=COMMANDS"` runs commands at boot, before the first prompt.
@@ -240,6 +242,21 @@ static void out_port(const char *rest)
     out_byte((u32)port, (u8)hexadecimal(rest));
 }
 
+static void open_file(const char *rest)
+{
+#if defined(__aarch64__)
+    u64 mode = number(rest), length = 0;
+    while (*rest && *rest++ != ' ')
+        ;
+    while (rest[length])
+        length++;
+    struct { const char *path; u64 mode, length; } block = {rest, mode, length};
+    print((long)semihosting(1, &block) < 0 ? "refused " : "opened "), print(rest), put('\n');
+#else
+    (void)rest;
+#endif
+}
+
 static void run(const char *word, char *rest)
 {
     if (same(word, "say"))
@@ -294,6 +311,8 @@ static void run(const char *word, char *rest)
         ahead = same(rest, "on");
     else if (same(word, "out"))
         out_port(rest);
+    else if (same(word, "file"))
+        open_file(rest);
     else if (same(word, "crlf"))
         crlf = same(rest, "on");
     else if (same(word, "lose"))

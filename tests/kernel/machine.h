@@ -71,7 +71,19 @@ static inline void psci(u64 function)
 static inline void power_off(void) { psci(0x84000008); }
 static inline void reboot(void) { psci(0x84000009); }
 static inline void fault(void) { reboot(); }
-static inline void out_byte(u32 port, u8 value) { (void)port, (void)value; }
+static inline u64 semihosting(u64 call, const void *block)
+{
+    register u64 x0 __asm__("x0") = call;
+    register const void *x1 __asm__("x1") = block;
+    __asm__ volatile("hlt #0xf000" : "+r"(x0) : "r"(x1) : "memory");
+    return x0;
+}
+/* Semihosting: QEMU ends with this status. */
+static inline void out_byte(u32 port, u8 value)
+{
+    u64 block[] = {0x20026, value};
+    (void)port, semihosting(0x20, block);
+}
 static inline void relax(void) { __asm__ volatile("yield"); }
 static inline void halt(void) { __asm__ volatile("wfi"); }
 static inline void sleep_ms(u64 ms)

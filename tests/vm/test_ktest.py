@@ -28,11 +28,11 @@ def workspace(root: Path, kernels: Mapping[Arch, Path], arch: Arch) -> Workspace
     return made
 
 
-def ktest(made: Workspace, arch: Arch, name: str, commands: str, *, own: Any = None, **qcase: Any) -> None:
+def ktest(made: Workspace, arch: Arch, name: str, commands: str, *, own: Any = None, args: Any = None, **qcase: Any) -> None:
     table = {"pipeline": "ktest", "kernel": {**BUILD, "args": ["out"], **(own or {})}, **qcase}
-    made.case(
-        name, arch=arch, args=ARGS[arch], cmdline=f"qk={commands}", timeout=20, shell_prefix="", shell_init_cmd="", qcase=table
-    )
+    keys: dict[str, Any] = {"args": args or ARGS[arch], "cmdline": f"qk={commands}", "timeout": 20}
+    keys |= {"shell_prefix": "", "shell_init_cmd": ""}
+    made.case(name, arch=arch, qcase=table, **keys)
 
 
 @pytest.mark.parametrize("arch", list(STATUS))
@@ -92,3 +92,44 @@ def test_a_power_off_counts_beside_the_console(kernels: Mapping[Arch, Path], tmp
     assert builds["normal/nothing"]["first_error"] == "error: no out"
     assert builds["normal/lost"]["error"] == "its build succeeded and left no nowhere"
     assert outcome.case("nothing")["reason"].startswith("the kernel of normal/nothing was not built: see ")
+
+
+def test_semihosting_ends_qemu_and_opens_no_file_of_the_host(kernels: Mapping[Arch, Path], tmp_path: Path) -> None:
+    arch = Arch.AARCH64
+    made = workspace(tmp_path / "w", kernels, arch)
+    canary, new = tmp_path / "canary", made.root / "new"
+    canary.write_text("canary")
+    args = [*ARGS[arch], "-semihosting"]
+    good = {"pass": [33, 0], "fail": [1]}
+    ktest(made, arch, "good", f"{TESTS} ; out 0 21", args=args, exit=good, results="ktap")
+    ktest(made, arch, "zero", f"{TESTS} ; out 0 0", args=args, exit=good, results="ktap")
+    ktest(made, arch, "bad", f"{TESTS} ; out 0 1", args=args, exit=good, results="ktap")
+    ktest(made, arch, "off", f"{TESTS} ; off", args=args, exit=good, results="ktap")
+    system = Path("/usr/bin/env")  # what QEMU itself may read
+    rows = (("reads", 0, canary), ("writes", 4, canary), ("makes", 4, new), ("system", 0, system), ("edits", 4, system))
+    for name, mode, path in rows:
+        made.case(
+            name,
+            arch=arch,
+            args=args,
+            cmdline=f"qk=file {mode} {path} ; out 0 21",
+            timeout=20,
+            shell_prefix="",
+            shell_init_cmd="",
+            success_regex=["^opened /" if name == "system" else "^refused /"],
+            qcase={"pipeline": "ktest", "kernel": {**BUILD, "args": ["out"]}, "exit": good},
+        )
+    outcome = workspaces.run(made, store=tmp_path / "store", arch=arch)
+    assert outcome.verdicts == {
+        "good": "pass",
+        "zero": "pass",
+        "bad": "fail",
+        "off": "exited",
+        "reads": "pass",
+        "writes": "pass",
+        "makes": "pass",
+        "system": "pass",
+        "edits": "pass",
+    }, outcome.said
+    assert canary.read_text() == "canary"
+    assert not new.exists()

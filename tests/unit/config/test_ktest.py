@@ -33,6 +33,11 @@ def test_a_case_with_a_kernel_of_its_own(tmp_path: Path) -> None:
 
 def test_an_end_may_decide_a_case_of_any_pipeline_without_parts(tmp_path: Path) -> None:
     assert not load(DEVICE + "[qcase.exit]\npass = [33]\n", tmp_path).ktest
+    host = 'args = ["-semihosting"]\n'
+    assert load(host + "success_regex = ['^ALL']\n[qcase.exit]\npass = [0]\nfail = [1]\n", tmp_path).exits == (
+        "pass\t0",
+        "fail\t1",
+    )
     off = 'success_regex = ["^ALL"]\n[qcase.exit]\npass = ["poweroff"]\n'
     assert load(off, tmp_path).exits == ("pass\tpoweroff",)
     assert load('[qcase]\nresults = "ktap"\n[qcase.exit]\npass = ["poweroff"]\n', tmp_path).exits == ("pass\tpoweroff",)
@@ -66,6 +71,12 @@ def test_an_end_may_decide_a_case_of_any_pipeline_without_parts(tmp_path: Path) 
         ('[qcase.exit]\npass = [33]\nskip = ["poweroff"]\n', "qcase.exit.skip: must not have 'poweroff'"),
         ('test_commands = ["x"]\n[qcase.exit]\npass = [33]\n', "qcase.exit: cannot stand beside test_commands"),
         ('[[qcase.steps]]\nsend = "x"\n[qcase.exit]\npass = [33]\n', "qcase.exit: cannot stand beside steps"),
+        ('args = ["-semihosting"]\nsuccess_regex = ["^ALL"]\n', "a guest opens any file by semihosting; with [qcase.exit]"),
+        ('args = ["-semihosting"]\n[qcase.exit]\npass = [0]\n', "let the console decide too"),
+        (
+            'args = ["-semihosting"]\n[host_http_server]\nport = 80\n[qcase.exit]\npass = [3]\n',
+            "semihosting cannot stand beside services",
+        ),
         ("[qcase.skip]\nregex = ['x']\n[qcase.exit]\npass = [33]\n", "cannot stand beside [qcase.exit]"),
     ],
 )

@@ -140,7 +140,6 @@ def test_a_managed_image_stands_in_for_its_name_on_a_second_disk() -> None:
         ("-fsdev local,path=/x,id=t,security_model=none,readonly=off", "lets the guest write"),
         ("-object memory-backend-file,id=m,mem-path=/x,size=1M,share=on", "lets the guest write"),
         ('-object {"qom-type":"memory-backend-file","id":"m","mem-path":"/x","size":1,"share":true}', "lets the guest write"),
-        ("-semihosting", "lets the guest write"),
     ],
 )
 def test_what_is_open_or_would_write_into_the_host_is_refused(words: str, what: str) -> None:
@@ -161,3 +160,12 @@ def test_what_is_open_or_would_write_into_the_host_is_refused(words: str, what: 
 )
 def test_what_only_reads_stays(words: str) -> None:
     assert attached(*words.split())[0] == words.split()
+
+
+@pytest.mark.parametrize("option", ["-semihosting", "-semihosting-config enable=on"])
+def test_semihosting_is_refused_where_qemu_would_not_be_confined(option: str) -> None:
+    options = qemu_options.split(option.split())
+    with pytest.raises(ArgumentError, match="lets the guest write") as caught:
+        root_disk.refuse_writers(options)
+    assert "[qcase.exit]" in caught.value.hint
+    root_disk.refuse_writers(options, semihosting=True)

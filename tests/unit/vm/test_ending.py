@@ -33,3 +33,9 @@ def test_a_machine_that_stood_still_says_nothing() -> None:
     for whose in ("host", "guest", "panic"):
         heard = Monitor(started=True, standstill=Standstill(whose, "why"))
         assert word_of(33, heard, semihosting=False) == ""
+
+
+def test_a_watchdog_that_powers_off_is_nobodys_word() -> None:
+    heard = Monitor(started=True)
+    heard.hear(b'{"event": "WATCHDOG", "data": {"action": "poweroff"}}\n')
+    assert word_of(0, heard, semihosting=False) == ""
