@@ -22,11 +22,12 @@ from qcase.vm.templates import Choice
 
 if TYPE_CHECKING:
     from qcase.console.judge import Judge
+    from qcase.console.rules import Limits
     from qcase.console.steps import StepsJudge
 
 MARK = b"\n[qcase: up to here the console of the machine's template, from here that of the case]\n"
 
-_ROOM = 2.0  # a case boots cold if its limit is less than so many times the boot of the template, which a busy machine made
+_ROOM = 2.0  # times the seconds of the template
 
 Watch = Callable[["Judge | StepsJudge"], Callable[[], None]]
 
@@ -95,11 +96,7 @@ class Booting:
 
     def _from_template(self, template: Template, log: ConsoleLog) -> tuple[Judge | StepsJudge, str, Origin]:
         """Go on from a template. The judge sees the template's console first, at the times at which it came."""
-        limits = limits_of(self.case, self.session)
-        if (
-            min((limit for limit in (limits.whole, limits.boot) if limit is not None), default=math.inf)
-            < _ROOM * template.seconds
-        ):
+        if not has_room(limits_of(self.case, self.session), template.seconds):
             raise _Unfit("its template took much of its limit of time")
         with ExitStack() as stack:
             machine: Machine = stack.enter_context(branch(self._start, template))
@@ -122,6 +119,11 @@ class Booting:
         from qcase.console.steps import judge_of  # 25 ms the first time, in which the guest boots
 
         return judge_of(rules_of(self.case, self.session), started=started, limits=limits_of(self.case, self.session))
+
+
+def has_room(limits: Limits, seconds: float) -> bool:
+    """Tell whether the limits of a case leave room beside a template's boot, which may have been one on a busy machine."""
+    return min((limit for limit in (limits.whole, limits.boot) if limit is not None), default=math.inf) >= _ROOM * seconds
 
 
 class _Unfit(Exception):  # noqa: N818 - no fault
