@@ -164,6 +164,8 @@ class CaseKernels:
         try:
             kernel = builder.kernel(group, say, line)
         except KernelError as error:  # its own line has told it: no case repeats it
+            from qcase.guests import kernel_build
+
             log = f": see {kernel_build.log_of(group, self.workspace.root)[1]}" if error.log else ""
             raise KernelError(f"the kernel of {group.shown} was not built{log}", of_case=case.config.ktest) from None
         finally:
@@ -178,6 +180,8 @@ class CaseKernels:
 
     def _end(self, group: kernel_build.Group, seconds: float, error: KernelError | InfraError | None) -> None:
         """Tell that a build has ended. Its error is told here, once for all cases."""
+        from qcase.guests import kernel_build
+
         log, shown = kernel_build.log_of(group, self.workspace.root)
         result = KernelBuildResult(group.shown, group.arch, seconds, log=shown if seconds else "")
         if error is not None:
