@@ -103,9 +103,8 @@ def test_all_that_is_made_belongs_to_who_made_it_and_is_the_same_for_everybody(
     uid, prefix = os.geteuid(), []
     if uid == 0:
         # The store of the tests is root's. What is only read of it stays shared.
-        for name in ("images", "memory"):
-            (store / name).unlink()
-            shutil.copytree(test_cache / name, store / name, ignore=shutil.ignore_patterns("*.lock", "*.owner", ".*"))
+        (store / "memory").unlink()
+        shutil.copytree(test_cache / "memory", store / "memory", ignore=shutil.ignore_patterns("*.lock", "*.owner", ".*"))
         (mine / "w.outside/tmp").mkdir(parents=True)
         uid, prefix = UID, as_another_user(place, test_cache)
         for path in (mine, *mine.rglob("*")):

@@ -114,6 +114,12 @@ ANSWERS = """\
     #[proc_macro]
     pub fn answer(_: TokenStream) -> TokenStream { "42".parse().unwrap() }
     """
+VENDORED = """\
+    [source.crates-io]
+    replace-with = "vendored"
+    [source.vendored]
+    directory = "vendor"
+    """
 BASH = """\
     #!/usr/bin/env bash
     words=(one two 42)
@@ -124,6 +130,14 @@ PARTS = {
     "thrown": (
         {"c/CMakeLists.txt": CPLUSPLUS.replace("prog", "thrown"), "c/main.cpp": EXCEPTIONS},
         "thrown",
+        "sum 42",
+    ),
+    "fixed": (
+        {
+            "c/CMakeLists.txt": CPLUSPLUS.replace("prog", "fixed") + "target_link_options(fixed PRIVATE -static)\n",
+            "c/main.cpp": EXCEPTIONS,
+        },
+        "fixed",
         "sum 42",
     ),
     "tooled": (
@@ -166,6 +180,18 @@ PARTS = {
         },
         "macros",
         "42",
+    ),
+    "vendored": (
+        {
+            "rust/Cargo.toml": PACKAGE.format("vendored") + '[dependencies]\ntiny = "1"\n[workspace]\n',
+            "rust/src/main.rs": 'fn main() { println!("{}", tiny::id()); }\n',
+            "rust/.cargo/config.toml": VENDORED,
+            "rust/vendor/tiny/Cargo.toml": PACKAGE.format("tiny").replace("0.1.0", "1.0.0"),
+            "rust/vendor/tiny/src/lib.rs": "pub fn id() -> i32 { 12 }\n",
+            "rust/vendor/tiny/.cargo-checksum.json": '{"files": {}, "package": null}',
+        },
+        "vendored",
+        "12",
     ),
     "member": (
         {

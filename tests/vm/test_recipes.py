@@ -53,7 +53,7 @@ def checkout(tmp_path: Path, test_cache: Path, built: Built) -> dict[str, str]:
     workspace.case("smoke", shell_init_cmd="echo it $((40 + 2)) runs", success_regex=["^it 42 runs$"])
     shutil.copy(CI / "ci.sh", workspace.root)
     store = fresh_store(tmp_path / "saved" / "store", test_cache)
-    (store / "images").unlink()  # the records of all toolchain images of the tests
+    shutil.rmtree(store / "images")  # the records of all toolchain images of the tests
     (tmp_path / "temp").mkdir()
     packages = next(path for path in sys.path if path.endswith("site-packages"))
     return {

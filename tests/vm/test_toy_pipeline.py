@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -25,10 +24,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, test_cache: Path) -> Path:
     """A store of its own for the image that is built here, with the records of those that are there."""
-    store = workspaces.fresh_store(tmp_path_factory.mktemp("store") / "store", test_cache)
-    (store / "images").unlink()
-    shutil.copytree(test_cache / "images", store / "images", ignore=shutil.ignore_patterns("*.lock", "*.owner", ".*"))
-    return store
+    return workspaces.fresh_store(tmp_path_factory.mktemp("store") / "store", test_cache)
 
 
 @pytest.fixture

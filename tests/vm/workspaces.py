@@ -14,6 +14,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -337,11 +338,11 @@ def provide(cache: Path) -> None:
 
 
 def fresh_store(folder: Path, test_cache: Path) -> Path:
-    """An empty store, but for the guests and the record of the toolchain image: those are the tests' own."""
+    """An empty store, but for the guests and the records of the toolchain images: those are the tests' own."""
     provide(test_cache)
     folder.mkdir(parents=True)
-    for name in ("images", "memory"):
-        (folder / name).symlink_to(test_cache / name, target_is_directory=True)
+    (folder / "memory").symlink_to(test_cache / "memory", target_is_directory=True)
+    shutil.copytree(test_cache / "images", folder / "images", ignore=shutil.ignore_patterns("*.lock", "*.owner", "*.log", ".*"))
     (folder / "guests").mkdir()
     for made in (test_cache / "guests").iterdir():  # one by one: what these tests do not have yet is made here
         if not made.name.startswith("."):
