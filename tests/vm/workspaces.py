@@ -329,11 +329,12 @@ def plain(text: str) -> str:
 
 @functools.cache
 def provide(cache: Path) -> None:
-    """Have both guests and the toolchain image in the tests' store. Done once for each session."""
+    """Have both guests and the records of the images in the tests' store. Done once for each session."""
     for arch in (Arch.X86_64, Arch.AARCH64):
         guest.alpine_guest(arch, cache, emit=lambda _: None)
     with Engine.connect() as engine:
-        images.ensure("c", engine, cache)
+        for name in ("c", "alpine"):  # a container reads what is in an image that has no record
+            images.ensure(name, engine, cache)
     (cache / "memory").mkdir(exist_ok=True)
 
 
