@@ -74,9 +74,8 @@ def test_every_example_is_the_same_wherever_and_by_whomever_it_is_built(
     copy_downloads(kept, store)
     prefix: Sequence[str] = ()
     if os.geteuid() == 0:
-        for name in ("images", "memory"):  # what is written there belongs to the user, too
-            (store / name).unlink()
-            shutil.copytree(test_cache / name, store / name, ignore=shutil.ignore_patterns("*.lock", "*.owner", ".*"))
+        (store / "memory").unlink()  # what is written there belongs to the user, too
+        shutil.copytree(test_cache / "memory", store / "memory", ignore=shutil.ignore_patterns("*.lock", "*.owner", ".*"))
         (mine / "w.outside/tmp").mkdir(parents=True)
         prefix = as_another_user(place, test_cache)
         for path in (mine, *mine.rglob("*")):
