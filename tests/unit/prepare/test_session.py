@@ -328,7 +328,7 @@ def test_a_qemu_that_an_interrupt_ended_is_no_failure(retries: int, tmp_path: Pa
         interrupt()
         return process._stopped.wait(5.0)
 
-    monkeypatch.setattr(run_case, "_attempt", lambda *_: exited)
+    monkeypatch.setattr(run_case, "_attempt", lambda *_, **_k: exited)
     monkeypatch.setattr(process, "stops_within", stops_within, raising=False)
     said: list[events.Event] = []
     shared = session(tmp_path, said.append)
