@@ -93,7 +93,9 @@ class Readings:
 
     def lose(self, count: int) -> int:
         """Drop the last rows, which may be gone from the screen. Return their number. See `row.Rows`."""
-        return len(self.reopen(count))
+        lost = len(self.reopen(count))
+        self._gone = self.written.line_start  # rows further up are out of reach
+        return lost
 
     def note(self, record: Record) -> None:
         (self._rows if record.shows else self._told).note(record)

@@ -12,7 +12,7 @@ operations of a screen.
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 from qcase.console.row import BLANK, Modes, NoRows, Row, Rows, cells_of, is_narrow
 
@@ -25,6 +25,16 @@ _MARKS_MAX: Final = 64  # maximum characters in one cell: the first one and its 
 _GRAPHICS: Final = "\ufffd"  # stands for a letter that the terminal draws as a line or a box
 
 
+class _Main(NamedTuple):
+    """The main screen while the alternate one is shown; see `Screen`."""
+
+    open: list[Row]
+    row: int
+    column: int
+    uncertain: int
+    above: int
+
+
 class Screen:
     """The unfinished rows, with the cursor on one of them."""
 
@@ -35,12 +45,14 @@ class Screen:
         self._column = 0
         self.modes = Modes()
         self._saved: tuple[int, int] | None = None  # number of the row since the start, column
+        self._below: int | None = None  # rows from the saved one on, if the guest has addressed the screen since it saved it
         self._passed = 0  # ended rows since the start; plain rows count only while `counts`
         self._elsewhere: int | None = None  # column of an absolute position that the guest addressed and has not used yet
         self._named: int | None = None  # row of that position
         self._number: int | None = None  # screen row of the cursor, if the guest addressed it
         self._uncertain = 0  # number of rows, from the current one on, that may hold unknown text
-        self._main: tuple[list[Row], int, int] | None = None  # the main screen, while the alternate one is shown
+        self._above = 0  # number of ended rows that were uncertain, since the guest last addressed the screen
+        self._main: _Main | None = None  # the main screen, while the alternate one is shown
         self._gone_back = False  # the cursor went back since the last reported state
         self._last = ""
         self._written = 0
@@ -251,7 +263,9 @@ class Screen:
         self._row = 0
         self._column = kept
         if not self.open:
-            self._uncertain = max(self._uncertain - 1, 0)
+            if self._uncertain:
+                self._uncertain -= 1
+                self._above += 1
             self.open = [Row(at, uncertain=self._uncertain > 0)]
 
     def _finish(self, row: Row) -> None:
@@ -263,8 +277,7 @@ class Screen:
     def finish(self, at: int) -> None:
         """End all rows as they stand: no more text comes."""
         if self._main is not None:
-            self.open, self._row, self._column = self._main
-            self._main = None
+            self._to_main(self._main)
         for row in self.open:
             if row.chars or row is not self.open[-1]:
                 self._finish(row)
@@ -324,8 +337,10 @@ class Screen:
         self._named = self._number = None
         if self._main is not None:
             return False
-        self._main = (self.open, self._row, self._column)
+        self._settle()
+        self._main = _Main(self.open, self._row, self._column, self._uncertain, self._above)
         self.open, self._row, self._column = [Row(at)], 0, min(self._column, MOVE_MAX)
+        self._uncertain = self._above = 0
         return True
 
     def show_main(self, *, restores: bool) -> bool:
@@ -334,11 +349,14 @@ class Screen:
         if self._main is None:
             return False
         alone = len(self.open) == 1 and not self.open[0].chars and self._elsewhere is None
-        unmoved = alone and self._column == self._main[2]
-        self.open, self._row, self._column = self._main
-        self._main = None
+        unmoved = alone and self._column == self._main.column
+        self._to_main(self._main)
         self._elsewhere = None if unmoved or restores else 0
         return True
+
+    def _to_main(self, main: _Main) -> None:
+        self.open, self._row, self._column, self._uncertain, self._above = main
+        self._main = None
 
     def repeat(self, count: int) -> None:
         if self._last:
@@ -346,13 +364,23 @@ class Screen:
             self.current.moved = True
 
     def save(self) -> None:
+        self._settle()
         self._saved = (self._passed + self._row, min(self._column, MOVE_MAX))
+        self._below = None
 
     def restore(self) -> None:
         self._number = None
         self._gone_back = True
         self._elsewhere = None
         if self._saved is None:
+            return
+        if self._below is not None and self._main is None:
+            below = self._below + self._above
+            self.lose_screen(self._saved[1], cleared=False)
+            self._above = max(self._uncertain - below, 0)
+            self._uncertain -= self._above
+            self._saved = (self._passed + self._row, self._saved[1])
+            self._below = self._uncertain
             return
         self._mark_start()
         up = self._passed + self._row - self._saved[0]
@@ -389,7 +417,9 @@ class Screen:
         if (missing := min(count, LOST_ROWS) - self._row) > 0:
             again = self._to.reopen(missing)
             self._passed -= len(again)
-            self.open[:0] = again
+            unknown = min(missing - len(again), self._above)
+            self._above -= unknown
+            self.open[:0] = [*(Row(self.open[0].start, uncertain=True) for _ in range(unknown)), *again]
             self._row = 0
         else:
             self._row -= min(count, LOST_ROWS)
@@ -400,6 +430,11 @@ class Screen:
         """Go to the absolute position: text on the screen may be overwritten from now on."""
         if self._elsewhere is not None:
             column, self._elsewhere = self._elsewhere, None
+            if self._saved is not None and self._main is None:
+                # Each place that is addressed may be one behind the saved one.
+                since = self._passed + self._row - self._saved[0]
+                rows = max(len(self.open) - self._row, self._uncertain) + max(since, 0)
+                self._below = 1 + (rows if self._below is None else self._below + self._above)
             self.lose_screen(column, cleared=False)
             self._number = self._named
 
@@ -412,10 +447,10 @@ class Screen:
         for row in self.open:
             row.dirty = row.dirty or row.rewritten
             self._tell(row)
-        there = sum(bool(row.chars) for row in self.open)
+        there = sum(bool(row.chars) and not row.uncertain for row in self.open) + self._uncertain + self._above
         if self._main is None:
             there += self._to.lose(LOST_ROWS)
-        self._uncertain = 0 if cleared else max(self._uncertain, there)
+        self._uncertain, self._above = 0 if cleared else min(there, LOST_ROWS), 0
         self.open = [Row(self.open[-1].start, uncertain=self._uncertain > 0)]
         self._row = 0
         self._column = min(column, MOVE_MAX)  # without the limit each row would be longer than the last

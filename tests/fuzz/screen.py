@@ -415,6 +415,8 @@ class _Play:
             row = self.row(at)
             row.ended = True
             self.ever.append(self.text(at))
+            if at and self.row(at - 1).ended:
+                self.ever.append(f"{self.text(at - 1)}\n{self.text(at)}")
 
     def function(self, token: Token, at: int) -> None:
         kind = token.kind

@@ -77,6 +77,10 @@ def _climbing(chance: random.Random, text: str) -> str:
             f"\x1b[2J\x1b[H{text}",
             f"{text}\r\n\x1b[H\x1b[J",
             f"{text}\r\n\x1b[1A\x1b[2K",
+            f"{text}\x1b7\x1b[{chance.randrange(1, 9)};1Hxx\x1b8",
+            f"\x1b7\x1b[Hx\r\n\x1b8{text}",
+            f"\x1b[Hx\r\n\x1b[{chance.randrange(1, 5)};1H{text}",
+            f"\x1b[H\x1b[?1049h\x1b[2Jx\x1b[?1049l{text}",
         )
     )
 

@@ -115,6 +115,36 @@ def test_rows_that_are_written_again_and_again_cost_no_more_the_more_there_were(
     assert time.process_time() - before < 4  # a walk through all earlier states takes 6 to 15 s, else it is 0.4 s
 
 
+OVER = "x\r\nPASS: 0 failed: 1\r\n"  # the top of a screen; its second row holds more than PASS behind it
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        "\x1b[Hy\r\n\r\n\r\n\x1b[H\r\n",
+        "\x1b[Hy\r\n\r\n\r\n\x1b[H\x1b[H\r\n",
+        "\x1b[Hy\r\ny\r\nz\r\nz\r\n\x1b[2;1H",
+        "\x1b[Hy\r\n\r\n\r\n\x1b[2A",
+        "\x1b[Hy\r\n\r\nnew\r\n\x1b[2A",
+        "\x1b[H\x1b[?1049h\x1b[2Jy\r\ny\r\ny\x1b[?1049l\r\n",
+        "\x1b[?1049h\x1b[2J\x1b[?1049l\x1b[Hx\r\n",
+        "\x1b[H\x1b7\x1b[5;1Hy\x1b8\r\n",
+        "y\r\n\x1b7\x1b[5;1Hy\x1b8\x1b[2;1H",
+    ],
+)
+def test_a_row_that_a_guest_addresses_again_may_hold_text_behind_the_new_one(moves: str) -> None:
+    rules = Rules(success=("(?m)^PASS$",))
+    assert in_pieces(rules, f"{OVER}{moves}PASS\r\n") is Verdict.EXITED
+    assert in_pieces(rules, f"{OVER}{moves}\x1b[2J\x1b[HPASS\r\n") is Verdict.PASS
+
+
+def test_a_bar_at_the_bottom_makes_no_more_rows_uncertain_than_may_hold_it() -> None:
+    rules = Rules(success=("(?m)^PASS$",))
+    text = "".join(f"line {n}\r\n\x1b7\x1b[24;1H\x1b[30;42mProgress {n}\x1b[0m\x1b8" for n in range(40))
+    assert in_pieces(rules, f"{text}PASS\r\n") is Verdict.EXITED  # the bar may stand behind it
+    assert in_pieces(rules, f"{text}\r\n\r\nPASS\r\n") is Verdict.PASS
+
+
 @pytest.mark.parametrize("text", ["\x1b[5;1HFA\x1b[5;3HIL", "\x1b[5;3HIL\x1b[5;1HFA", "\x1b[2J\x1b[HFx\x1b[1;3HIL\x1b[1;2HA"])
 def test_a_fail_text_that_is_put_together_on_an_addressed_row_counts(text: str) -> None:
     assert in_pieces(Rules(success=("^PASS$",), fail=("FAIL",)), f"{text}\r\nPASS\r\n") is Verdict.FAIL
