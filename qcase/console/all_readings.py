@@ -82,8 +82,16 @@ class AllReadings:
         """Return the first match as a range of the written text."""
         for lines in (self.written, self.joined, self.states):  # an unfinished escape swallows a line
             if found := lines.find(pattern, boot=True):
-                return lines.source(found[0]), lines.source(found[1])
+                start, end = lines.source(found[0]), lines.source(found[1])
+                return (start, end) if lines is self.written else self._words_of(pattern, start, end)
         return self.find_unfinished(pattern, 0, sure_to, whole=False)
+
+    def _words_of(self, pattern: Pattern, start: int, end: int) -> tuple[int, int]:
+        """Return the range of a match in the written text, of which another reading gives only the rows."""
+        over = self._text.find(b"\n", max(end - 1, start))
+        over = self._text.end if over < 0 else over
+        words = pattern.search(self._text.slice(start, over))
+        return (start, max(end, over)) if words is None else (start + words[0], start + words[1])
 
     def find_any_panic(self, patterns: Iterable[Pattern], sure_to: int) -> tuple[int, int] | None:
         """Return the first match of the first of some patterns; see `find_panic`."""

@@ -37,6 +37,7 @@ class Console:
     def note_typed(self, lines: tuple[bytes, ...]) -> None:
         """Record lines that are typed now: their whole text is no evidence, in this step nor in a later one."""
         self._typed += lines
+        self.suspects.note_typed(lines)
         self.transcript.readings.note_typed(self._typed, new=len(lines))
 
     def begin_step(self, prompt: str | None, border: int) -> None:

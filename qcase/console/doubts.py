@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from qcase.console.keyboard import Keyboard
+from qcase.console.panics import Suspects
 from qcase.console.pending import Evidence, Pending
 from qcase.console.text import Pattern, Text
 from qcase.model import Verdict
@@ -18,8 +19,9 @@ class Doubts:
     `pattern`: the fail pattern, or "a panic", that matches possible echo; or empty.
     """
 
-    def __init__(self, pending: Pending, text: Text) -> None:
+    def __init__(self, pending: Pending, suspects: Suspects, text: Text) -> None:
         self.pattern = ""
+        self._suspects = suspects
         self._pending = pending
         self._text = text
 
@@ -42,6 +44,8 @@ class Doubts:
         if self._pending.ruling is None or self._pending.ruling.good:
             return False
         if self._pending.ruling.verdict is Verdict.PANIC and self._pending.panic_at is not None:
+            if self._suspects.ended:
+                return False
             said = self._text.slice(self._pending.panic_at, min(self._pending.panic_to, self._pending.panic_at + _PANIC_WORDS))
             doubt = keyboard.echo.may_be_echo(said, now, over=over)
         elif self._pending.evidence:

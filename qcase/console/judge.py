@@ -87,7 +87,7 @@ class Judge(ConsoleReader):
         self._prompt = Prompt(rules.prompt, self._transcript, since)
         self._outbox = bytearray()
         self._pending = Pending(self._success, self._search, self._transcript)
-        self._doubts = Doubts(self._pending, self._text)
+        self._doubts = Doubts(self._pending, self._suspects, self._text)
         self._group = Subtests(rules.group)
         self._inner = InnerTests(rules, self._transcript)
         self._exits = ExitWatch(rules, self._inner, self._pending, self._success)
@@ -442,6 +442,7 @@ class Judge(ConsoleReader):
                 taken_back = True
             if not taken_back:
                 break
+            self._suspects.again(0)
             self._look(now, quiet=now >= self._times.last_data + QUIET or not last, last=True)
         self._doubt(now, over=last and now >= self._times.last_data + SILENT)
         if self._pending.ruling is None or (now < self._drained_at and not last):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,7 @@ PANIC_PATTERNS: Final = (
 )
 _LINUX: Final = b"Kernel panic - not syncing"
 _LINUX_END: Final = b"---[ end Kernel panic"
+_BEFORE_END: Final = re.compile(rb"(?:\[ *\d+\.\d+\](?:\[[^\]\n]*\])? *|<\d>)*")  # before it, on a kernel's line
 # A panic of a program: Rust's std begins it with the thread's name. It is not the kernel's.
 # Its first letters may be hidden, as those that were typed as well.
 _PROGRAM_PANIC: Final = re.compile(rb"[t\0][h\0][r\0][e\0][a\0][d\0][ \0]['\0][^\n]*'(?: \(\d+\))? \Z")
@@ -78,12 +80,18 @@ class Suspects:
     def __init__(self, prompt: str | None) -> None:
         self._prompts = [prompt.encode()] if prompt else []
         self._seen = 0
+        self._end_typed = False
+        self.ended = False  # the words that end a panic stood on a line of their own
         self.open: list[Suspect] = []
 
     def add_prompt(self, prompt: str) -> None:
         """Record a further prompt of the guest."""
         if prompt.encode() not in self._prompts:
             self._prompts.append(prompt.encode())
+
+    def note_typed(self, lines: Iterable[bytes]) -> None:
+        """Record lines that are typed now."""
+        self._end_typed = self._end_typed or any(_LINUX_END in line for line in lines)
 
     def again(self, position: int) -> None:
         """Search again from a position on, which is the start of a line."""
@@ -109,10 +117,23 @@ class Suspects:
                 return found
             if text.view[max(low, at - 9) : at].endswith(b"---[ end "):
                 if self.open:
+                    self.ended = self.ended or not self._end_typed
                     return self.open[0].start, self.open[0].end
             else:
                 self._suspect(*found)
             at += len(_LINUX)
+        return None if self._end_typed else self._find_end(text, begin)
+
+    def _find_end(self, text: Text, begin: int) -> tuple[int, int] | None:
+        """Return the words that end a panic on a line of their own. Nobody types them: so those before were no echo."""
+        at = begin - text.base
+        while (at := text.raw.find(_LINUX_END, at)) >= 0:
+            low = text.raw.rfind(b"\n", max(at - _LINE_SEEN, 0), at) + 1 or max(at - _LINE_SEEN, 0)
+            high = at + len(_LINUX_END)
+            if _BEFORE_END.fullmatch(text.raw, low, at):
+                self.ended = True
+                return text.base + at, text.base + high
+            at = high
         return None
 
     def _suspect(self, start: int, end: int) -> None:

@@ -180,15 +180,15 @@ class Review:
         text = self._text
         found: dict[int, tuple[bytearray, bytearray]] = {}
         for low, high in (*self._either, *self._repeated):
-            if low < text.base or not text.slice(low, high).strip():
-                continue
-            start = text.start_of_line(low)
-            end = text.find(b"\n", start)
-            end = text.end if end < 0 else end
-            line, doubtful = found.setdefault(start, (bytearray(text.view_slice(start, end)), bytearray(end - start)))
-            high = min(high, end)
-            line[low - start : high - start] = text.slice(low, high)
-            doubtful[low - start : high - start] = b"\1" * (high - low)
+            low = max(low, text.base)
+            while low < high:
+                start, end = text.start_of_line(low), text.find(b"\n", low)
+                end = text.end if end < 0 else end
+                if text.slice(low, min(high, end)).strip():
+                    line, doubtful = found.setdefault(start, (bytearray(text.view_slice(start, end)), bytearray(end - start)))
+                    line[low - start : high - start] = text.slice(low, min(high, end))
+                    doubtful[low - start : high - start] = b"\1" * (min(high, end) - low)
+                low = end + 1
         return [(bytes(line), bytes(doubtful)) for line, doubtful in found.values()]
 
     def _all_typed(self) -> Typed:

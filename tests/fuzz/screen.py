@@ -279,6 +279,7 @@ class _Play:
         torn = False  # the text of an echo was left out just now
         for token in found:
             if token.by is By.KERNEL and not view.kernel:
+                self.wait(token)
                 cut = self.vt.cursor.col > 0
                 continue
             if cut and token.kind != "Lf":
@@ -333,14 +334,18 @@ class _Play:
         self.came.append(text)
         self.length += len(text)
 
+    def wait(self, token: Token) -> None:
+        """Note a prompt behind which nothing came for a while before a token."""
+        if token.at >= self.last_at + QUIET and not self.alternate:
+            row = self.row(self.vt.cursor.row)
+            row.quiet = row.prompt if row.prompt is not None else row.quiet
+        self.last_at = token.at
+
     def take(self, token: Token, *, masked: bool) -> None:
         kind = token.kind
         cursor = self.vt.cursor
         at = cursor.row
-        if token.at >= self.last_at + QUIET and not self.alternate:
-            row = self.row(at)
-            row.quiet = row.prompt if row.prompt is not None else row.quiet
-        self.last_at = token.at
+        self.wait(token)
         assert cursor.col < self.columns - 1
         self.bare.append(ECHO_MASK if masked else token.raw.replace("\x1b", ""))
         if kind == "Print":
