@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from qcase.console.screen import LOST_ROWS, MOVE_MAX, Screen
+from qcase.console.cells import MOVE_MAX
+from qcase.console.screen import LOST_ROWS, Screen
 
 # Controls of the current row alone. Arguments: the screen, the first number (at least 1), all numbers.
 _ON_ROW: Final[dict[str, Callable[[Screen, int, list[int]], None]]] = {
