@@ -12,14 +12,25 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from qcase.errors import InfraError
+from qcase.errors import BuildError, InfraError
 from qcase.host import git
+from qcase.host.beneath import open_beneath
+
+MOST = 500  # repositories below one folder; git takes 20 to 50 ms for each
 
 _SUBMODULE = b"160000 "  # begins its row of `ls-files --stage`
 _OTHERS = ("ls-files", "-z", "--others", "--exclude-per-directory=.gitignore")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Git's answer for a repository: the ignored paths, and the folders in it that may be repositories of their own."""
+
+    paths: frozenset[Path] = frozenset()
+    inner: tuple[Path, ...] = ()
 
 
 class Ignored:
@@ -29,7 +40,7 @@ class Ignored:
     """
 
     def __init__(self) -> None:
-        self._found: dict[Path, frozenset[Path]] = {}
+        self._answers: dict[Path, _Answer] = {}
         self._repositories: dict[str, Path | None] = {}
         self._lock = threading.Lock()
 
@@ -37,19 +48,33 @@ class Ignored:
         """Return the ignored files and folders below a link-free folder. An ignored folder stands for all its contents.
 
         A folder that is ignored itself, or lies in an ignored one, is treated as a folder outside of git.
+
+        Raises `BuildError` where there are more than `MOST` repositories below the folder.
         """
         with self._lock:
             repository = git.repository_of(str(folder), self._repositories)
-            found = self._of(repository or folder, is_repository=repository is not None)
-            for child in _folders(folder):
-                if os.path.lexists(child / ".git"):
-                    found |= self._of(child, is_repository=True)
+            pending = _repositories_in(folder) if repository is None else [repository, *_folders(folder)]
+            found: set[Path] = set()
+            asked: set[Path] = set()
+            while pending:
+                place = pending.pop()
+                if place in asked or not os.path.lexists(place / ".git"):
+                    continue
+                asked.add(place)
+                if len(asked) > MOST:
+                    hint = "keep what the case does not need outside of its folder"
+                    raise BuildError(
+                        f"there are more than {MOST} repositories of git in this folder", where=str(folder), hint=hint
+                    )
+                answer = self._ask(place)
+                found |= answer.paths
+                pending += [inner for inner in answer.inner if folder in inner.parents]
         return frozenset(path for path in found if folder in path.parents)
 
-    def _of(self, place: Path, *, is_repository: bool) -> frozenset[Path]:
-        if place not in self._found:
-            self._found[place] = _ask(place) if is_repository else _ask_within(_repositories_in(place))
-        return self._found[place]
+    def _ask(self, place: Path) -> _Answer:
+        if place not in self._answers:
+            self._answers[place] = _ask(place)
+        return self._answers[place]
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -60,7 +85,7 @@ def _folders(folder: Path) -> list[Path]:
         return []
 
 
-def _ask(repository: Path) -> frozenset[Path]:
+def _ask(repository: Path) -> _Answer:
     """Ask git for all ignored paths of a repository; an ignored folder is one path.
 
     In a folder without any tracked file git lists files alone.
@@ -73,16 +98,37 @@ def _ask(repository: Path) -> frozenset[Path]:
                 found += answers.names(*_OTHERS, "--ignored", "--", *(f":(literal){os.fsdecode(name)}" for name in new))
             tracked = answers.names("ls-files", "-z", "--stage")
     except (InfraError, OSError):  # no git here, or one that cannot read this repository
-        return frozenset()
+        return _Answer()
     paths = [repository / os.fsdecode(name).rstrip("/") for name in found]
-    within = [repository / os.fsdecode(row.partition(b"\t")[2]) for row in tracked if row.startswith(_SUBMODULE)]
-    within += [path for name in new for path in _repositories_in(repository / os.fsdecode(name))]
-    return frozenset(path for path in paths if not _is_lock(path)) | _ask_within([*within, *paths])
+    submodules = [row.partition(b"\t")[2] for row in tracked if row.startswith(_SUBMODULE)]
+    inner = [repository / os.fsdecode(name) for name in _inside(repository, [*submodules, *found])]
+    inner += [path for name in _inside(repository, new) for path in _repositories_in(repository / os.fsdecode(name))]
+    return _Answer(frozenset(path for path in paths if not _is_lock(path)), tuple(inner))
 
 
-def _ask_within(folders: Iterable[Path]) -> frozenset[Path]:
-    """Ask git for the ignored paths of those folders that are repositories."""
-    return frozenset(path for folder in folders if os.path.lexists(folder / ".git") for path in _ask(folder))
+def _inside(repository: Path, names: list[bytes]) -> list[bytes]:
+    """Return those of some names that are folders in a repository, reached through no link.
+
+    An index can be a stranger's: its names may go up, be absolute, or lead through a link to any folder of the user's.
+    """
+    try:
+        root = os.open(repository, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return [name for name in (name.rstrip(b"/") for name in names) if _is_folder(root, name)]
+    finally:
+        os.close(root)
+
+
+def _is_folder(root: int, name: bytes) -> bool:
+    if any(part in (b"", b".", b"..") for part in name.split(b"/")):
+        return False
+    try:
+        os.close(open_beneath(root, name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _repositories_in(folder: Path) -> list[Path]:

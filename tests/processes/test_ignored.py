@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from qcase.containers import container
+from qcase.errors import BuildError
+from qcase.host import git as qcase_git
 from qcase.host import process
 from qcase.pipelines import sources
-from qcase.suite.ignored import Ignored
+from qcase.suite.ignored import MOST, Ignored
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# made by a tool\n"
 
@@ -268,3 +272,69 @@ def test_a_work_tree_whose_repository_is_not_there(root: Path, tmp_path: Path) -
     assert found(tmp_path / "linked") == SOURCES
     write(tmp_path / "linked", "suite/x/c/main.o")
     assert "c/main.o" in found(tmp_path / "linked")
+
+
+def index_of(root: Path, *names: str) -> None:
+    """Write an index of submodules whose names git itself refuses."""
+    rows = []
+    for name in names:
+        raw = name.encode()
+        entry = bytes(24) + (0o160000).to_bytes(4, "big") + bytes(12) + b"\1" * 20 + min(len(raw), 0xFFF).to_bytes(2, "big") + raw
+        rows.append(entry + bytes(8 - len(entry) % 8))
+    data = b"DIRC" + (2).to_bytes(4, "big") + len(rows).to_bytes(4, "big") + b"".join(rows)
+    (root / ".git/index").write_bytes(data + hashlib.sha1(data).digest())
+
+
+def test_the_names_in_an_index_lead_nowhere_else(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a stranger's: git reads any name from it."""
+    other = tmp_path / "other"
+    clone(root, other)
+    case = root / "suite/x"
+    (case / "link").symlink_to(other)
+    (case / "c/linked").symlink_to(other, target_is_directory=True)
+    clone(root, case / "c/own")
+    names = [
+        "..",
+        "../other",
+        "suite/x/..",
+        "suite/x/../../../other",
+        str(other),
+        ".",
+        "suite/x/link",
+        "suite/x/c/linked",
+        "suite/x/c/own",
+    ]
+    index_of(root, *sorted(names))
+    listed = process.run(["git", "-C", str(root), "ls-files", "--stage"]).stdout.decode()
+    assert all(f"\t{name}\n" in listed for name in names)
+    asked = []
+
+    @contextmanager
+    def watched(repository: Path) -> Iterator[qcase_git.Git]:
+        asked.append(os.path.realpath(repository))
+        with real(repository) as answers:
+            yield answers
+
+    real = qcase_git.asked
+    monkeypatch.setattr(qcase_git, "asked", watched)
+    paths = Ignored().within(case)
+    assert sorted(asked) == [str(root), str(case / "c/own")]
+    assert case / "c/own/build" in paths
+    assert all(case in path.parents and ".." not in path.parts for path in paths)
+
+
+def test_repositories_in_each_other_and_too_many(root: Path) -> None:
+    place = root / "suite/x/c"
+    for _ in range(60):
+        place = place / "in"
+        place.mkdir()
+        git(place, "init", "-q")
+    write(place, "a.o", ".gitignore")
+    (place / ".gitignore").write_text("*.o\n")
+    assert place / "a.o" in Ignored().within(root / "suite/x")
+    for number in range(MOST):
+        (root / f"suite/x/many/{number}/.git").mkdir(parents=True)
+        write(root, f"suite/x/many/{number}/a.c")
+    with pytest.raises(BuildError, match=f"more than {MOST} repositories"):
+        Ignored().within(root / "suite/x")
+    assert Ignored().within(root / "suite/x/c")
