@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from qcase.console.search import Gate, Lines, TornLines, find_unfinished, unfinished_start
+from qcase.console.search import Gate, Lines, TornLines, find_unfinished, is_beside_echo, unfinished_start
 from qcase.console.text import WINDOW, Pattern, Text
 from qcase.console.transcript import Transcript
 
@@ -109,17 +109,19 @@ class AllReadings:
         """Return the written text's unfinished line with the part before it that a kernel's line or echo tore off; else empty."""
         return self._torn.open_line(self._text.view_slice(self._text.line_start, sure_to)) if sure_to else b""
 
-    def find_fail(self, pattern: Pattern, sure_to: int, *, quiet: bool) -> tuple[Lines | TornLines, tuple[int, int]] | None:
-        """Return the first match in everything ever written, or on the unfinished line where no more text could undo it."""
+    def find_fails(self, pattern: Pattern, sure_to: int, *, quiet: bool) -> Iterator[tuple[Lines | TornLines, tuple[int, int]]]:
+        """Yield the first match of each reading of everything ever written; and on the unfinished line where no more text could
+        undo it.
+        """
         readings: list[Lines | TornLines] = [self.written, self.joined, self.shown_joined, self.states, self.bared]
         # Without states the shown text equals the written text, but for lines that became neighbours.
         if self.states.text.end or (pattern.spans_lines and self._transcript.returned):
             readings.append(self.shown)
         for lines in readings:
             if found := lines.find(pattern):
-                return lines, found
-        found = self.find_unfinished(pattern, self.written.since(pattern), sure_to, whole=quiet)
-        return None if found is None else (self.written, found)
+                yield lines, found
+        if found := self.find_unfinished(pattern, self.written.since(pattern), sure_to, whole=quiet):
+            yield self.written, found
 
     def find_open_fail(self, pattern: Pattern, torn: bytes, sure_to: int, *, quiet: bool) -> bytes:
         """Return the text that holds a match on the unfinished line or row as it is shown, or joined with what was torn off it.
@@ -135,7 +137,10 @@ class AllReadings:
     def find_success(self, pattern: Pattern, *, quiet: bool) -> tuple[Lines | TornLines, tuple[int, int]] | None:
         """Return a match in rows that have ended, or on the unfinished row if it is a prompt that waits for input."""
         for lines in (self.shown, self.shown_joined):
-            if found := lines.find(pattern):
+            found = lines.find(pattern)
+            while found and is_beside_echo(lines.text, pattern, found):
+                found = lines.find(pattern, found[0] + 1)
+            if found:
                 return lines, found
         found = self.find_waiting(pattern) if quiet else None
         return None if found is None else (self.shown, found)

@@ -6,6 +6,8 @@ the search of patterns in it, the words of panics, the kernel's reports, resets 
 
 from __future__ import annotations
 
+from typing import Final
+
 from qcase.console.all_readings import AllReadings
 from qcase.console.keyboard import Keyboard
 from qcase.console.panics import Suspects
@@ -15,6 +17,8 @@ from qcase.console.times import Resets, Times
 from qcase.console.transcript import Transcript
 from qcase.console.trouble import TroubleWatch
 from qcase.model import KernelTrouble, Phase, Verdict
+
+_TYPED_LEAST: Final = 2  # a typed line of at most so many characters may occur anywhere by chance
 
 
 class Console:
@@ -34,8 +38,9 @@ class Console:
         self.open = not rules.from_prompt or bool(rules.steps and all(step.prompt is None for step in rules.steps))
         self._typed: tuple[bytes, ...] = ()
 
-    def note_typed(self, lines: tuple[bytes, ...]) -> None:
+    def note_typed(self, typed: bytes) -> None:
         """Record lines that are typed now: their whole text is no evidence, in this step nor in a later one."""
+        lines = tuple(line.strip() for line in typed.split(b"\n") if len(line.strip()) > _TYPED_LEAST)
         self._typed += lines
         self.suspects.note_typed(lines)
         self.transcript.readings.note_typed(self._typed, new=len(lines))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
+from qcase.console.joined import KERNEL_LINE
 from qcase.console.keyboard import Keyboard
 from qcase.console.panics import Suspects
 from qcase.console.pending import Evidence, Pending
+from qcase.console.search import TornLines, find_between
 from qcase.console.text import Pattern, Text
 from qcase.model import Verdict
 
@@ -30,9 +33,12 @@ class Doubts:
         self.pattern = ""
         if self._pending.ruling is None or not self._pending.ruling.good:
             return False
-        for line, doubtful in keyboard.echo.doubtful_lines():
+        said, doubtful = keyboard.echo.doubtful_text()
+        kernels = list(KERNEL_LINE.finditer(said))
+        readings = [(said, doubtful), (_without(kernels, said), _without(kernels, doubtful))] if kernels else [(said, doubtful)]
+        for text, doubts in readings if 1 in doubtful else ():
             for pattern in patterns:
-                if (found := pattern.search(line)) and any(doubtful[found[0] : found[1]]):
+                if _matches_doubt(pattern, text, doubts):
                     self.pattern = pattern.source
                     self._pending.want_again()
                     self._pending.drop()
@@ -49,13 +55,31 @@ class Doubts:
             said = self._text.slice(self._pending.panic_at, min(self._pending.panic_to, self._pending.panic_at + _PANIC_WORDS))
             doubt = keyboard.echo.may_be_echo(said, now, over=over)
         elif self._pending.evidence:
-            doubt = any(_evidence_may_be_echo(keyboard, evidence, now, over=over) for evidence in self._pending.evidence)
+            doubt = any(
+                _evidence_may_be_echo(keyboard, evidence, now, over=over) or self._needs_doubt(keyboard, evidence)
+                for evidence in self._pending.evidence
+            )
         else:
             doubt = self._pending.said is not None and _may_be_echo(keyboard, *self._pending.said, 0, now, over=over)
         if doubt:
             self.pattern = self._pending.ruling.pattern or "a panic"
             self._pending.drop()
         return doubt
+
+    def _needs_doubt(self, keyboard: Keyboard, evidence: Evidence) -> bool:
+        """Tell whether a fail text is one only if what may be output as well as echo is left out of it."""
+        lines, text = evidence.lines, self._text
+        if (
+            not isinstance(lines, TornLines)
+            or (found := find_between(lines.text, evidence.pattern, evidence.start, lines.text.end)) is None
+        ):
+            return False
+        start = text.start_of_line(lines.source(found[0]))
+        end = text.find(b"\n", lines.source(max(found[1] - 1, found[0])))
+        end = text.end if end < 0 else end
+        said = text.view_slice(start, end)
+        whole = _without(list(KERNEL_LINE.finditer(said)), said)
+        return keyboard.echo.in_doubt(start, end) and evidence.pattern.search(whole) is None
 
 
 def _evidence_may_be_echo(keyboard: Keyboard, evidence: Evidence, now: float, *, over: bool) -> bool:
@@ -74,3 +98,24 @@ def _may_be_echo(keyboard: Keyboard, pattern: Pattern, said: bytes, start: int, 
     if said[found[0] - 1 : found[0]] != b"\0" and said[found[1] : found[1] + 1] != b"\0":
         return False
     return pattern.search(said.replace(b"\0", b"_"), start) is None
+
+
+def _without(kernels: list[re.Match[bytes]], text: bytes) -> bytes:
+    """Return a text without the kernel's lines, so that what one of them tore is whole."""
+    parts, at = [], 0
+    for found in kernels:
+        parts.append(text[at : found.start()])
+        at = found.end() + 1
+    return b"".join(parts) + text[at:]
+
+
+def _matches_doubt(pattern: Pattern, text: bytes, doubtful: bytes) -> bool:
+    """Tell whether a match holds a character that is in doubt."""
+    start = 0
+    while found := pattern.search(text, start):
+        if any(doubtful[found[0] : found[1]]):
+            return True
+        start = max(found[1], found[0] + 1)
+        if start > len(text):
+            return False
+    return False

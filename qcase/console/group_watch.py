@@ -38,7 +38,7 @@ class GroupWatch:
         self._search = search
         self._text = text
         self._success = success
-        self._muted: dict[Pattern, int] = {}  # position up to which a fail pattern has been blamed on a command
+        self._muted: dict[tuple[Pattern, int], int] = {}  # position up to which a pattern has been blamed, in each reading
         self._prompts_from = 0  # start of the next search for a prompt, once the command was typed
 
     def note_typed(self) -> None:
@@ -64,15 +64,16 @@ class GroupWatch:
     def blame(self, pattern: Pattern, lines: Lines | TornLines, first: tuple[int, int], phase: Phase) -> None:
         """Blame each command whose output a fail pattern matches. The group itself runs to its end."""
         found: tuple[int, int] | None = first
+        key = pattern, id(lines)
         for _ in range(_BLAMES):
             if found is None:
                 return
             at = lines.source(found[0])
-            following = self._subtests.after(self._muted[pattern]) if pattern in self._muted else 0
+            following = self._subtests.after(self._muted[key]) if key in self._muted else 0
             if following is None:
                 return
             if at >= following:
-                self._muted[pattern] = at
+                self._muted[key] = at
                 ruling = ruling_on(Verdict.FAIL, phase, pattern, lines.text, found, self._text)
                 self.fail = self.fail or ruling
                 self.by_itself |= not self._subtests.blame(at, ruling.reason, ruling.excerpt or "")

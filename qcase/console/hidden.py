@@ -63,11 +63,14 @@ class Hidden:
                 self._text.restore(low, high)
                 self.note_restored(low)
                 changed = True
+        self.parts = {low: high for low, high in self.parts.items() if low < start or end < high}
         for key, trace in list(self.traces.items()):
             if any(low < end and start < high for low, high in trace.hidden):
                 del self.traces[key]
-                self.show([trace])
                 changed = True
+                for low, high in trace.hidden:
+                    self.show_again(low, high)
+                    self.note_restored(low)
         return changed
 
     def show(self, undone: Iterable[Trace]) -> None:

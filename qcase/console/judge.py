@@ -26,6 +26,7 @@ The rules, and their reasons (COMPAT, "The console"):
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from qcase.console.all_readings import EXCERPT, excerpt_of
@@ -54,7 +55,6 @@ PROMPT_DELAY: Final = 0.1  # seconds from the prompt to the first key (axbuild)
 SILENT: Final = 3.0  # seconds of silence at the end after which an echo that has begun is taken for complete
 QUIET: Final = 0.5  # seconds of silence after which an unfinished line is taken as it stands
 
-_TYPED_LEAST: Final = 2  # a typed line of at most so many characters may occur anywhere by chance
 _TRIES: Final = 8  # searches for another match when the deciding match does not stand
 
 
@@ -295,8 +295,7 @@ class Judge(ConsoleReader):
         if self.keyboard is None:
             if now < at:
                 return
-            typed = self.rules.typed.encode().split(b"\n")
-            self._console.note_typed(tuple(line.strip() for line in typed if len(line.strip()) > _TYPED_LEAST))
+            self._console.note_typed(self.rules.typed.encode())
             as_is = self.rules.keys is not None
             self.keyboard = Keyboard(self.rules.typed, self.rules.prompt or "", self._text, now, as_is=as_is)
             if not self._armed:
@@ -366,9 +365,10 @@ class Judge(ConsoleReader):
         """Search everything ever written for a fail: as it came, in earlier states of rows, or torn by kernel lines or echo."""
         torn = self._search.torn_line(sure_to)
         for pattern in self._searching():
-            if match := self._search.find_fail(pattern, sure_to, quiet=quiet):
+            matches = list(islice(self._search.find_fails(pattern, sure_to, quiet=quiet), None if self._gathers else 1))
+            for match in matches:
                 self._rule_fail(pattern, *match, now)
-            elif said := self._search.find_open_fail(pattern, torn, sure_to, quiet=quiet):
+            if not matches and (said := self._search.find_open_fail(pattern, torn, sure_to, quiet=quiet)):
                 self._rule_fail(pattern, self._search.written, (self._text.line_start, sure_to), now, said)
 
     def _searching(self) -> list[Pattern]:

@@ -8,7 +8,7 @@ from typing import Final
 from qcase.console.all_readings import AllReadings, excerpt_of
 from qcase.console.panics import Suspects
 from qcase.console.rules import Ruling
-from qcase.console.search import Lines, TornLines, find_between
+from qcase.console.search import Lines, TornLines, find_between, is_beside_echo
 from qcase.console.text import Pattern, Text
 from qcase.console.transcript import Transcript
 from qcase.model import Phase, Verdict
@@ -130,8 +130,9 @@ class Pending:
         text, start = evidence.lines.text, evidence.start
         if start < text.base:
             return True  # so much text has come since that this part is dropped
-        if start < text.line_start and _begins_at(start, find_between(text, evidence.pattern, start, text.line_start)):
-            return True
+        found = find_between(text, evidence.pattern, start, text.line_start) if start < text.line_start else None
+        if found and found[0] == start:
+            return not (self.passes and is_beside_echo(text, evidence.pattern, found))
         if text is self._text:
             return _begins_at(start, find_between(text, evidence.pattern, start, text.end))
         waits = text is self._search.shown.text and start >= text.line_start

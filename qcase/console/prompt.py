@@ -34,8 +34,9 @@ class Prompt:
     def end_row_before(self) -> None:
         """End the text before the prompt on its row, if the prompt is back behind that text and waits."""
         readings = self._transcript.readings
-        readings.end_torn_at_prompt()
         row = self._transcript.open_row()[0]
+        if not row.strip():  # else the line goes on behind the prompt
+            readings.end_torn_at_prompt()
         at = row.rfind(self._prompt) if self._prompt else -1
         if at <= 0 or not self._transcript.at_row_end:
             return

@@ -21,6 +21,7 @@ _PANIC_END: Final = b"---[ end "
 _CELLS: Final = 1 << 15  # pairs of a typed character and one that came, in one review
 _CELLS_ALL: Final = 1 << 22  # in all of them
 _CAME_LEAST: Final = 512  # characters that came, at least, in one review
+_HIDDEN: Final = re.compile(rb"\0+")
 _ERASED: Final = re.compile(rb" {4,}")  # a guest erases a character by a blank over it
 
 
@@ -36,6 +37,8 @@ class Review:
         self._cells = 0
         self._either: list[tuple[int, int]] = []  # what may be echo, and output as well
         self._repeated: list[tuple[int, int]] = []  # the whole typed line once more
+        self._echoes: list[tuple[int, int]] = []  # what surely is echo
+        self._known_from = text.end  # what was hidden before this position is echo
 
     def review(self, *, over: bool = False) -> bool:
         """Look at all that came since the first key once more.
@@ -67,7 +70,12 @@ class Review:
             self._doubt_tails(prices, came)
         capitals = came.text.upper().startswith(typed.text.upper())  # nothing is lost, and nothing stands in between
         sure = (complete or end == back) and (not damaged or capitals)
-        self._either, _ = stretches([SURELY_ECHO if sure and price <= -SURE else price for price in prices], came)
+        echoes = [sure and price <= -SURE for price in prices]
+        self._either, _ = stretches(
+            [SURELY_ECHO if is_echo else price for is_echo, price in zip(echoes, prices, strict=True)], came
+        )
+        self._echoes, _ = stretches([0.0 if is_echo else SURELY_ECHO for is_echo in echoes], came)
+        self._known_from = came.at[0]
         return self._take(prices, came) or repeated
 
     def _take(self, prices: list[float], came: Came) -> bool:
@@ -175,21 +183,43 @@ class Review:
             at = came.find(said, at + 1)
         return False
 
-    def doubtful_lines(self) -> list[tuple[bytes, bytes]]:
-        """The lines that hold what may be echo as well as output: with that shown, and with a 1 for each of its characters."""
+    def doubtful_text(self) -> tuple[bytes, bytes]:
+        """Return the lines that hold what may be echo as well as output: with that shown, and with a 1 for each character of it.
+
+        That is what an alignment leaves in doubt, and what else is hidden and not surely echo by it.
+        """
+        text, doubtful = self._text, self._doubtful()
+        first, last = doubtful.find(1), doubtful.rfind(1)
+        if first < 0:
+            return b"", b""
+        low = text.raw.rfind(b"\n", 0, max(text.raw.rfind(b"\n", 0, first), 0)) + 1  # with the line before, and the one behind
+        high = text.raw.find(b"\n", last)
+        high = text.raw.find(b"\n", high + 1) if high >= 0 else -1
+        high = len(text.raw) if high < 0 else high
+        shown = bytes(
+            raw if doubt else seen
+            for raw, seen, doubt in zip(text.raw[low:high], text.view[low:high], doubtful[low:high], strict=True)
+        )
+        return shown, bytes(doubtful[low:high])
+
+    def in_doubt(self, start: int, end: int) -> bool:
+        """Tell whether a stretch holds what may be echo as well as output."""
+        return 1 in self._doubtful()[max(start - self._text.base, 0) : max(end - self._text.base, 0)]
+
+    def _doubtful(self) -> bytearray:
+        """Return a 1 for each character of the text that may be echo as well as output."""
         text = self._text
-        found: dict[int, tuple[bytearray, bytearray]] = {}
+        doubtful = bytearray(text.end - text.base)
+        if self._reviewed[0] >= 0:
+            for found in _HIDDEN.finditer(text.view, max(self._known_from - text.base, 0)):
+                doubtful[found.start() : found.end()] = b"\1" * len(found[0])
+            for low, high in self._echoes:
+                low, high = max(low - text.base, 0), max(high - text.base, 0)
+                doubtful[low:high] = bytes(high - low)
         for low, high in (*self._either, *self._repeated):
-            low = max(low, text.base)
-            while low < high:
-                start, end = text.start_of_line(low), text.find(b"\n", low)
-                end = text.end if end < 0 else end
-                if text.slice(low, min(high, end)).strip():
-                    line, doubtful = found.setdefault(start, (bytearray(text.view_slice(start, end)), bytearray(end - start)))
-                    line[low - start : high - start] = text.slice(low, min(high, end))
-                    doubtful[low - start : high - start] = b"\1" * (min(high, end) - low)
-                low = end + 1
-        return [(bytes(line), bytes(doubtful)) for line, doubtful in found.values()]
+            low, high = max(low - text.base, 0), max(high - text.base, 0)
+            doubtful[low:high] = b"\1" * (high - low)
+        return doubtful
 
     def _all_typed(self) -> Typed:
         """Return what was typed, as most guests show it."""

@@ -153,6 +153,16 @@ def find_between(text: Text, pattern: Pattern, start: int, end: int) -> tuple[in
     return None if found is None else (text.base + found[0], text.base + found[1])
 
 
+def is_beside_echo(text: Text, pattern: Pattern, found: tuple[int, int]) -> bool:
+    """Tell whether a match is none if the echo beside it is the rest of its word."""
+    if 0 not in text.view_slice(found[0] - 1, found[0]) + text.view_slice(found[1], found[1] + 1):
+        return False
+    start, end = text.start_of_line(found[0]), text.find(b"\n", found[1])
+    said = text.view_slice(start, text.end if end < 0 else end).replace(b"\0", b"_")
+    again = pattern.search(said, found[0] - start)
+    return again is None or again[0] != found[0] - start
+
+
 def find_unfinished(text: Text, pattern: Pattern, start: int, end: int) -> tuple[int, int] | None:
     """Return a match on the unfinished line that no continuation could undo."""
     before = 1 if start > text.base else 0

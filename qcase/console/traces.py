@@ -166,7 +166,7 @@ class Traces:
                 if not (trace.prompted and trace.breaks):
                     undone.append(trace)
                 else:
-                    self._hidden.surely.extend(trace.hidden)
+                    self._hidden.parts.update(trace.hidden)
                 return False
         self._hide(trace, began, trace.at)
         if more:

@@ -264,6 +264,7 @@ class _Play:
         self.ever: list[str] = []
         self.beside: list[str] = []
         self.over: list[str] = []
+        self.left: dict[int, str] = {}  # the last of these, by row
         self.strings: list[tuple[str, bool]] = []
         self.broken = False
         self.alternate = False
@@ -400,8 +401,9 @@ class _Play:
 
     def leave(self, at: int) -> None:
         """Note what stands up to the cursor: what is behind it on a row that was addressed depends on the screen's size."""
-        if self.addressed:
-            self.over.append(self.left_of(at, self.vt.cursor.col))
+        if self.addressed and (left := self.left_of(at, self.vt.cursor.col)):
+            self.over += [left, f"{self.left[at - 1]}\n{left}"] if at - 1 in self.left else [left]
+            self.left[at] = left
 
     def keep(self, at: int) -> None:
         if (text := self.text(at)).strip():
@@ -492,6 +494,7 @@ class _Play:
             self.vt.feed_str("\x1b[?1049l\x1b[?47l")
             self.switch(False)
         last = self.vt.cursor.row
+        self.keep(last)
         high = max(self.lowest, last)
         return Reading(
             came="".join(self.came) + ("\n" if self.returned else ""),

@@ -619,6 +619,18 @@ def test_a_fail_pattern_fails_the_command_in_whose_output_it_stands_and_the_grou
     assert statuses(guest) == [SubtestStatus.FAIL, SubtestStatus.PASS]
 
 
+@pytest.mark.parametrize(
+    "torn", ["BAD\r[    3.000000] random: x\r\nEND\n", "BA[    3.000000] random: x\r\nD\nEND\n", "xxx\rBAD\nEND\n"]
+)
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_a_fail_text_in_each_reading_fails_its_command(torn: str, first: str) -> None:
+    plain = "BAD\nEND\n"
+    one, two = (plain, torn) if first == "a" else (torn, plain)
+    guest = group(fail=("BAD\nEND",)).prints(f"B: /bin/a\n{one}P: /bin/a\n").waits(1)
+    assert guest.prints(f"B: /bin/b --x\n{two}P: /bin/b --x\nALL_P\n").waits(1).verdict() is Verdict.FAIL
+    assert statuses(guest) == [SubtestStatus.FAIL, SubtestStatus.FAIL]
+
+
 def test_a_marker_that_a_kernel_line_cuts_is_found() -> None:
     guest = group().prints("B: /bin/a\nP: /bi[    3.000] random: x\r\nn/a\nB: /bin/b --x\nP: /bin/b --x\n")
     assert guest.prints("ALL_P[  3.1] y\r\n\r\n").waits(2).verdict() is Verdict.PASS
