@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from qcase.console.search import Gate, Lines, TornLines, find_unfinished, is_beside_echo, unfinished_start
@@ -109,19 +109,16 @@ class AllReadings:
         """Return the written text's unfinished line with the part before it that a kernel's line or echo tore off; else empty."""
         return self._torn.open_line(self._text.view_slice(self._text.line_start, sure_to)) if sure_to else b""
 
-    def find_fails(self, pattern: Pattern, sure_to: int, *, quiet: bool) -> Iterator[tuple[Lines | TornLines, tuple[int, int]]]:
-        """Yield the first match of each reading of everything ever written; and on the unfinished line where no more text could
-        undo it.
-        """
+    def find_fails(self, pattern: Pattern, sure_to: int, *, quiet: bool) -> list[tuple[Lines | TornLines, tuple[int, int]]]:
+        """Return the first match in each reading of everything ever written, and one on the unfinished line that stands."""
         readings: list[Lines | TornLines] = [self.written, self.joined, self.shown_joined, self.states, self.bared]
         # Without states the shown text equals the written text, but for lines that became neighbours.
         if self.states.text.end or (pattern.spans_lines and self._transcript.returned):
             readings.append(self.shown)
-        for lines in readings:
-            if found := lines.find(pattern):
-                yield lines, found
-        if found := self.find_unfinished(pattern, self.written.since(pattern), sure_to, whole=quiet):
-            yield self.written, found
+        found = [(lines, match) for lines in readings if (match := lines.find(pattern))]
+        if unfinished := self.find_unfinished(pattern, self.written.since(pattern), sure_to, whole=quiet):
+            found.append((self.written, unfinished))
+        return found
 
     def find_open_fail(self, pattern: Pattern, torn: bytes, sure_to: int, *, quiet: bool) -> bytes:
         """Return the text that holds a match on the unfinished line or row as it is shown, or joined with what was torn off it.

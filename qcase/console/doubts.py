@@ -50,7 +50,7 @@ class Doubts:
         if self._pending.ruling is None or self._pending.ruling.good:
             return False
         if self._pending.ruling.verdict is Verdict.PANIC and self._pending.panic_at is not None:
-            if self._suspects.ended:
+            if self._suspects.ended or self._suspects.find_end(self._text, self._pending.panic_at):
                 return False
             said = self._text.slice(self._pending.panic_at, min(self._pending.panic_to, self._pending.panic_at + _PANIC_WORDS))
             doubt = keyboard.echo.may_be_echo(said, now, over=over)

@@ -26,7 +26,6 @@ The rules, and their reasons (COMPAT, "The console"):
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 from typing import Final
 
 from qcase.console.all_readings import EXCERPT, excerpt_of
@@ -365,8 +364,8 @@ class Judge(ConsoleReader):
         """Search everything ever written for a fail: as it came, in earlier states of rows, or torn by kernel lines or echo."""
         torn = self._search.torn_line(sure_to)
         for pattern in self._searching():
-            matches = list(islice(self._search.find_fails(pattern, sure_to, quiet=quiet), None if self._gathers else 1))
-            for match in matches:
+            matches = self._search.find_fails(pattern, sure_to, quiet=quiet)
+            for match in matches if self._gathers else matches[:1]:
                 self._rule_fail(pattern, *match, now)
             if not matches and (said := self._search.find_open_fail(pattern, torn, sure_to, quiet=quiet)):
                 self._rule_fail(pattern, self._search.written, (self._text.line_start, sure_to), now, said)
@@ -489,6 +488,7 @@ class Judge(ConsoleReader):
             dropped = self._doubts.drop_fail(self.keyboard, now, over=over)
         if dropped:
             self._search.again()
+            self._suspects.again(self._prompt.end)
             self._looked_at = (self._text.end, True)
 
     def _keep_evidence(self, now: float) -> None:

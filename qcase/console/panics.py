@@ -122,10 +122,12 @@ class Suspects:
             else:
                 self._suspect(*found)
             at += len(_LINUX)
-        return None if self._end_typed else self._find_end(text, begin)
+        return self.find_end(text, begin)
 
-    def _find_end(self, text: Text, begin: int) -> tuple[int, int] | None:
-        """Return the words that end a panic on a line of their own. Nobody types them: so those before were no echo."""
+    def find_end(self, text: Text, begin: int) -> tuple[int, int] | None:
+        """Return the words that end a panic on a line of their own. Where nobody typed them, those before were no echo."""
+        if self._end_typed:
+            return None
         at = begin - text.base
         while (at := text.raw.find(_LINUX_END, at)) >= 0:
             low = text.raw.rfind(b"\n", max(at - _LINE_SEEN, 0), at) + 1 or max(at - _LINE_SEEN, 0)

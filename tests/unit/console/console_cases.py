@@ -785,6 +785,18 @@ EXPLAINED = [
         echo(1.041, "PASS\r\n"),
         echo(1.16, "\r\n"),
     ),
+    case(
+        "a panic behind a prompt, in words that were typed, with its end: the echo had come before it",
+        "panic",
+        replace(ASKS, command="./t; grep -c 'panicked at ' log; echo Kernel panic - not syncing", command_limit=8.0),
+        shell(0.008),
+        echo(2.112, "./t; grep -c 'pa"),
+        echo(2.114, "nicked at ' log;"),
+        echo(2.116, " echo Kernel panic - not syncing\r\n"),
+        out(3.477, "PASS\r\n"),
+        shell(3.485),
+        panic(3.735, f"{OOPS}CPU: 0 PID: 1 Comm: init\r\n{END}"),
+    ),
 ]
 
 CASES = [*TYPING, *UNFINISHED, *TORN, *SCREEN, *PANICS, *SECOND, *EXPLAINED]
