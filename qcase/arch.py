@@ -6,12 +6,11 @@ guest, such as digests, stays beside that guest; `docs/extending.md` has the res
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, kw_only=True)
-class UefiSpec:
+class UefiSpec(NamedTuple):
     """UEFI of an architecture.
 
     `package`: Debian's package of the firmware. `since`: the first QEMU that starts it from flash on the default machine.
@@ -24,8 +23,7 @@ class UefiSpec:
     pe_machine: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArchSpec:
+class ArchSpec(NamedTuple):
     """The row of an architecture: its differences from others, beside its name.
 
     QEMU. `machine`: the `-machine` for a case that names none. `virtio`: the bus in the names of virtio devices, and

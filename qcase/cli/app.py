@@ -18,7 +18,7 @@ from qcase.cli import output
 from qcase.cli.options import image_lock_of, offer_arches
 from qcase.cli.output import reported
 from qcase.errors import UsageError
-from qcase.model import labelled
+from qcase.kinds import labelled
 
 if TYPE_CHECKING:
     from qcase.suite.cases import BrokenCase, Case

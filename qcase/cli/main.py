@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import inspect
 import io
 import os
 import signal
@@ -111,6 +113,7 @@ def _add_examples(commands: typer.Typer, above: str = "") -> None:
         _add_examples(group.typer_instance, f"{above}{group.typer_instance.info.name} ")
 
 
+_LISTS = [[], *([option] for option in HELP)]  # words for which qcase lists its commands
 # As `qcase --help` lists them.
 _ORDER = ["run", "report", "list", "explain", "argv", "shell", "lock", "init", "new", "doctor", "lint", "schema", "completion"]
 app.registered_commands.sort(key=lambda command: _ORDER.index(str(command.name)))
@@ -158,7 +161,7 @@ def main() -> None:
     sys.stdout, sys.stderr = inert.stream(sys.stdout), inert.stream(sys.stderr)
     try:
         words = arguments(sys.argv[1:])
-        program, name, words = _helped(command(words[:1]), words)
+        program, name, words = _helped(command(words[:1], names=words in _LISTS), words)
         program(words, prog_name=name, help_option_names=HELP)
     finally:
         if _interrupted_at > 0:  # while Python ends, it takes our handlers away
@@ -166,17 +169,18 @@ def main() -> None:
                 signal.signal(number, signal.SIG_IGN)
 
 
-def command(words: Sequence[str] = ()) -> Any:
+def command(words: Sequence[str] = (), *, names: bool = False) -> Any:
     """All commands, or the one that `words` begin with: typer takes a millisecond for each.
 
     Their help names an argument by what it is, without Python's type behind it, and no option of one value is given twice.
+    `names`: only their names and summaries, for the list of all.
     """
     commands, groups = app.registered_commands, app.registered_groups
     try:
         if words and any(one.name == words[0] for one in commands):
             app.registered_commands = [one for one in commands if one.name == words[0]]
             app.registered_groups = []
-        whole = typer.main.get_command(app)
+        whole = typer.main.get_command(_names(app) if names else app)
     finally:
         app.registered_commands, app.registered_groups = commands, groups
     pending: list[Any] = [whole]
@@ -188,6 +192,23 @@ def command(words: Sequence[str] = ()) -> Any:
             if parameter.param_type_name == "argument":
                 parameter.display_type_rich = lambda ctx: None  # noqa: ARG005
     return whole
+
+
+def _names(commands: typer.Typer) -> typer.Typer:
+    """The commands without their options."""
+    listed = copy.copy(commands)
+    listed.registered_commands = [copy.copy(one) for one in commands.registered_commands]
+    for one in listed.registered_commands:
+        one.callback, one.help = _nothing, inspect.getdoc(one.callback) if one.help is None else one.help
+    listed.registered_groups = [copy.copy(group) for group in commands.registered_groups]
+    for group in listed.registered_groups:
+        assert group.typer_instance is not None
+        group.typer_instance = _names(group.typer_instance)
+    return listed
+
+
+def _nothing() -> None:
+    """The callback of a command that is only listed."""
 
 
 def _helped(whole: Any, words: list[str]) -> tuple[Any, str, list[str]]:

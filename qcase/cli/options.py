@@ -12,7 +12,7 @@ import typer
 from qcase.arch import Arch
 from qcase.arch import names as arch_names
 from qcase.errors import UsageError
-from qcase.model import Pipeline
+from qcase.kinds import Pipeline
 
 if TYPE_CHECKING:
     from qcase.config.image_lock import Lock

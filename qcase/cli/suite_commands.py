@@ -41,7 +41,7 @@ from qcase.cli.options import (
 )
 from qcase.cli.output import SEVERITIES, coloured, counted, reported, terminal_report, warn, wrapped
 from qcase.errors import UsageError
-from qcase.model import labelled
+from qcase.kinds import labelled
 from qcase.report import inert
 
 if TYPE_CHECKING:
