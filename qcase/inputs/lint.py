@@ -12,6 +12,7 @@ Errors are faults at which `qcase run` would stop, and cases with a meaningless 
     unreachable      sources that no command names, and cases outside of the searched folders
     results          a fail pattern that takes a test that is todo or skipped for a failed one
     kernel-trouble   a fail pattern for kernel reports, which `kernel_trouble` finds anyway
+    known            an entry of known.toml that has expired, or matches no case or test
     machine          a disk without an image, a card that bypasses the network policy, no device for a status of QEMU
     timeout          no timeout, or one below the duration of the case's last run
 """
@@ -23,8 +24,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
@@ -35,9 +34,13 @@ from qcase.config.load import find_workspace, load_workspace_config
 from qcase.config.patterns import compile_pattern, never_matches, only_text
 from qcase.config.toml_document import key_lines, read_toml
 from qcase.config.workspace_file import SuiteConfig, WorkspaceConfig
-from qcase.errors import ConfigError, Problem, QcaseError, UsageError
+from qcase.errors import ConfigError, Problem, UsageError
 from qcase.host import beneath
-from qcase.inputs import kernel_tests, trust
+from qcase.inputs import kernel_tests, known_lint, trust
+from qcase.inputs.findings import Finding, Severity
+from qcase.inputs.findings import error as _error
+from qcase.inputs.findings import problems as _problems
+from qcase.inputs.findings import warning as _warning
 from qcase.model import Pipeline
 from qcase.pipelines import group_commands, group_script
 from qcase.pipelines.pipeline import hint_without
@@ -49,21 +52,6 @@ from qcase.vm import network
 FINDINGS_FORMAT = 1  # of `qcase lint --json`
 
 
-class Severity(StrEnum):
-    ERROR = "error"
-    WARNING = "warning"
-
-
-@dataclass(frozen=True)
-class Finding:
-    severity: Severity
-    check: str
-    problem: Problem
-
-    def __str__(self) -> str:
-        return f"{self.severity}: {self.problem}"
-
-
 def lint(start: Path) -> list[Finding]:
     """Return all findings of the workspace around `start`, by file and line. Raises `UsageError` if there is no workspace."""
     root = find_workspace(start)
@@ -71,8 +59,8 @@ def lint(start: Path) -> list[Finding]:
     workspace = _workspace(root, found)
     if workspace is not None:
         try:
-            for part in workspace.suites:
-                _suite(part, found)
+            listed = [(part, _suite(part, found)) for part in workspace.suites]
+            found += known_lint.findings(listed)
         except UsageError as error:
             found.append(_error("suite", Problem(error.what, error.where or suite_file(root), hint=error.hint)))
     unique = dict.fromkeys(found)
@@ -104,21 +92,6 @@ def suite_file(root: Path) -> str:
     return str(root / "qcase.toml")
 
 
-def _error(check: str, problem: Problem) -> Finding:
-    return Finding(Severity.ERROR, check, problem)
-
-
-def _warning(check: str, problem: Problem) -> Finding:
-    return Finding(Severity.WARNING, check, problem)
-
-
-def _problems(error: QcaseError, where: str) -> Iterator[Problem]:
-    if isinstance(error, ConfigError):
-        yield from error.problems
-    else:
-        yield Problem(error.what, error.where or where, hint=error.hint)
-
-
 # ---- the workspace
 
 
@@ -136,7 +109,7 @@ def _workspace(root: Path, found: list[Finding]) -> Workspace | None:
         return None
 
 
-def _suite(workspace: Workspace, found: list[Finding]) -> None:
+def _suite(workspace: Workspace, found: list[Finding]) -> catalogue.Catalogue:
     try:
         trust.check(workspace)
     except ConfigError as error:
@@ -170,6 +143,7 @@ def _suite(workspace: Workspace, found: list[Finding]) -> None:
                 arches.add(case.arch)
                 found += _Case(workspace, case, known[case.arch]).findings()
     found += _guests(workspace, arches)
+    return listed
 
 
 def _guests(workspace: Workspace, arches: set[Arch]) -> Iterator[Finding]:

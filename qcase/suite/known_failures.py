@@ -39,11 +39,11 @@ class KnownFailures:
     today: date = date.min
 
     @classmethod
-    def load(cls, workspace: Workspace, *, strict: bool = False, today: date | None = None) -> KnownFailures:
+    def load(cls, workspace: Workspace, *, strict: bool = False, day: date | None = None) -> KnownFailures:
         """Load `known.toml` of the workspace and of the suite's root. Raises `ConfigError` with all faults of a file."""
         folders = dict.fromkeys((workspace.root, workspace.suite_root))
         entries = tuple(entry for folder in folders for entry in load_known(folder / KNOWN_FILE, workspace.root))
-        return cls(entries, strict, today or datetime.now(UTC).date())
+        return cls(entries, strict, day or today())
 
     def of(self, case: Case | BrokenCase) -> tuple[Known, ...]:
         """Return the entries that are about a case."""
@@ -74,6 +74,11 @@ class KnownFailures:
         if not self.strict or result.verdict not in (Verdict.PASS, Verdict.KNOWN_FAIL):
             return replace(result, warnings=(*result.warnings, *told))
         return replace(result, verdict=Verdict.FAIL, fault=Fault.CASE, reason="; ".join(told), excused=None, by_tests=False)
+
+
+def today() -> date:
+    """Return the day by which entries expire."""
+    return datetime.now(UTC).date()
 
 
 def expired(known: KnownFailures, cases: Iterable[Case | BrokenCase]) -> list[str]:

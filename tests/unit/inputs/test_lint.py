@@ -11,7 +11,7 @@ from qcase.arch import Arch
 from qcase.config import patterns
 from qcase.errors import UsageError
 from qcase.inputs import lint
-from qcase.inputs.lint import Finding, Severity
+from qcase.inputs.findings import Finding, Severity
 from qcase.model import CaseResult, Fault, Verdict
 from qcase.suite import history
 from tests.conftest import ROOT

@@ -13,6 +13,7 @@ import pytest
 
 from qcase.arch import Arch
 from qcase.inputs import lint
+from qcase.inputs.findings import Severity
 from qcase.model import Pipeline
 from qcase.suite import catalogue, new_workspace
 from qcase.suite.cases import Case, Workspace
@@ -204,7 +205,7 @@ def test_the_tree_of_axbuild_046(tmp_path: Path) -> None:
     ]
     assert found(arceos) == {"arceos/rust/display": {"x86_64": 0}}
     assert proposal.untranslated == ("not looked at: 1 more below os",)
-    assert not [one for one in lint.lint(tmp_path) if one.severity is lint.Severity.ERROR]
+    assert not [one for one in lint.lint(tmp_path) if one.severity is Severity.ERROR]
 
 
 def test_the_tree_of_july(tmp_path: Path) -> None:
