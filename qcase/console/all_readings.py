@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from qcase.console.search import Gate, Lines, TornLines, find_unfinished, is_beside_echo, unfinished_start
@@ -59,6 +60,20 @@ class AllReadings:
         """Search all text that is kept once more."""
         for lines in self._all:
             lines.again(lines.text.base)
+
+    @contextmanager
+    def showing(self, stretches: list[tuple[int, int]], now: float) -> Iterator[None]:
+        """Search for a while with these hidden stretches shown."""
+        for stretch in stretches:
+            self._text.restore(*stretch)
+        self._transcript.readings.update()
+        self.again()
+        self.begin(now, every=True)
+        yield
+        for stretch in stretches:
+            self._text.blank(*stretch)
+        self._transcript.readings.update()
+        self.again()
 
     def arm(self, position: int, *, opens: bool = False) -> None:
         """Let the case's patterns search from a position in the written text on. `opens`: also those that hold in all steps."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from qcase.console.all_readings import AllReadings
 from qcase.console.joined import KERNEL_LINE
 from qcase.console.keyboard import Keyboard
-from qcase.console.panics import Suspects
+from qcase.console.panics import LINUX, Suspects
 from qcase.console.pending import Evidence, Pending
 from qcase.console.search import TornLines, find_between
 from qcase.console.text import Pattern, Text
@@ -19,31 +20,44 @@ _PANIC_WORDS: Final = 12  # bytes of a panic that tell whether its words were ty
 class Doubts:
     """The reason for which a ruling was dropped.
 
-    `pattern`: the fail pattern, or "a panic", that matches possible echo; or empty.
+    `pattern`: the fail pattern, or "a panic", that matches possible echo; or the success that needs it to be echo; or empty.
     """
 
-    def __init__(self, pending: Pending, suspects: Suspects, text: Text) -> None:
+    def __init__(self, pending: Pending, suspects: Suspects, search: AllReadings, text: Text) -> None:
         self.pattern = ""
         self._suspects = suspects
+        self._search = search
         self._pending = pending
         self._text = text
 
-    def drop_pass(self, keyboard: Keyboard, patterns: list[Pattern]) -> bool:
-        """Drop a success or a skip while a fail pattern or a panic matches what may be echo. Tell whether it was dropped."""
+    def drop_pass(self, keyboard: Keyboard, patterns: list[Pattern], now: float) -> bool:
+        """Drop a success or a skip that is none if what may be echo is output: a fail pattern or a panic matches then, or no
+        success. Tell whether it was dropped.
+        """
         self.pattern = ""
-        if self._pending.ruling is None or not self._pending.ruling.good:
+        if not self._pending.passes or not (doubts := keyboard.echo.hidden_doubts()):
             return False
-        said, doubtful = keyboard.echo.doubtful_text()
-        kernels = list(KERNEL_LINE.finditer(said))
-        readings = [(said, doubtful), (_without(kernels, said), _without(kernels, doubtful))] if kernels else [(said, doubtful)]
-        for text, doubts in readings if 1 in doubtful else ():
-            for pattern in patterns:
-                if _matches_doubt(pattern, text, doubts):
-                    self.pattern = pattern.source
-                    self._pending.want_again()
-                    self._pending.drop()
-                    return True
-        return False
+        with self._search.showing(doubts, now):
+            self.pattern = self._objection(doubts, patterns)
+        if self.pattern:
+            self._pending.want_again()
+            self._pending.drop()
+        return bool(self.pattern)
+
+    def _objection(self, doubts: list[tuple[int, int]], patterns: list[Pattern]) -> str:
+        """Return what stands against a pass while these stretches are shown; empty for nothing."""
+        for pattern in patterns:
+            if self._search.find_fails(pattern, self._text.end, quiet=True):
+                return pattern.source
+        for start, end in doubts:
+            low = self._text.start_of_line(start)
+            at = self._text.view_slice(low, end + len(LINUX)).find(LINUX, max(start - low - len(LINUX) + 1, 0))
+            if at >= 0:
+                return "a panic"
+        for evidence in self._pending.unkept():
+            if self._search.find_success(evidence.pattern, quiet=True) is None:
+                return evidence.pattern.source
+        return ""
 
     def drop_fail(self, keyboard: Keyboard, now: float, *, over: bool) -> bool:
         """Drop a failure or a panic by a text that was typed and that may be its echo, or by the border of what may be one."""
@@ -107,15 +121,3 @@ def _without(kernels: list[re.Match[bytes]], text: bytes) -> bytes:
         parts.append(text[at : found.start()])
         at = found.end() + 1
     return b"".join(parts) + text[at:]
-
-
-def _matches_doubt(pattern: Pattern, text: bytes, doubtful: bytes) -> bool:
-    """Tell whether a match holds a character that is in doubt."""
-    start = 0
-    while found := pattern.search(text, start):
-        if any(doubtful[found[0] : found[1]]):
-            return True
-        start = max(found[1], found[0] + 1)
-        if start > len(text):
-            return False
-    return False

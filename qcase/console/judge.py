@@ -86,7 +86,7 @@ class Judge(ConsoleReader):
         self._prompt = Prompt(rules.prompt, self._transcript, since)
         self._outbox = bytearray()
         self._pending = Pending(self._success, self._search, self._transcript)
-        self._doubts = Doubts(self._pending, self._suspects, self._text)
+        self._doubts = Doubts(self._pending, self._suspects, self._search, self._text)
         self._group = Subtests(rules.group)
         self._inner = InnerTests(rules, self._transcript)
         self._exits = ExitWatch(rules, self._inner, self._pending, self._success)
@@ -483,7 +483,7 @@ class Judge(ConsoleReader):
         if self.keyboard is None:
             self._doubts.pattern = ""
             return
-        dropped = self._doubts.drop_pass(self.keyboard, [*self._searching(), *self._panic])
+        dropped = self._doubts.drop_pass(self.keyboard, [*self._searching(), *self._panic], now)
         if not dropped and self.rules.group is None:
             dropped = self._doubts.drop_fail(self.keyboard, now, over=over)
         if dropped:

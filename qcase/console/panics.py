@@ -29,7 +29,7 @@ PANIC_PATTERNS: Final = (
     r"\[kernel\] (?i:panicked)(?: at |: ).*",
     r"\bUncaught panic:$|\bNon-resettable panic! .*",
 )
-_LINUX: Final = b"Kernel panic - not syncing"
+LINUX: Final = b"Kernel panic - not syncing"
 _LINUX_END: Final = b"---[ end Kernel panic"
 _BEFORE_END: Final = re.compile(rb"(?:\[ *\d+\.\d+\](?:\[[^\]\n]*\])? *|<\d>)*")  # before it, on a kernel's line
 # A panic of a program: Rust's std begins it with the thread's name. It is not the kernel's.
@@ -99,7 +99,7 @@ class Suspects:
 
     def drop_hidden(self, text: Text) -> None:
         """Forget the suspects that are known to be no output by now."""
-        self.open = [suspect for suspect in self.open if text.view_slice(suspect.start, suspect.start + len(_LINUX)) == _LINUX]
+        self.open = [suspect for suspect in self.open if text.view_slice(suspect.start, suspect.start + len(LINUX)) == LINUX]
 
     def find(self, text: Text) -> tuple[int, int] | None:
         """Return a panic in the new part of the written text, including the unfinished line."""
@@ -107,7 +107,7 @@ class Suspects:
         self._seen = max(text.line_start, begin, text.end - _LINE_SEEN)
         at = begin - text.base
         high = 0
-        while (at := text.view.find(_LINUX, at)) >= 0:
+        while (at := text.view.find(LINUX, at)) >= 0:
             low = text.view.rfind(b"\n", max(at - _LINE_SEEN, 0), at) + 1 or max(at - _LINE_SEEN, 0)
             if high < at:
                 high = text.view.find(b"\n", at)
@@ -121,7 +121,7 @@ class Suspects:
                     return self.open[0].start, self.open[0].end
             else:
                 self._suspect(*found)
-            at += len(_LINUX)
+            at += len(LINUX)
         return self.find_end(text, begin)
 
     def find_end(self, text: Text, begin: int) -> tuple[int, int] | None:

@@ -107,6 +107,10 @@ class Pending:
         """Keep those matches that still stand, whatever comes later."""
         self._kept.update(evidence for evidence in due if self._still_matches(evidence))
 
+    def unkept(self) -> list[Evidence]:
+        """Return the evidence that counts only as long as it stands."""
+        return [one for one in self.evidence if one not in self._kept]
+
     def stands(self) -> bool:
         """Tell whether each deciding match still stands: not overwritten, not erased, and not found to be echo."""
         if self.ruling is not None and self.ruling.verdict is Verdict.PANIC and self.panic_at is not None:

@@ -37,6 +37,7 @@ class Readings:
         self._typed: tuple[bytes, ...] = ()  # lines that were typed
         self._typed_again: re.Pattern[bytes] | None = None
         self._typed_low: tuple[bytes, ...] = ()  # the first one, and those of other steps, in lower case
+        self._flushed_at = -1  # end of the written text when torn lines were ended
         self._armed = 0  # text written before this position does not count, wherever it is shown later
 
     # --- rows -----------------------------------------------------------------------------------------------------------
@@ -109,9 +110,8 @@ class Readings:
 
     def flush_torn(self) -> None:
         """End a torn line where it was torn: no more text comes."""
+        self._flushed_at = self.written.end
         self.update()
-        self.joined.flush()
-        self.shown_joined.flush()
 
     def use_prompt(self, prompt: bytes) -> None:
         """Take another text for the guest's prompt from here on."""
@@ -152,6 +152,9 @@ class Readings:
     def update(self) -> None:
         """Bring all readings up to the current written text and its hidden parts."""
         self._update(self.written.line_start)
+        if self._flushed_at == self.written.end:
+            self.joined.flush()
+            self.shown_joined.flush()
 
     def _update(self, end: int) -> None:
         written = self.written

@@ -22,6 +22,7 @@ _CELLS: Final = 1 << 15  # pairs of a typed character and one that came, in one 
 _CELLS_ALL: Final = 1 << 22  # in all of them
 _CAME_LEAST: Final = 512  # characters that came, at least, in one review
 _HIDDEN: Final = re.compile(rb"\0+")
+_DOUBTFUL: Final = re.compile(rb"[\1]+")
 _ERASED: Final = re.compile(rb" {4,}")  # a guest erases a character by a blank over it
 
 
@@ -183,24 +184,16 @@ class Review:
             at = came.find(said, at + 1)
         return False
 
-    def doubtful_text(self) -> tuple[bytes, bytes]:
-        """Return the lines that hold what may be echo as well as output: with that shown, and with a 1 for each character of it.
-
-        That is what an alignment leaves in doubt, and what else is hidden and not surely echo by it.
-        """
-        text, doubtful = self._text, self._doubtful()
-        first, last = doubtful.find(1), doubtful.rfind(1)
-        if first < 0:
-            return b"", b""
-        low = text.raw.rfind(b"\n", 0, max(text.raw.rfind(b"\n", 0, first), 0)) + 1  # with the line before, and the one behind
-        high = text.raw.find(b"\n", last)
-        high = text.raw.find(b"\n", high + 1) if high >= 0 else -1
-        high = len(text.raw) if high < 0 else high
-        shown = bytes(
-            raw if doubt else seen
-            for raw, seen, doubt in zip(text.raw[low:high], text.view[low:high], doubtful[low:high], strict=True)
-        )
-        return shown, bytes(doubtful[low:high])
+    def hidden_doubts(self) -> list[tuple[int, int]]:
+        """Return the hidden stretches that may be output as well as echo: by an alignment, or because none explains them."""
+        base, doubtful = self._text.base, self._doubtful()
+        found = (stretch.span() for stretch in _HIDDEN.finditer(self._text.view))
+        return [
+            (base + part.start(), base + part.end())
+            for low, high in found
+            for part in _DOUBTFUL.finditer(doubtful, low, high)
+            if self._text.raw[part.start() : part.end()].strip()
+        ]
 
     def in_doubt(self, start: int, end: int) -> bool:
         """Tell whether a stretch holds what may be echo as well as output."""

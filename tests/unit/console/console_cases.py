@@ -262,7 +262,10 @@ PANICS = [
         "pass",
         replace(ASKS, command="grep 'Kernel panic - not syncing' log"),
         shell(1.0),
-        echo(1.1, "grep 'Kernel panic - not syncing' log\r\n"),
+        echo(1.12, "grep 'Kernel pan"),
+        echo(1.14, "ic - not syncing"),
+        echo(1.16, "' log"),
+        echo(1.18, "\r\n"),
         out(1.3, "PASS\r\n"),
     ),
 ]
