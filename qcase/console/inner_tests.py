@@ -38,12 +38,12 @@ class _Rows:
 
     def __init__(self, text: Text) -> None:
         self._text = text
-        self._to = 0
+        self._from = self._to = 0
         self.kept: deque[tuple[int, str, float]] = deque()  # rows that can still change, by their starts
 
     def begin(self) -> None:
         """Let only the rows from here on count."""
-        self._to = self._text.line_start
+        self._from = self._to = self._text.line_start
         self.kept.clear()
 
     def take(self, now: float) -> tuple[list[tuple[str, float]], bool]:
@@ -51,7 +51,7 @@ class _Rows:
         text = self._text
         changed = text.undone < self._to
         if changed:
-            self._to = text.undone
+            self._to = max(text.undone, self._from)
             while self.kept and self.kept[-1][0] >= self._to:
                 self.kept.pop()
         text.undone = NOWHERE

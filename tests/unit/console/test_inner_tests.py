@@ -199,6 +199,14 @@ def test_what_came_before_the_command_is_no_result() -> None:
     assert inner(guest) == []
 
 
+@pytest.mark.parametrize("undo", ["one\r\n\x1b[A\x1b[2Ktwo\r\n", "one\r\ntwo\x1b[A\rthree\r\n\r\n", "\x1b[2J\x1b[H"])
+@pytest.mark.parametrize("again", ["", "\x1b[3A\x1b[3B"])
+def test_rows_before_the_command_that_were_written_again_are_no_results(undo: str, again: str) -> None:
+    guest = Guest(rules()).prints(f"{undo}{TWO}{undo}{PROMPT}").waits(0.2)
+    assert guest.prints(f"hello{again}\r\n{PROMPT}").waits(AT_PROMPT + DRAIN + 0.1).verdict() is Verdict.FAIL
+    assert reason(guest) == "no result of a test came"
+
+
 def test_a_result_that_is_rewritten_counts_as_it_is_shown() -> None:
     guest = ran(TWO.replace("ok 2 b", "testing b\rok 2 b     "))
     assert (guest.verdict(), inner(guest)) == (Verdict.PASS, ["pass a", "pass b"])
