@@ -250,7 +250,8 @@ def _checked_steps(file: CaseFile, placeholders: Placeholders, wrong: Wrong) -> 
         wrong(("qcase", "reset"), "cannot stand beside a step with expect", "leave it out: that step lets the guest reset")
     for key in ("results", "markers"):
         if getattr(file.qcase, key) not in (None, type(file.qcase.markers)()):
-            wrong(("qcase", key), f"cannot stand beside [[{table}]]", "make a case of its own of the command that has tests")
+            hint = "set results in the step whose command has tests: that takes [[qcase.steps]], and no markers"
+            wrong(("qcase", key), f"cannot stand beside [[{table}]]", hint)
     return tuple(step.encoded() for step in steps)
 
 

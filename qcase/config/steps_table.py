@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 
 from pydantic import Field, Strict
 
-from qcase.config.fields import Model, Strings
+from qcase.config.fields import Model, Results, Strings
 from qcase.config.patterns import PatternError, compile_pattern
 
 _NAME: Final = 60  # characters of a step's name that is made of what it does
@@ -62,6 +62,7 @@ class StepTable(Model):
     qmp: MonitorCommand | None = Field(default=None, description="a command for QEMU's monitor")
     success_regex: _Patterns | None = Field(default=None, description="patterns (RE2), any of which ends the step")
     fail_regex: _Patterns | None = Field(default=None, description="patterns that fail the case until the step has ended")
+    results: Results | None = Field(default=None, description="the dialect of the command's own tests, which decide then")
     silence: _Positive | None = Field(default=None, description="seconds without output that end the step")
     expect: Expect | None = Field(default=None, description="reboot | poweroff: what the guest does to end the step")
     timeout: _Positive | None = Field(default=None, description="seconds from the typing on, or from the step before")
@@ -82,6 +83,7 @@ class StepConfig:
     qmp: str = ""
     success: tuple[str, ...] = ()
     fail: tuple[str, ...] = ()
+    results: str = ""
     silence: float | None = None
     expect: str = ""
     timeout: float | None = None
@@ -138,8 +140,8 @@ def checked(
         prompt = prompt if step.prompt is None else replaced(step.prompt).strip()
         _check(step, place, words, prompt, theirs=bool(theirs), wrong=wrong)
         steps.append(_resolved(step, prompt, place, replaced, wrong))
-    if given and not any(step.success_regex or step.expect for step in given):
-        what = "no step has success_regex" + ("" if theirs else " or expect") + ": the case can never pass"
+    if given and not any(step.success_regex or step.expect or step.results for step in given):
+        what = "no step has success_regex" + ("" if theirs else ", results or expect") + ": the case can never pass"
         wrong(table, what, "say what the guest prints when all is well")
     names: dict[str, int] = {}
     for number, made in enumerate(steps):
@@ -170,6 +172,9 @@ def _check(
     """Check what a step does, and what ends it."""
     acts = [key for key in ("command", "send", "qmp") if getattr(step, key) is not None]
     ends = [key for key in ("success_regex", "silence", "expect") if getattr(step, key) is not None]
+    _check_results(step, place, words, wrong)
+    if step.results is not None and "success_regex" not in ends:
+        ends.append("results")
     if len(acts) > 1:
         wrong((*place, acts[1]), f"cannot stand beside {acts[0]}", "a step does one thing; make two steps")
     if step.send == "":
@@ -177,7 +182,7 @@ def _check(
     if step.command is not None and prompt is None:
         wrong((*place, words[1]), f"needs {words[0]}, the prompt to wait for before it is typed")
     if not acts and not ends:
-        kinds = "success_regex" if theirs else "success_regex, silence or expect"
+        kinds = "success_regex" if theirs else "success_regex, results, silence or expect"
         wrong(place, f"does nothing and waits for nothing: it needs {words[1]}, or {kinds}")
     if step.prompt is not None and step.qmp is not None:
         wrong((*place, words[0]), "cannot stand beside qmp, for which no prompt is waited for", "make two steps")
@@ -187,6 +192,17 @@ def _check(
         wrong((*place, "fail_regex"), "needs success_regex in the same step: without, the step ends once it has typed")
     if theirs and step.timeout is not None and step.command is None:
         wrong((*place, "timeout"), "cannot stand in a step without shell_cmd", "the timeout of the file holds for it")
+
+
+def _check_results(step: StepTable, place: tuple[str | int, ...], words: tuple[str, str], wrong: Wrong) -> None:
+    """Check that a step whose tests decide has a command that can be seen to end: by the prompt behind it."""
+    if step.results is None:
+        return
+    if step.command is None:
+        hint = "the tests have ended when the prompt is back behind a command"
+        wrong((*place, "results"), f"needs {words[1]}, which runs the tests", hint)
+    elif "\n" in step.command.strip():
+        wrong((*place, words[1]), "must be one line where results is set", "join the lines with && or ;")
 
 
 def _resolved(
@@ -211,6 +227,7 @@ def _resolved(
         qmp=qmp,
         success=patterns["success_regex"],
         fail=patterns["fail_regex"],
+        results=step.results or "",
         silence=step.silence,
         expect=step.expect or "",
         timeout=step.timeout,

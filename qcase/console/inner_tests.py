@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from qcase.config.patterns import compile_pattern
@@ -167,6 +167,13 @@ class InnerTests:
         self._up_to_date()
         return bool(self._reader.counted() or self._reader.running)
 
+    @property
+    def end(self) -> int:
+        """The position in the written text of the prompt behind the tests; -1 if it did not come."""
+        written = self._transcript.written
+        at = written.slice(self._begun_at or 0, written.end).rfind(b"\n" + self._prompt) if self._prompt else -1
+        return -1 if at < 0 else max(self._begun_at or 0, written.base) + at + 1
+
     def progress(self) -> str:
         """Return what is known of results that are not complete, in words."""
         if not self.wanted:
@@ -246,12 +253,9 @@ class InnerTests:
     def _failed(self) -> str:
         """Return which tests failed, in words; empty if none did."""
         counts = self._reader.counted()
-        failed = sum(counts.get(status, 0) for status in BAD)
-        if not failed:
+        if not any(counts.get(status, 0) for status in BAD):
             return ""
-        names = [one.name for one in self._reader.listed() if one.status in BAD]
-        more = f" and {failed - _NAMED} more" if failed > _NAMED else ""
-        return f"{failed} of {sum(counts.values())} tests failed: {', '.join(names[:_NAMED])}{more}"
+        return told_failed(self._reader.listed(), sum(counts.values()))
 
     def _end_torn_row(self, now: float) -> None:
         """Read the row that a kernel's line tore and that has no other end than the prompt."""
@@ -285,6 +289,13 @@ class InnerTests:
             if at == 0 and _PROMPT_REST.fullmatch(line, len(self._prompt)):
                 return transcript.at_row_end or line is joined
         return False
+
+
+def told_failed(tests: Sequence[SubtestResult], count: int) -> str:
+    """Return which of `count` tests failed, in words."""
+    names = [one.name for one in tests if one.status in BAD]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{len(names)} of {count} tests failed: {', '.join(names[:_NAMED])}{more}"
 
 
 def _read(reader: Reader, row: str, at: float, *, kernels: bool) -> None:

@@ -109,8 +109,8 @@ class Judge(ConsoleReader):
 
     @property
     def evidence_end(self) -> int:
-        """The position in the text behind the deciding match; -1 if the ruling has none."""
-        return self._pending.end()
+        """The position in the text behind the deciding match, or of the prompt behind the tests; -1 if the ruling has none."""
+        return self._inner.end if self._inner.wanted else self._pending.end()
 
     def input(self) -> bytes:
         """Return the bytes to type now; each byte is returned once."""

@@ -15,8 +15,9 @@ class Step:
     """One step of a case: what is typed or asked of QEMU, and what ends the step. Patterns are RE2, the timeout is scaled.
 
     It types a `command` at its prompt, or `keys` as they are, or gives QEMU's monitor a command (`qmp`, JSON), or does nothing.
-    It ends with a match of `success`, else with `silence` (seconds without output), else with what it expects of the machine
-    ("reboot", "poweroff"), else when what it does is done. `fail` counts until then.
+    It ends with a match of `success`, with the tests of its command (`results`: their dialect), else with `silence` (seconds
+    without output), else with what it expects of the machine ("reboot", "poweroff"), else when what it does is done. `fail`
+    counts until then.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Step:
     qmp: str = ""
     success: tuple[str, ...] = ()
     fail: tuple[str, ...] = ()
+    results: str = ""
     silence: float | None = None
     expect: str = ""
     timeout: float | None = None

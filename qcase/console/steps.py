@@ -4,8 +4,9 @@
 
 A step that types waits for its prompt behind the border, and its patterns see what came since its first key. A step that does not
 type sees what came behind the border. The border is the end of the evidence of the step before, so no output is evidence twice.
-Whatever is not a pass of a step is the ruling of the case. Panics, the fail patterns of the whole case and the kernel's reports
-are looked for in all text, across borders.
+Whatever is not a pass of a step is the ruling of the case, but for failed or skipped tests of a step with `results`: the next
+step begins at the prompt behind them, and they decide at the end. Panics, the fail patterns of the whole case and the kernel's
+reports are looked for in all text, across borders.
 
 A step that is to end with a reboot ends when QEMU tells of the reset; the next step sees what came behind that. `StepsJudge` has
 the methods of `Judge`, and two more for QEMU's monitor.
@@ -18,6 +19,7 @@ from dataclasses import replace
 from typing import Final
 
 from qcase.console.console import Console
+from qcase.console.inner_tests import told_failed
 from qcase.console.judge import Judge
 from qcase.console.keyboard import Keyboard
 from qcase.console.rules import Limits, Rules, Ruling, Step, stops_at_reset
@@ -44,8 +46,11 @@ class StepsJudge:
         self.warnings: tuple[str, ...] = ()
         self._console = Console(rules, started)
         self._number = 0
+        self._tests: list[SubtestResult] = []  # those in steps, of `_results`
+        self._recorded = 0  # number of steps in `_results`
         self._results: list[SubtestResult] = []
-        self._told = 0
+        self._by_tests: list[Ruling] = []  # of the steps whose tests decide
+        self._news: list[SubtestResult] = []  # what `finished_subtests` is to return
         self._longest = 0.0
         self._requests: list[str] = []
         self._asked = self._answered = False
@@ -105,19 +110,19 @@ class StepsJudge:
         return requests
 
     def finished_subtests(self) -> list[SubtestResult]:
-        """Return the steps that ended since the last call."""
-        new = self._results[self._told :]
-        self._told = len(self._results)
-        return new
+        """Return the steps, and the tests in them, that ended since the last call."""
+        self._hear_of_tests()
+        news, self._news = self._news, []
+        return news
 
     def subtests(self) -> tuple[SubtestResult, ...]:
-        """Return all steps, also those that did not end or never began."""
-        begun = len(self._results)
-        rest = self.rules.steps[begun:]
+        """Return all steps, also those that did not end or never began. Tests in a step come before it."""
+        rest = self.rules.steps[self._recorded :]
         running = rest[:1] if self.ruling is None else ()
         later = rest[len(running) :]
         return (
             *self._results,
+            *(self._inner() if running else ()),
             *(_result(step, SubtestStatus.BROKEN) for step in running),
             *(_result(step, SubtestStatus.NOT_RUN) for step in later),
         )
@@ -255,6 +260,7 @@ class StepsJudge:
             keys=step.keys,
             success=step.success,
             fail=step.fail,
+            results=step.results,
             fail_always=self.rules.fail,
             steps=(),
             part=True,
@@ -286,35 +292,58 @@ class StepsJudge:
             ruling = self._judge.ruling
             if ruling is None:
                 return
-            if ruling.verdict is not Verdict.PASS or self._last:
+            tests = bool(self._step.results) and _is_by_tests(ruling)
+            if tests:
+                self._by_tests.append(ruling)
+            if self._last or not (tests or ruling.verdict is Verdict.PASS):
                 self._rule(ruling, now)
                 return
-            self._next(now, self._judge.evidence_end)
+            self._next(now, self._judge.evidence_end, ruling)
             self._judge.begin(now)
 
     def _done(self, now: float) -> bool:
         """Tell whether a step without success patterns has ended."""
         step = self._step
-        if step.success or step.expect or self._judge.matched_at is not None or not self._acted:
+        if step.success or step.results or step.expect or self._judge.matched_at is not None or not self._acted:
             return False
         return step.silence is None or (self._silent_at is not None and now >= self._silent_at)
 
-    def _next(self, now: float, border: int) -> None:
-        """Record that the current step passed, and begin the next one."""
+    def _next(self, now: float, border: int, ruling: Ruling | None = None) -> None:
+        """Record that the current step passed, or how its tests ended, and begin the next one."""
         decided = self._judge.matched_at if self._judge.matched_at is not None else now
-        self._record(SubtestStatus.PASS, decided)
+        self._record_as(ruling, decided)
         self._add_warnings()
         self._outbox += self._judge.input()
         self._number += 1
         self._begin(decided, border if border >= 0 else self._console.transcript.written.end)
 
+    def _record_as(self, ruling: Ruling | None, at: float) -> None:
+        """Record a step that passed, or whose tests say something else: then these have the reason."""
+        status = SubtestStatus.PASS if ruling is None else _STATUSES.get(ruling.verdict, SubtestStatus.PASS)
+        self._record(status, at, "" if ruling is None or ruling.by_tests else ruling.reason)
+
     def _record(self, status: SubtestStatus, at: float, reason: str = "") -> None:
         if self._acted_at is not None:
             self._longest = max(self._longest, at - self._acted_at)
-        output = () if status is SubtestStatus.PASS else self.tail(_OUTPUT)
+        self._hear_of_tests()
+        inner = self._inner()
+        output = () if status is SubtestStatus.PASS or inner else self.tail(_OUTPUT)
         ended = at if status is not SubtestStatus.BROKEN else None
         duration = None if ended is None else max(0.0, ended - self._since)
-        self._results.append(_result(self._step, status, duration, reason, output))
+        step = replace(_result(self._step, status, duration, reason, output), nested=len(inner))
+        self._tests += inner
+        self._results += [*inner, step]
+        self._news.append(step)
+        self._recorded = self._number + 1
+
+    def _inner(self) -> list[SubtestResult]:
+        """Return the tests in the current step."""
+        return [_in_step(self._step, test) for test in self._judge.subtests()]
+
+    def _hear_of_tests(self) -> None:
+        """Note the tests in the current step that have ended since."""
+        if self._recorded == self._number:
+            self._news += [_in_step(self._step, test) for test in self._judge.finished_subtests()]
 
     def _close(self, now: float) -> None:
         """Let what has matched so far end its steps: the machine stops or starts again, and nothing more comes of this boot."""
@@ -338,16 +367,24 @@ class StepsJudge:
         """Rule on the case, by the ruling on its current step."""
         step = self._step
         self._add_warnings()
-        if ruling.verdict is Verdict.PASS:
+        if ruling.verdict is Verdict.PASS or (step.results and _is_by_tests(ruling)):
             decided = self._judge.matched_at if self._judge.matched_at is not None else now
-            self._record(SubtestStatus.PASS, decided)
-            self.ruling = ruling
+            self._record_as(ruling, decided)
+            self.ruling = self._by_all_tests(ruling)
             return
         reason = self._lacking(ruling)
         status = _STATUSES.get(ruling.verdict, SubtestStatus.BROKEN)
         self._record(status, now, reason)
         where = f"step {self._number + 1} of {len(self.rules.steps)} ({step.name})"
         self.ruling = replace(ruling, reason=f"{where}: {reason}")
+
+    def _by_all_tests(self, ruling: Ruling) -> Ruling:
+        """Return the ruling of a case whose steps have ended: a fail if a test failed, a skip if all of them were skipped."""
+        if any(one.by_tests for one in self._by_tests):
+            return Ruling(Verdict.FAIL, told_failed(self._tests, len(self._tests)), self.phase, by_tests=True)
+        if self._by_tests and all(one.verdict is Verdict.SKIPPED for one in self._by_tests):
+            return Ruling(Verdict.SKIPPED, self._by_tests[0].reason, self.phase)
+        return replace(ruling, verdict=Verdict.PASS, reason="")
 
     def _lacking(self, ruling: Ruling) -> str:
         """Return the reason of a ruling, in the words of the step where its time was up."""
@@ -368,6 +405,15 @@ class StepsJudge:
 
 
 _STATUSES: Final = {Verdict.FAIL: SubtestStatus.FAIL, Verdict.SKIPPED: SubtestStatus.SKIP}
+
+
+def _is_by_tests(ruling: Ruling) -> bool:
+    """Tell whether the tests of a command say how a step ended, and nothing else is wrong."""
+    return ruling.by_tests or ruling.verdict is Verdict.PASS or (ruling.verdict is Verdict.SKIPPED and ruling.pattern is None)
+
+
+def _in_step(step: Step, test: SubtestResult) -> SubtestResult:
+    return replace(test, name=f"{step.name}/{test.name}")
 
 
 def _result(

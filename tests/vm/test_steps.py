@@ -20,6 +20,8 @@ REBOOT = {"prompt": kernel.PROMPT, "command": "reboot", "expect": "reboot"}
 CHECK = {"prompt": kernel.PROMPT, "command": "say again", "success_regex": ["^again$"]}
 RESET = {"name": "press reset", "qmp": {"execute": "system_reset"}, "expect": "reboot"}
 OFF = {"prompt": kernel.PROMPT, "command": "off", "expect": "poweroff"}
+KTAP = "say KTAP version 1 ; say 1..2 ; say ok 1 a"
+TESTS = {"name": "tests", "prompt": kernel.PROMPT, "command": f"{KTAP} ; say ok 2 b", "results": "ktap"}
 
 CASES: dict[str, tuple[list[dict[str, Any]], str, list[str]]] = {
     "talks": ([UP, {"prompt": kernel.PROMPT, "command": "say one"}, {"success_regex": ["^one$"]}, CHECK], "pass", ["pass"] * 4),
@@ -38,6 +40,12 @@ CASES: dict[str, tuple[list[dict[str, Any]], str, list[str]]] = {
     "panics": ([{**REBOOT, "command": "panic linux ; reboot"}, CHECK], "panic", ["broken", "not-run"]),
     "restarts-by-itself": ([{**CHECK, "command": "reboot"}, CHECK], "exited", ["broken", "not-run"]),
     "refuses": ([{"qmp": {"execute": "device_del", "arguments": {"id": "x"}}}, CHECK], "fail", ["fail", "not-run"]),
+    "has-tests": ([TESTS, REBOOT, {**TESTS, "name": "again"}, CHECK], "pass", ["pass"] * 8),
+    "has-bad-tests": (
+        [{**TESTS, "command": f"{KTAP} ; say not ok 2 b"}, REBOOT, CHECK],
+        "fail",
+        ["pass", *["fail"] * 2, *["pass"] * 2],
+    ),
     "is-silent": ([{"prompt": kernel.PROMPT, "command": "say a", "silence": 1}, CHECK], "pass", ["pass"] * 2),
 }
 

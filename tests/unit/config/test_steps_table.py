@@ -78,6 +78,8 @@ send = "q"
     assert config.steps[3].qmp == '{"execute": "device_del", "arguments": {"id": "x"}}'
     assert config.stops_at_reset
     assert config.first_prompt == "login:"
+    tests = case(tmp_path, OWN + "prompt = '#'\ncommand = 'x'\nresults = 'ktap'\n" + OWN + "command = 'y'")
+    assert [step.results for step in tests.steps] == ["ktap", ""]
     assert case(tmp_path, OWN + "expect = 'poweroff'\n" + OWN + ENDS).stops_at_reset
     assert not case(tmp_path, OWN + ENDS + OWN + "expect = 'poweroff'").stops_at_reset
     assert not case(tmp_path, OWN + ENDS).stops_at_reset
@@ -104,6 +106,16 @@ send = "q"
         (OWN + ENDS + "prompt = '#'\ncommand = 'x'\nsend = 'y'", "qcase.steps[0].send", "cannot stand beside command"),
         (OWN + ENDS + "expect = 'reboot'", "qcase.steps[0].expect", "cannot stand beside success_regex"),
         (OWN + ENDS + "timeout = 0", "qcase.steps[0].timeout", "must be greater than 0"),
+        (OWN + "results = 'ktap'", "qcase.steps[0].results", "needs command"),
+        (OWN + "results = 'ktap'\nprompt = '#'\nsend = 'x'", "qcase.steps[0].results", "needs command"),
+        (OWN + 'results = "ktap"\nprompt = "#"\ncommand = "a\\nb"', "qcase.steps[0].command", "must be one line"),
+        (OWN + "results = 'katp'\nprompt = '#'\ncommand = 'x'", "qcase.steps[0].results", "must be"),
+        (
+            OWN + "results = 'ktap'\nprompt = '#'\ncommand = 'x'\nsilence = 2",
+            "qcase.steps[0].results",
+            "cannot stand beside silence",
+        ),
+        (THEIRS + ENDS + "results = 'ktap'", "shell_check_steps[0].results", "unknown key"),
         (OWN + "expect = 'halt'", "qcase.steps[0].expect", 'must be "reboot" or "poweroff"'),
         (OWN + ENDS + "qmp = { execute = 'migrate' }", "qcase.steps[0].qmp.execute", "must be"),
         (OWN + ENDS + "send = ''", "qcase.steps[0].send", "must not be empty"),

@@ -419,3 +419,107 @@ def test_a_group_that_nothing_starts_says_so() -> None:
     judge.tick(9.0)
     assert judge.ruling is not None
     assert judge.ruling.reason.startswith("nothing started the group's script within 9 s")
+
+
+# --- tests in steps -----------------------------------------------------------------------------------------------------
+
+KTAP = "KTAP version 1\r\n1..2\r\nok 1 a\r\n{} 2 b\r\n"
+
+
+def runs(name: str, *success: str, results: str = "ktap", command: str = "./tests") -> Step:
+    return Step(name, prompt="root@x:", command=command, success=success, results=results)
+
+
+def test_a_step_ends_at_the_prompt_behind_its_tests() -> None:
+    guest = Guest(runs("one"), types("./b", "^B$"), runs("two")).prints("boot\r\n", PROMPT).waits()
+    assert guest.typed == b"./tests\n"
+    guest.prints(*KTAP.format("ok")).waits(9)
+    assert guest.typed == b"./tests\n", "the prompt is not back"
+    assert [one.name for one in guest.judge.finished_subtests()] == ["one/a", "one/b"]
+    guest.prints(PROMPT).waits()
+    assert guest.typed == b"./tests\n./b\n"
+    guest.prints(f"B\r\n{PROMPT}").waits().prints(KTAP.format("ok"), PROMPT).waits()
+    assert guest.verdict is Verdict.PASS
+    assert [one.name for one in guest.judge.subtests()] == ["one/a", "one/b", "one", "./b", "two/a", "two/b", "two"]
+    assert [one.name for one in guest.judge.finished_subtests()] == ["one", "./b", "two/a", "two/b", "two"]
+    assert [one.nested for one in guest.judge.subtests()] == [0, 0, 2, 0, 0, 0, 2]
+
+
+def test_failed_tests_of_a_step_fail_the_case_when_all_steps_have_ended() -> None:
+    guest = Guest(runs("one"), types("./b", "^B$")).prints(PROMPT).waits().prints(KTAP.format("not ok"), PROMPT).waits(3)
+    assert guest.typed == b"./tests\n./b\n"
+    assert guest.verdict is None
+    assert guest.prints("B\r\n").waits().verdict is Verdict.FAIL
+    assert guest.reason == "1 of 2 tests failed: one/b"
+    assert guest.judge.ruling is not None
+    assert guest.judge.ruling.by_tests
+    assert guest.states == ["pass", "fail", "fail", "pass"]
+    assert guest.judge.subtests()[2].reason == ""
+    last = Guest(types("./b", "^B$"), runs("one")).prints(PROMPT).waits().prints(f"B\r\n{PROMPT}").waits()
+    assert last.prints(KTAP.format("not ok"), PROMPT).waits(3).reason == "1 of 2 tests failed: one/b"
+
+
+def test_a_later_step_that_fails_rules_beside_failed_tests() -> None:
+    guest = Guest(runs("one"), types("./b", "^B$", fail=("^bad",))).prints(PROMPT).waits()
+    guest.prints(KTAP.format("not ok"), PROMPT).waits(3).prints("bad\r\n").waits()
+    assert guest.verdict is Verdict.FAIL
+    assert guest.reason == "step 2 of 2 (./b): matched the fail pattern '^bad'"
+    assert guest.judge.ruling is not None
+    assert not guest.judge.ruling.by_tests
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("KTAP version 1\r\n1..3\r\nok 1 a\r\n", "the plan says 3 tests, 1 came"),
+        ("nothing\r\n", "no result of a test came"),
+        ("KTAP version 1\r\n1..2\r\nok 1 a\r\nok 1 a\r\n", "1"),
+    ],
+)
+def test_results_that_do_not_account_for_themselves_end_the_case(said: str, reason: str) -> None:
+    guest = Guest(runs("one"), types("./b", "^B$")).prints(PROMPT).waits().prints(said, PROMPT).waits(9)
+    assert guest.verdict is Verdict.FAIL
+    assert guest.reason.startswith("step 1 of 2 (one): ")
+    assert reason in guest.reason
+    assert guest.typed == b"./tests\n"
+    assert guest.states[-1] == "not-run"
+
+
+def test_a_case_is_skipped_if_all_tests_of_all_steps_are() -> None:
+    skipped = "1..1\r\nok 1 a # SKIP no card\r\n"
+    guest = Guest(runs("one"), runs("two")).prints(PROMPT).waits().prints(skipped, PROMPT).waits(3).prints(skipped, PROMPT)
+    assert guest.waits(3).verdict is Verdict.SKIPPED
+    assert guest.states == ["skip"] * 4
+    guest = Guest(runs("one"), runs("two")).prints(PROMPT).waits().prints(skipped, PROMPT).waits(3)
+    assert guest.prints(KTAP.format("ok"), PROMPT).waits(3).verdict is Verdict.PASS
+    assert guest.states == ["skip", "skip", "pass", "pass", "pass"]
+
+
+def test_a_pattern_beside_the_tests_of_a_step_has_to_match_as_well() -> None:
+    step, later = runs("one", "^all there$"), types("./b", "^B$")
+    guest = Guest(step, later).prints(PROMPT).waits().prints(f"all there\r\n{KTAP.format('ok')}", PROMPT).waits(3)
+    assert guest.typed == b"./tests\n./b\n"
+    guest = Guest(step, later).prints(PROMPT).waits().prints(KTAP.format("ok"), PROMPT).waits(9)
+    assert guest.verdict is Verdict.FAIL
+    assert "'^all there$' did not match" in guest.reason
+
+
+def test_results_of_a_step_are_none_of_another() -> None:
+    guest = Guest(types("./b", "^B$"), runs("one")).prints(PROMPT).waits().prints(f"{KTAP.format('ok')}B\r\n{PROMPT}").waits()
+    assert guest.typed == b"./b\n./tests\n"
+    assert guest.prints(PROMPT).waits(9).verdict is Verdict.FAIL
+    assert "no test" in guest.reason or "no result" in guest.reason
+
+
+def test_a_step_whose_tests_hang_is_broken_and_lists_what_did_not_run() -> None:
+    step = Step("one", prompt="root@x:", command="./tests", results="ktap", timeout=5)
+    guest = Guest(step, types("./b", "^B$")).prints(PROMPT).waits().prints("KTAP version 1\r\n1..2\r\nok 1 a\r\n").waits(20)
+    assert guest.verdict is Verdict.TIMEOUT
+    assert guest.states == ["pass", "not-run", "broken", "not-run"]
+    assert guest.judge.subtests()[2].name == "one"
+
+
+def test_a_panic_in_the_tests_of_a_step_is_one() -> None:
+    guest = Guest(runs("one"), types("./b", "^B$")).prints(PROMPT).waits().prints("KTAP version 1\r\n1..2\r\nok 1 a\r\n")
+    guest.prints("[    1.000000] Kernel panic - not syncing: no\r\n").waits(9)
+    assert guest.verdict is Verdict.PANIC
