@@ -215,7 +215,9 @@ class Bared:
             bare = KERNEL_LINE.sub(b"", row)
             said = bare.lstrip(b"\0 ")
             if 0 in row and said:
+                apart = bool(self._marks) and self._marks[-1][1] < key  # a text of several lines does not go on here
                 self._marks.append((key, end, start))
+                self.text.extend_lines(UNARMED + b"\n" if apart else b"")
                 self.text.extend_lines(bare[: len(bare) - len(said)] + said.replace(b"\0", b"") + b"\n")
                 self.fresh.append((start, self.text.end))
                 self.differs = start

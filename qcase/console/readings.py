@@ -163,8 +163,9 @@ class Readings:
         for record in self._rows.all[self._rows.next :]:
             self._derive_row(record)
         self._rows.next = len(self._rows.all)
-        for record in self._told.all[self._told.next :]:
-            self._derive_state(record)
+        for number in range(self._told.next, len(self._told.all)):
+            record, before = self._told.all[number], self._told.all[number - 1] if number else None
+            self._derive_state(record, apart=before is not None and before.end < record.start)
         self._told.next = len(self._told.all)
         if self._joined_to < end:
             start = max(self._joined_to, written.base)
@@ -291,8 +292,10 @@ class Readings:
             low = end
         return b"".join(rows)
 
-    def _derive_state(self, record: Record) -> None:
+    def _derive_state(self, record: Record, *, apart: bool) -> None:
         record.at = self.states.end
+        if apart:  # rows stood in between: a text of several lines does not go on here
+            self.states.extend_lines(UNARMED + b"\n")
         if record.row is None:
             self._derive_states(self.written.slice(record.start, record.end))
             return

@@ -800,6 +800,18 @@ EXPLAINED = [
         shell(3.485),
         panic(3.735, f"{OOPS}CPU: 0 PID: 1 Comm: init\r\n{END}"),
     ),
+    case(
+        "two rows that were written twice, and a plain one between them, are no text of two lines",
+        "pass",
+        replace(READS, fail=("BAD\nEND",)),
+        out(0.2, "BAD\bD\r\nx\r\nEN\bND\r\nPASS\r\n"),
+    ),
+    case(
+        "two rows that were written twice, one below the other",
+        "fail",
+        replace(READS, fail=("BAD\nEND",)),
+        out(0.2, "BAD\bD\r\nEN\bND\r\nPASS\r\n"),
+    ),
 ]
 
 CASES = [*TYPING, *UNFINISHED, *TORN, *SCREEN, *PANICS, *SECOND, *EXPLAINED]

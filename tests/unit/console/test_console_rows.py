@@ -242,3 +242,12 @@ def test_what_stands_behind_an_echo_does_not_begin_its_row() -> None:
     bared = Bared()
     bared.take(b"\0\0\0FAIL\nfail 1\0\0\n  x\0y\nplain\n\0\0\n", 0)
     assert bytes(bared.text.raw) == b"\0\0\0FAIL\nfail 1\n  xy\n"
+
+
+def test_rows_with_echo_are_neighbours_only_where_they_are_on_the_console() -> None:
+    bared = Bared()
+    bared.take(b"BAD\0\nEND\0\nx\nEND\0\n", 0)
+    assert [b"BAD\nEND" in part for part in bytes(bared.text.raw).split(b"\1")] == [True, False]
+    bared.rewind(10)
+    bared.take(b"x\nEND\0\n", 10)
+    assert bytes(bared.text.raw) == b"BAD\nEND\n\1\nEND\n"
