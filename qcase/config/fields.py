@@ -140,7 +140,7 @@ PinnedImage = Annotated[
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", defer_build=True)
 
 
 def require_distinct(model: BaseModel, names: Sequence[str]) -> None:

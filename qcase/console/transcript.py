@@ -63,7 +63,9 @@ class Transcript:
     )
     _HARD_ESCAPE = re.compile(_HARD.pattern.partition("|[\\x08")[0])
     # Rows of plain ASCII with CR and without tabs, with at most a few rows without CR between them.
-    _RETURNED = re.compile(r"(?:[^\n\r\t\x80-\U0010ffff]*\r[^\n\t\x1b\x80-\U0010ffff]*\n(?:[^\n\r\t\x80-\U0010ffff]*\n){0,8})+")
+    _RETURNED = re.compile(
+        r"(?:[\x00-\x08\x0b\x0c\x0e-\x7f]*\r[\x00-\x08\x0b-\x1a\x1c-\x7f]*\n(?:[\x00-\x08\x0b\x0c\x0e-\x7f]*\n){0,8})+"
+    )
     _TOKEN = re.compile(r"(?P<text>[^\x00-\x08\x0a-\x1f\x7f]+)|(?P<escape>" + _ESCAPE.pattern + r")|(?P<end>\n)|(?s:.)")
 
     def __init__(self, prompt: bytes = b"", *, resets: bool = False) -> None:

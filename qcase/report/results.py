@@ -21,7 +21,7 @@ RESULTS_FORMAT = 1
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class Times(_Document):
