@@ -26,8 +26,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from qcase import parsing
 from qcase.config.toml_document import toml_value
 from qcase.errors import ConfigError, InfraError, Problem
+from qcase.host import beneath
 from qcase.host.files import write_aside
 
 LOCK_FORMAT = 1  # of the lock, of the records of images, and part of every identity
@@ -109,7 +111,6 @@ def of_workspace(root: Path, shipped: Path, *, trusted: bool = True) -> Lock:
 
 def read(path: Path, *, own: bool = False) -> Lock:
     """Read a lock; an empty one if there is no file. Raises `ConfigError` for a file that qcase did not write."""
-    import tomli
 
     def wrong(what: str) -> ConfigError:
         hint = f"restore it, or remove it and let `qcase images lock{' --own' if own else ''}` write it anew"
@@ -118,7 +119,7 @@ def read(path: Path, *, own: bool = False) -> Lock:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise wrong("is not a file")
-        table = tomli.loads(path.read_text(encoding="utf-8"))
+        table = parsing.toml(beneath.read(path))
         if table.pop("format", None) != LOCK_FORMAT:
             raise wrong(f"is not of the format {LOCK_FORMAT}")
         snapshot = table.pop("snapshot", "")
@@ -134,7 +135,7 @@ def read(path: Path, *, own: bool = False) -> Lock:
         return Lock(path, own=own)
     except OSError as error:
         raise wrong(f"cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise wrong(f"is no lock: {error}") from None
     return Lock(path, pins, snapshot, own)
 

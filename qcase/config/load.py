@@ -32,6 +32,8 @@ from qcase.config.workspace_file import FORMS, WORKSPACE_FILE, M, WorkspaceConfi
 from qcase.errors import Problem, UsageError
 from qcase.text import any_of, nearest, shown
 
+MOST_PROBLEMS = 50  # of one kind in a file: each takes a while to explain, and nobody reads so many
+
 
 def find_workspace(start: Path) -> Path:
     """Return the nearest folder from `start` upwards that holds a `qcase.toml`. Raises `UsageError` if there is none."""
@@ -72,11 +74,11 @@ def load_case_config(path: Path, *, placeholders: Placeholders, base: Path | Non
         }
         document = replace(document, data={**inherited, **document.data})
     placeholders = replace(placeholders, more={"case": path.parent.name, **placeholders.more})
+    unknown = [key for key in document.data if key not in CaseFile.model_fields]
     warnings = tuple(
-        document.problem((key,), "unknown key", nearest(key, CaseFile.model_fields))
-        for key in document.data
-        if key not in CaseFile.model_fields
+        document.problem((key,), "unknown key", nearest(key, CaseFile.model_fields)) for key in unknown[:MOST_PROBLEMS]
     )
+    warnings += _others(document, len(unknown))
     model, problems, broken = _validate(CaseFile, document)
     if model is None:  # check the rest all the same, so that all errors are reported at once
         rest = {key: value for key, value in document.data.items() if key not in broken}
@@ -313,8 +315,12 @@ def _validate(model: type[M], document: Document) -> tuple[M | None, list[Proble
     except ValidationError as e:
         # A default that follows from a broken key is no error of its own.
         errors = [error for error in e.errors(include_url=False) if error["type"] != "default_factory_not_called"]
-    problems = [_problem(model, document, error) for error in errors]
+    problems = [*(_problem(model, document, error) for error in errors[:MOST_PROBLEMS]), *_others(document, len(errors))]
     return None, problems, {str(error["loc"][0]) for error in errors}
+
+
+def _others(document: Document, count: int) -> tuple[Problem, ...]:
+    return (document.problem((), f"has {count - MOST_PROBLEMS} more of these"),) if count > MOST_PROBLEMS else ()
 
 
 def _problem(model: type[BaseModel], document: Document, error: ErrorDetails) -> Problem:

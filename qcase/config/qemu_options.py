@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qcase import parsing
+
 # Options of QEMU 7.2 to 11. An option that only some of these versions have may be listed: QEMU itself refuses it.
 _WITH_VALUE = """
     D L M accel acpitable action add-fd append audio audiodev bios blockdev boot cdrom chardev chroot compat cpu d debugcon
@@ -254,7 +256,7 @@ def keyval(value: str, implied: str = "") -> Opts:
 def from_json(value: str) -> Opts:
     """Parse a value that is JSON. Raises `ArgumentError` if it is not a JSON object."""
     try:
-        data = json.loads(value, object_pairs_hook=_once)
+        data = parsing.from_json(value, _once)
     except ValueError as error:
         raise ArgumentError(f"is no JSON: {error}") from None
     if not isinstance(data, Mapping):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, Strict
 
+from qcase import parsing
 from qcase.config.fields import Model, Network, PathString, Size, error, parse_size
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Service:
 
     @classmethod
     def parse(cls, text: str) -> Service:
-        return cls(**json.loads(text))
+        return cls(**parsing.from_json(text))
 
 
 class HostHttpServer(Model):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 
 from pydantic import Field, Strict
 
+from qcase import parsing
 from qcase.config.fields import Model, Results, Strings
 from qcase.config.patterns import PatternError, compile_pattern
 
@@ -88,6 +89,12 @@ class StepConfig:
     expect: str = ""
     timeout: float | None = None
 
+    @property
+    def added_devices(self) -> tuple[str, ...]:
+        """The device that the step's command adds to the machine, as the value (JSON) of QEMU's `-device`; none for others."""
+        command = parsing.from_json(self.qmp) if self.qmp else {}
+        return (json.dumps(command.get("arguments", {})),) if command.get("execute") == "device_add" else ()
+
     def encoded(self) -> str:
         """Return the step as JSON, by which a case's model keeps it."""
         return json.dumps(asdict(self))
@@ -95,7 +102,7 @@ class StepConfig:
 
 def decoded(text: str) -> StepConfig:
     """Return the step that `StepConfig.encoded` gave."""
-    values: dict[str, Any] = json.loads(text)
+    values: dict[str, Any] = parsing.from_json(text)
     return StepConfig(**{**values, "success": tuple(values["success"]), "fail": tuple(values["fail"])})
 
 

@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import tomli
-
+from qcase import parsing
 from qcase.errors import ConfigError, Problem
 from qcase.host import beneath
 from qcase.text import printable
@@ -62,8 +61,8 @@ def read(path: Path, base: Path) -> Document:
         line = raw.count(b"\n", 0, e.start) + 1
         raise wrong(f"is not UTF-8: byte 0x{raw[e.start]:02x}", line, "save it as UTF-8") from None
     try:
-        return Document(path, base, text, tomli.loads(text))
-    except tomli.TOMLDecodeError as e:
+        return Document(path, base, text, parsing.toml(text))
+    except ValueError as e:
         what = str(e)
         place = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", what)
         if place is None:
@@ -71,8 +70,6 @@ def read(path: Path, base: Path) -> Document:
         line = int(place[1]) if place[1] else len(text.splitlines())
         where = f", column {place[2]}" if place[2] else ", at the end of the file"
         raise wrong(f"is not TOML: {what[: place.start()]}{where}", line) from None
-    except RecursionError:
-        raise wrong("is not TOML: nested too deeply") from None
 
 
 def config_error(problems: Sequence[Problem]) -> ConfigError:
@@ -163,7 +160,7 @@ class _Scanner:
             if self.text[self.at] in "\"'":
                 start = self.at
                 self._string()
-                parts.append(next(iter(tomli.loads(self.text[start : self.at] + " = 0"))))
+                parts.append(next(iter(parsing.toml(self.text[start : self.at] + " = 0"))))
             else:
                 start = self.at
                 while self.text[self.at].isalnum() or self.text[self.at] in "_-":

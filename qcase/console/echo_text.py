@@ -126,7 +126,7 @@ def typed_runs(part: bytes, typed: bytes, least: int) -> list[tuple[int, int]]:
 
 def as_line(line: str) -> TypedLine:
     chars = [_as_echoed(char) for char in line]
-    for blank in re.finditer(r"[\t ]*\t[\t ]*", line):
+    for blank in re.finditer(r"(?<![\t ])[\t ]*\t[\t ]*", line):
         chars[blank.start() : blank.end()] = [_BLANKS] * len(blank[0])
     chunks: list[list[re.Pattern[bytes]]] = []
     typed: list[bytes] = []

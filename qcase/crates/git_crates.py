@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qcase import parsing
 from qcase.crates import manifests
 
 MEMORY = 3 << 30  # bytes
@@ -244,10 +245,10 @@ def _submodules(url: str, pack: _Pack, rows: Sequence[_Row]) -> list[Submodule]:
         return []
     text = pack.blob(named.sha).decode("utf-8", "replace")
     urls = {}
-    for section in re.split(r"(?m)^\s*\[submodule [^\n]*\]\s*$", text)[1:]:
-        named_path, named_url = (re.search(rf"(?m)^\s*{key}\s*=\s*(.*?)\s*$", section) for key in ("path", "url"))
+    for section in re.split(r"(?m)^[ \t]*\[submodule [^\n]*\][ \t\r]*$", text)[1:]:
+        named_path, named_url = (re.search(rf"(?m)^[ \t]*{key}[ \t]*=(.*)$", section) for key in ("path", "url"))
         if named_path and named_url:
-            urls[named_path[1]] = named_url[1]
+            urls[named_path[1].strip()] = named_url[1].strip()
     found = []
     for row in asked:
         place = urls.get(row.path, "")
@@ -386,7 +387,7 @@ def main(argv: Sequence[str]) -> int:
             case ["prove", pack]:
                 print(prove(Path(pack)))
             case ["vendor", order]:
-                plain = json.loads(Path(order).read_bytes())
+                plain = parsing.from_json(Path(order).read_bytes())
                 packs = tuple((str(a), str(b), str(c)) for a, b, c in plain["packs"])
                 vendor(Order(packs, tuple((str(a), str(b)) for a, b in plain["packages"]), str(plain["target"])))
             case _:

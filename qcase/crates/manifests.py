@@ -11,6 +11,8 @@ import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from qcase import parsing
+
 Table = dict[str, Any]
 
 DEPENDENCIES = ("dependencies", "dev-dependencies", "build-dependencies", "dev_dependencies", "build_dependencies")
@@ -23,12 +25,7 @@ _INHERITED = ("version", "edition", "rust-version")
 
 def parse(data: bytes) -> Table:
     """Parse a TOML file into a table. Raises `ValueError` for invalid TOML."""
-    import tomli
-
-    try:
-        return tomli.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, tomli.TOMLDecodeError, RecursionError) as error:
-        raise ValueError(str(error)) from None
+    return parsing.toml(data)
 
 
 def table(parent: Mapping[str, Any], name: str) -> Table:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from qcase import parsing
 from qcase.errors import BuildError, InfraError
 from qcase.host import process
 from qcase.host.files import replacing
@@ -102,11 +103,9 @@ def read_lock(data: bytes, path: str, case: str, local: Collection[str] | None =
 
     `local`: names of the case's own packages, if the lock file belongs to a workspace with others: only their dependencies count.
     """
-    import tomli
-
     try:
-        table = tomli.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, tomli.TOMLDecodeError, RecursionError) as error:
+        table = parsing.toml(data)
+    except ValueError as error:
         raise BuildError(f"{path} cannot be read: {error}", where=case) from None
     rows = table.get("package", [])
     older = table.get("metadata", {})  # lock files of the first format have the checksums here

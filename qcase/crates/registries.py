@@ -9,7 +9,6 @@ token belongs to the address of an index and not to a name. No program that a co
 
 from __future__ import annotations
 
-import json
 import os
 import urllib.parse
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qcase import parsing
 from qcase.crates import manifests
 from qcase.crates.pool import CRATES_IO, Crate, Source
 from qcase.errors import BuildError, InfraError
@@ -254,7 +254,7 @@ class Client:
                 raise InfraError("its crates could not be fetched: there is no registry", where=self.index) from None
             raw = out.getvalue()
         try:
-            plain = json.loads(raw)
+            plain = parsing.from_json(raw)
             return str(plain["dl"]), bool(plain.get("auth-required", False))
         except (ValueError, KeyError, TypeError):
             raise InfraError("its crates could not be fetched: config.json is not that of a registry", where=self.index) from None

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from qcase import parsing
 from qcase.disk.sparse_files import opened
 from qcase.errors import InfraError
 from qcase.host.file_state import flushed, times_tell
@@ -167,7 +168,7 @@ def digest_of_descriptor(descriptor: int) -> str:
 def _recall(note: Path, identity: dict[str, int]) -> str | None:
     """Read the digest that was noted for this state of a file. None where the note is missing or malformed."""
     try:
-        known = json.loads(note.read_bytes())
+        known = parsing.from_json(note.read_bytes())
     except (OSError, ValueError):
         return None
     if not isinstance(known, dict):

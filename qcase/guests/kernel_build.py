@@ -36,6 +36,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from qcase import parsing
 from qcase.arch import Arch
 from qcase.config.case_file import Placeholders
 from qcase.config.workspace_file import KernelBuild
@@ -269,7 +270,7 @@ def _note_output(output: Path, before: file_state.Facts | None, group: Group, to
     notes = folder(tools.workspace) / "outputs.json"
     known: dict[str, dict[str, object]] = {}
     with contextlib.suppress(OSError, ValueError, AttributeError):  # a malformed note counts as none
-        known = {name: note for name, note in json.loads(beneath.read(notes)).items() if isinstance(note, dict)}
+        known = {name: note for name, note in parsing.from_json(beneath.read(notes)).items() if isinstance(note, dict)}
     facts = file_state.facts(output.resolve())
     last = known.get(str(output))
     owner = f"{group.shown}, {group.target}"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from qcase import parsing
 from qcase.errors import InfraError, KernelError
 from qcase.guests.kernel_files import Kernel, Say
 from qcase.host import beneath, file_state, locks, process
@@ -126,7 +127,7 @@ def _note_of(path: Path) -> Path:
 
 def _noted(path: Path) -> file_state.Record | None:
     try:
-        note = json.loads(beneath.read(_note_of(path)))
+        note = parsing.from_json(beneath.read(_note_of(path)))
         record: file_state.Record = note["file"]
         good = note["format"] == NOTE_FORMAT and file_state.is_record(record)
     except (OSError, ValueError, KeyError, TypeError):

@@ -39,7 +39,7 @@ _CONFIG = """\
 	quotePath = false
 	fileMode = true
 """
-_SHA256 = re.compile(r"(?im)^\s*objectformat\s*=\s*\"?sha256\b")
+_SHA256 = re.compile(r"(?im)^[ \t]*objectformat[ \t]*=[ \t]*\"?sha256\b")
 _ENVIRONMENT = {
     "GIT_ALLOW_PROTOCOL": "",  # none: what is missing stays missing
     "GIT_NO_LAZY_FETCH": "1",
@@ -72,13 +72,16 @@ def asked(repository: Path, *, revisions: bool = False) -> Iterator[Git]:
     """
     with tempfile.TemporaryDirectory(prefix="qcase-git-") as made:
         folder = Path(made)
-        own = _own_folder(repository)
-        if not (own / "HEAD").is_file():  # a linked work tree whose repository is missing: its tracked files are unknown
-            raise InfraError("there is no repository of git", where=str(own))
-        for path in (own / "index", repository / ".gitignore"):
-            if os.path.lexists(path) and not path.is_file():  # git would wait for a fifo
-                raise InfraError("is no file", where=str(path))
-        _fill(folder, own, revisions=revisions)
+        try:
+            own = _own_folder(repository)
+            if not (own / "HEAD").is_file():  # a linked work tree whose repository is missing: its tracked files are unknown
+                raise InfraError("there is no repository of git", where=str(own))
+            for path in (own / "index", repository / ".gitignore"):
+                if os.path.lexists(path) and not path.is_file():  # git would wait for a fifo
+                    raise InfraError("is no file", where=str(path))
+            _fill(folder, own, revisions=revisions)
+        except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+            raise InfraError(f"git's folder cannot be read: {error}", where=str(repository)) from None
         yield Git(repository, folder, own / "index")
 
 

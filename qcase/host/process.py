@@ -56,6 +56,10 @@ class Deadline:
         return self.at is not None and time.monotonic() >= self.at
 
 
+class OverdueError(InfraError):
+    """A command that took longer than it may."""
+
+
 @dataclass(frozen=True)
 class Completed:
     """Result of a child that has ended. `returncode` is negative for a signal, as `subprocess` has it."""
@@ -90,7 +94,7 @@ def run(
 ) -> Completed:
     """Run a command to its end and return its output.
 
-    Raises `InfraError` if it cannot be started, takes longer than `timeout` seconds, or, with `check`, does not exit with 0.
+    Raises `InfraError` if it cannot be started, or, with `check`, does not exit with 0; `OverdueError` after `timeout` seconds.
     """
     import tempfile  # 3 ms, which `qcase --help` does not need
 
@@ -99,7 +103,7 @@ def run(
             try:
                 returncode = child.wait(timeout)
             except subprocess.TimeoutExpired:
-                raise InfraError(f"took longer than {timeout:g} s", where=shlex.join(argv), hint=hint) from None
+                raise OverdueError(f"took longer than {timeout:g} s", where=shlex.join(argv), hint=hint) from None
         done = []
         for stream in (out, err):
             stream.seek(0)

@@ -335,7 +335,7 @@ class _Case:
         runner = self.workspace.config.grouped
         for index, pattern in enumerate(self.config.success_regex):
             if pattern != runner.success_regex and runner.all_passed_marker not in pattern:
-                other = re.search(r"(\w+)_GROUPED_TESTS_PASSED", pattern)
+                other = re.search(r"\b(\w+)_GROUPED_TESTS_PASSED", pattern)
                 hint = (
                     f'set [grouped] prefix = "{other[1]}" in qcase.toml'
                     if other

@@ -35,7 +35,7 @@ def hint(system: System, said: str) -> str:
         return f'{what}, and say where: [qcase] cmake = ["-DFETCHCONTENT_SOURCE_DIR_{name}=/qcase/src/…"]'
     if "No rule to make target 'install'" in said:
         return 'the makefile needs a target `install`; or name what it builds: [qcase] install = { "usr/bin" = ["…"] }'
-    if re.search(r"(?:install|cp|mkdir|ln|mv)\b.*(?:Read-only file system|Permission denied)", said):
+    if re.search(r"(?:install|cp|mkdir|ln|mv)\b.{0,1000}?(?:Read-only file system|Permission denied)", said):
         return (
             "the target install heeds no DESTDIR; a variable of the makefile says where: "
             '[qcase] make = ["<VARIABLE>=$(DESTDIR)/usr"]'

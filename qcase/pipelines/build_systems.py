@@ -29,8 +29,8 @@ from qcase.suite.discover import MAKEFILES
 STAGE = "stage"  # the file to which a step writes its current stage
 CHECKS = "/qcase/checks"  # CMake's compiler checks in a step, see `qcase.pipelines.compiler_checks`
 
-_KSELFTEST = re.compile(r"^\s*TEST_GEN_PROGS\b", re.MULTILINE)
-_LIB_MK = re.compile(r"^\s*-?include\s+\S*lib\.mk\b", re.MULTILINE)
+_KSELFTEST = re.compile(r"^[ \t]*TEST_GEN_PROGS\b", re.MULTILINE)
+_LIB_MK = re.compile(r"^[ \t]*-?include[ \t]+\S*lib\.mk\b", re.MULTILINE)
 _LARGE = 1 << 20  # bytes of a makefile that are searched
 
 

@@ -189,7 +189,7 @@ def in_doubt(commands: Sequence[str], exists: Callable[[str], bool]) -> bool:
 
 _LARGE = 4 << 20  # bytes; larger files are not searched
 _PARTS = re.compile(r"[A-Za-z0-9]+")
-_REDIRECTIONS = re.compile(r"\d*(?:>>|[<>])(?:&\d|\s*[^\s;|&<>]+)")
+_REDIRECTIONS = re.compile(r"(?<!\d)\d*(?:>>|[<>])(?:&\d|\s*[^\s;|&<>]+)")
 _SEPARATORS = re.compile(r"[;|&\n(){}]+")
 _PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _KEYWORDS = frozenset(

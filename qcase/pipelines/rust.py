@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tomli
-
+from qcase import parsing
 from qcase.arch import Arch
 from qcase.canonical import JSON
 from qcase.config.workspace_file import WorkspaceConfig
@@ -353,7 +352,7 @@ def _settings(arch: Arch, config: WorkspaceConfig) -> Mapping[str, JSON]:
 def programs(folder: Path) -> set[str]:
     """Return the names of packages and binaries in a crate's manifest, and of the files in `src/bin`."""
     text = beneath.read(folder / "Cargo.toml").decode("utf-8", "replace")
-    names = set(re.findall(r"(?m)^\s*name\s*=\s*\"([^\"]+)\"", text))
+    names = set(re.findall(r"(?m)^[ \t]*name[ \t]*=[ \t]*\"([^\"]+)\"", text))
     return names | {path.stem for path in (folder / "src" / "bin").glob("*.rs")}
 
 
@@ -362,7 +361,7 @@ def installs(folder: Path) -> frozenset[str] | None:
 
     None for the manifest of a workspace.
     """
-    manifest = tomli.loads(beneath.text(folder / "Cargo.toml"))
+    manifest = parsing.toml(beneath.text(folder / "Cargo.toml"))
     package = manifest["package"]
     bins = manifest.get("bin", [])
     if "workspace" in manifest or not isinstance(package, dict) or not isinstance(bins, list):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from qcase import parsing
 from qcase.crates import pool
 from qcase.crates.git_crates import CERTIFICATES, Order, Submodule
 from qcase.crates.pool import Crate, Pool, Source
@@ -90,7 +91,7 @@ class Repositories:
                 self._pool.take(blob, target)
         if done.returncode:
             raise _fault(_said(done))
-        return [Submodule(**row) for row in json.loads(done.stdout)]
+        return [Submodule(**row) for row in parsing.from_json(done.stdout)]
 
 
 def _fault(said: str) -> BuildError | InfraError:

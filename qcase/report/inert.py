@@ -16,8 +16,9 @@ import re
 from typing import Any, TextIO, cast
 
 _ESCAPE = r"\x1b\[[0-?]*[ -/]*[@-~]"  # an escape of a terminal; a service may remove it
+_ENDS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _COMMAND = re.compile(
-    rf"(?P<before>(?:^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])(?:[^\S\n]|[\u200b\ufeff]|{_ESCAPE})*)(?P<colon>:)(?=(?:{_ESCAPE})*:)"
+    rf"(?P<before>(?:^|[{_ENDS}])(?:[^\S{_ENDS}]|[\u200b\ufeff]|{_ESCAPE})*)(?P<colon>:)(?=(?:{_ESCAPE})*:)"
     rf"|(?P<hash>\#)(?=(?:{_ESCAPE})*\#(?:{_ESCAPE}|[\w.-])*\[)"
     r"|(?P<word>section|travis)_(?=(?:start|end|fold|time):)"
 )

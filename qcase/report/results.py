@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qcase import parsing
 from qcase.arch import Arch
 from qcase.errors import UsageError
 from qcase.model import Cache, Fault, Phase, Pipeline, SubtestStatus, Verdict, labelled
@@ -247,7 +248,7 @@ class Unfinished(NamedTuple):
 def load(path: Path) -> Results:
     """Read results that `--json` wrote. Raises `UsageError` for a file without results, or with another format."""
     try:
-        document = json.loads(path.read_bytes())
+        document = parsing.from_json(path.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except ValueError as error:

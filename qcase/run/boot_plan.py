@@ -236,6 +236,12 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> argume
         arguments.arguments(spec)
     except qemu_options.ArgumentError as error:
         raise ConfigError([Problem(str(error), file, key="args", hint=error.hint)]) from None
+    for number, step in enumerate(case.config.steps):
+        try:
+            for device in step.added_devices:
+                arguments.check_added(device, spec)
+        except qemu_options.ArgumentError as error:
+            raise ConfigError([Problem(str(error), file, key=f"qcase.steps[{number}].qmp", hint=error.hint)]) from None
     if arguments.names_accelerator(spec.args):
         return spec
     return replace(spec, accel=session.accelerator(case, prepared.kernel, spec))

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qcase import parsing
 from qcase.config.fields import TcgThreads
 from qcase.errors import UsageError
 from qcase.model import labelled
@@ -163,7 +164,7 @@ def fingerprint(parts: Sequence[Sequence[str]]) -> str:
 def read_times(path: Path) -> dict[str, float]:
     """Read durations in seconds by label from a results file of `--json`. Raises `UsageError` if the file has no results."""
     try:
-        cases = json.loads(path.read_bytes())["cases"]
+        cases = parsing.from_json(path.read_bytes())["cases"]
         ran = [case for case in cases if case["verdict"] != "skipped"]
         return {labelled(str(case["case"]), str(case.get("variant", ""))): float(case["times"]["total"]) for case in ran}
     except OSError as error:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from qcase import parsing
 from qcase.errors import InfraError
 from qcase.events import Emit, Progress, Warned
 from qcase.host import file_state, locks
@@ -184,7 +185,7 @@ class FileSet:
 
 def read_manifest(folder: Path, of: str = "") -> dict[str, Record] | None:
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = parsing.from_json((folder / "manifest.json").read_bytes())
         files: dict[str, Record] = manifest["files"]
         good = manifest["format"] == FILE_SET_FORMAT and all(file_state.is_record(record) for record in files.values())
         good = good and (not of or manifest.get("of", of) == of)

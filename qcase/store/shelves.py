@@ -6,7 +6,6 @@ The collector knows nothing of a shelf but the protocol `Shelf`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import stat
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from qcase import parsing
 from qcase.errors import InfraError
 from qcase.host import file_state, locks
 from qcase.host.files import listed
@@ -262,7 +262,7 @@ class ImageRecords:
             known = set()
             for path in set(records) - set(content):
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                    known.add(json.loads(path.read_bytes())["image"].removeprefix("sha256:"))
+                    known.add(parsing.from_json(path.read_bytes())["image"].removeprefix("sha256:"))
             swept += sum(forget(path) for path in content if path.stem not in known and older(path, now, LOCKS_KEPT))
         return swept
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import re2
 
+from qcase import parsing
 from qcase.config import (
     case_file,
     exit_table,
@@ -121,7 +122,7 @@ def _made_by() -> str:
 
 def _recall(place: Path) -> dict[str, list[Any]]:
     try:
-        document = json.loads(beneath.read(place, _REMEMBERED))
+        document = parsing.from_json(beneath.read(place, _REMEMBERED))
         if document["made_by"] == _made_by():
             return {digest: row for digest, row in document["cases"].items() if len(row) == len(_FIELDS)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcase import events
+from qcase import events, parsing
 from qcase.arch import Arch
 from qcase.host import beneath
 from qcase.host.files import write_aside
@@ -156,7 +156,7 @@ def _facts(result: CaseResult) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     """Read the runs in the file; empty if it is missing, broken or of another format."""
     try:
-        document = json.loads(beneath.read(path))
+        document = parsing.from_json(beneath.read(path))
     except (OSError, ValueError):
         return {}
     if not isinstance(document, dict) or document.get("format") != HISTORY_FORMAT or not isinstance(document.get("runs"), dict):

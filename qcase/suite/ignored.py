@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcase.errors import BuildError, InfraError
-from qcase.host import git
+from qcase.host import git, process
 from qcase.host.beneath import open_beneath
 
 MOST = 500  # repositories below one folder; git takes 20 to 50 ms for each
@@ -36,20 +36,21 @@ class _Answer:
 class Ignored:
     """Lookup of ignored files, which asks git once for each repository. Without git or a repository nothing is ignored.
 
-    Thread-safe.
+    A repository at which git hangs is an error, and then git is not asked again: each one may hang. Thread-safe.
     """
 
     def __init__(self) -> None:
         self._answers: dict[Path, _Answer] = {}
         self._repositories: dict[str, Path | None] = {}
         self._lock = threading.Lock()
+        self._hangs: InfraError | None = None
 
     def within(self, folder: Path) -> frozenset[Path]:
         """Return the ignored files and folders below a link-free folder. An ignored folder stands for all its contents.
 
         A folder that is ignored itself, or lies in an ignored one, is treated as a folder outside of git.
 
-        Raises `BuildError` where there are more than `MOST` repositories below the folder.
+        Raises `BuildError` where there are more than `MOST` repositories below the folder, `InfraError` if git hangs.
         """
         with self._lock:
             repository = git.repository_of(str(folder), self._repositories)
@@ -72,8 +73,18 @@ class Ignored:
         return frozenset(path for path in found if folder in path.parents)
 
     def _ask(self, place: Path) -> _Answer:
+        if self._hangs is not None:
+            raise self._hangs
         if place not in self._answers:
-            self._answers[place] = _ask(place)
+            try:
+                self._answers[place] = _ask(place)
+            except process.OverdueError:
+                self._hangs = InfraError(
+                    f"git did not say within {git.TIMEOUT:g} s which files it ignores",
+                    where=str(place),
+                    hint="it waits where a .gitignore, or a file of its own, is a fifo: remove that",
+                )
+                raise self._hangs from None
         return self._answers[place]
 
 
@@ -97,6 +108,8 @@ def _ask(repository: Path) -> _Answer:
             if new:
                 found += answers.names(*_OTHERS, "--ignored", "--", *(f":(literal){os.fsdecode(name)}" for name in new))
             tracked = answers.names("ls-files", "-z", "--stage")
+    except process.OverdueError:
+        raise
     except (InfraError, OSError):  # no git here, or one that cannot read this repository
         return _Answer()
     paths = [repository / os.fsdecode(name).rstrip("/") for name in found]

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import tomli
-from pydantic import ValidationError
-
+from qcase import parsing
 from qcase.arch import Arch
 from qcase.config.known_file import KNOWN_FILE, KnownFile
 from qcase.config.load import load_known
@@ -111,8 +109,8 @@ def write(workspace: Workspace, added: Sequence[Addition]) -> Path:
         blank = "" if not before else ending if before.endswith("\n") else 2 * ending
         text = before + blank + "\n".join(one.toml() for one in added).replace("\n", ending)
         try:
-            KnownFile.model_validate(tomli.loads(text.removeprefix("\ufeff").replace("\r\n", "\n")))
-        except (tomli.TOMLDecodeError, ValidationError) as error:
+            KnownFile.model_validate(parsing.toml(text.removeprefix("\ufeff").replace("\r\n", "\n")))
+        except ValueError as error:
             hint = "write each entry below [[known]]; a reason is one line"
             raise UsageError(f"the entries cannot be added: {error}".splitlines()[0], where=KNOWN_FILE, hint=hint) from None
         write_aside(Path(os.path.realpath(path)), text.encode(), flushed=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from qcase import parsing
 from qcase.config.image_lock import Lock, packages_digest
 from qcase.containers.connection import hint_for
 from qcase.containers.container import LABELS
@@ -165,7 +165,7 @@ def _archive(rootfs: Path, tarball: Path) -> None:
 def _import(engine: Engine, tarball: Path, repository: str, tag: str, changes: Sequence[str]) -> None:
     with engine.faults("importing the base image"):
         answer = engine.api.import_image_from_file(str(tarball), repository=repository, tag=tag, changes=list(changes))
-    errors = [line["error"] for line in map(json.loads, str(answer).splitlines()) if "error" in line]
+    errors = [line["error"] for line in map(parsing.from_json, str(answer).splitlines()) if "error" in line]
     if errors:
         raise InfraError(str(errors[0]), where="importing the base image", hint=hint_for(str(errors[0])))
 

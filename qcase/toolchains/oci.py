@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from qcase import parsing
 from qcase.errors import InfraError
 from qcase.host.files import replacing
 
@@ -105,7 +106,7 @@ class Packed:
 
     @property
     def labels(self) -> dict[str, str]:
-        labels = (json.loads(self.config).get("config") or {}).get("Labels") or {}
+        labels = (parsing.from_json(self.config).get("config") or {}).get("Labels") or {}
         return {str(key): str(value) for key, value in labels.items()}
 
 
@@ -187,7 +188,7 @@ def arrive(source: Source, digest: str, folder: Path, accept: Callable[[Mapping[
     diff_ids = _diff_ids(content, wrong)
     if len(diff_ids) != len(layers):
         raise wrong(f"it has {len(layers)} layers, and its configuration names {len(diff_ids)}")
-    accept(json.loads(content))
+    accept(parsing.from_json(content))
     put(folder, content)
     put(folder, manifest)
     left = LARGEST_IMAGE
@@ -215,14 +216,14 @@ DAMAGED = "it is damaged there, or was on its way here; nothing was taken over. 
 def _parts(manifest: bytes, wrong: Callable[[str], InfraError]) -> tuple[Blob, list[Blob]]:
     """Parse a manifest into its configuration and its layers."""
     try:
-        table = json.loads(manifest)
+        table = parsing.from_json(manifest)
         media = table.get("mediaType", MANIFEST)
         if media == INDEX or "manifests" in table:
             raise wrong("it is a list of images, and not one: name one by its own digest")
         if media not in MANIFESTS:
             raise wrong(f"its manifest is of a kind that is not known here, {media}")
         config, *layers = [_blob(table["config"]), *map(_blob, table["layers"])]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise wrong(f"its manifest is not understood: {error!r}") from None
     if config.media not in CONFIGS:
         raise wrong(f"it is no image of a container, but {config.media}")
@@ -243,12 +244,12 @@ def _blob(entry: Mapping[str, Any]) -> Blob:
 
 def _diff_ids(config: bytes, wrong: Callable[[str], InfraError]) -> list[str]:
     try:
-        table = json.loads(config)
+        table = parsing.from_json(config)
         found = [str(one) for one in table["rootfs"]["diff_ids"]]
         labels = (table.get("config") or {}).get("Labels") or {}
         if not all(map(DIGEST.fullmatch, found)) or not isinstance(labels, dict):
             raise ValueError("no digests")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise wrong(f"its configuration is not understood: {error!r}") from None
     return found
 

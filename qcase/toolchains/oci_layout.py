@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import tarfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+from qcase import parsing
 from qcase.containers.container import SOURCE_DATE_EPOCH
 from qcase.errors import InfraError
 from qcase.toolchains.oci import (
@@ -48,7 +48,7 @@ def write_index(folder: Path, images: Mapping[str, Packed], tags: Mapping[str, s
         "manifests": [
             {
                 **Blob(MANIFEST, image.digest, len(image.manifest)).as_json(),
-                "platform": {key: json.loads(image.config)[key] for key in ("architecture", "os")},
+                "platform": {key: parsing.from_json(image.config)[key] for key in ("architecture", "os")},
                 "annotations": {_REF_NAME: name},
             }
             for name, image in images.items()
@@ -162,12 +162,12 @@ class Layout:
         self.where = where
         self._files = files
         try:
-            version = json.loads(self._document("oci-layout"))["imageLayoutVersion"]
-            index = json.loads(self._document("index.json"))
+            version = parsing.from_json(self._document("oci-layout"))["imageLayoutVersion"]
+            index = parsing.from_json(self._document("index.json"))
             self.entries = [
                 Entry(str(one["digest"]), str((one.get("annotations") or {}).get(_REF_NAME, ""))) for one in index["manifests"]
             ]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InfraError(f"is no OCI image layout: {error!r}", where=where) from None
         if not str(version).startswith("1."):
             raise InfraError(f"is an OCI image layout of the version {version}, which is not known here", where=where)

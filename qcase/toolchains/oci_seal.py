@@ -6,7 +6,6 @@ See `qcase.toolchains.oci` for the rules.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tarfile
@@ -16,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, cast
 
+from qcase import parsing
 from qcase.containers.container import SOURCE_DATE_EPOCH
 from qcase.errors import InfraError
 from qcase.toolchains.oci import (
@@ -54,10 +54,10 @@ def seal(saved: tarfile.TarFile, labels: Mapping[str, str], folder: Path, done: 
     `done`: layers that were written there already, by the engine's digests of them and of all below.
     """
     where = "what the engine saved"
-    description = json.loads(_member(saved, "manifest.json", where))
+    description = parsing.from_json(_member(saved, "manifest.json", where))
     if len(description) != 1:
         raise InfraError(f"{len(description)} images, and not one", where=where)
-    config = json.loads(_member(saved, description[0]["Config"], where))
+    config = parsing.from_json(_member(saved, description[0]["Config"], where))
     layers, diff_ids = [], []
     below: Folders = {}
     for number, name in enumerate(description[0]["Layers"], 1):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcase import plugins
+from qcase import parsing, plugins
 from qcase.arch import Arch
 from qcase.errors import InfraError, UsageError
 from qcase.guests import alpine
@@ -86,13 +86,11 @@ GUEST_ARCH = Arch.X86_64  # for a guest as base: the container runs its programs
 
 def base_definition(folder: Path | None = None) -> BaseDefinition:
     """Read the base definition of a recipe: from its own `base.toml`, else from the one that all recipes share."""
-    import tomli
-
     path = recipes_dir() / "base.toml"
     if folder is not None and (folder / "base.toml").is_file():
         path = folder / "base.toml"
     try:
-        table = tomli.loads(path.read_text())["base"]
+        table = parsing.toml(path.read_text())["base"]
         if guest := table.get("guest", ""):
             if guest != alpine.ALPINE:
                 raise KeyError(f"no built-in guest {guest!r}")
@@ -100,7 +98,7 @@ def base_definition(folder: Path | None = None) -> BaseDefinition:
         if "image" in table:
             return BaseDefinition(image=table["image"])
         return BaseDefinition(table["suite"], table["variant"], table.get("registry", ""))
-    except (tomli.TOMLDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InfraError(f"not understood: {error}", where=str(path)) from None
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qcase import parsing
 from qcase.config import image_lock
 from qcase.config.image_lock import LOCK_FORMAT, Lock, Pin
 from qcase.errors import InfraError
@@ -74,7 +75,7 @@ def refuse_other(image: Image, lock: Lock, recipes: Path | None = None) -> None:
 def read_record(cache: Path, name: str) -> dict[str, Any] | None:
     """Read a record. None if it is missing, incomplete, or written by another version of qcase."""
     try:
-        record = json.loads((cache / "images" / f"{name}.json").read_bytes())
+        record = parsing.from_json((cache / "images" / f"{name}.json").read_bytes())
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and record.get("format") == LOCK_FORMAT and "identity" in record else None

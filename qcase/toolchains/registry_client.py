@@ -28,6 +28,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qcase import parsing
 from qcase.crates.registries import certificates, reason
 from qcase.errors import InfraError, UsageError
 from qcase.host.retry import retry_after_momentary
@@ -376,11 +377,9 @@ def _server_of(url: str) -> tuple[str, str]:
 
 def _told(response: Any) -> str:
     """Return a registry's error message as one line."""
-    import json
-
     try:
         text = response.raw.read(64 << 10, decode_content=False)
-        first = json.loads(text)["errors"][0]
+        first = parsing.from_json(text)["errors"][0]
         said = " ".join(f"{first.get('code', '')} {first.get('message', '')} {first.get('detail') or ''}".split())
     except Exception:  # the text only explains an error
         return ""

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qcase import parsing
 from qcase.arch import Arch
 from qcase.errors import InfraError
 from qcase.events import AccelChosen, Emit
@@ -157,7 +158,7 @@ def _processor() -> str:
 
 def _recall(note: Path) -> str | None:
     try:
-        known = json.loads(note.read_bytes())
+        known = parsing.from_json(note.read_bytes())
         why, at = str(known["why"]), float(known["at"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

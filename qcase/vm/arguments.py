@@ -109,6 +109,17 @@ def arguments(spec: MachineSpec) -> list[str]:
     return [spec.arch.qemu, *qemu_options.join(options), *patch, *snapshot, *machine, *kernel]
 
 
+def check_added(device: str, spec: MachineSpec) -> None:
+    """Raise `ArgumentError` for a device (JSON) that a step of the case adds, where `args` could not name it."""
+    from qcase.vm import sandbox
+
+    option = Option("device", device)
+    root_disk.refuse_writers([option])
+    network.limit([option], spec.network)
+    if spec.stranger is not None:
+        sandbox.check([option], (), spec.stranger)
+
+
 def _root(options: Sequence[Option], spec: MachineSpec, attached: bool) -> Iterator[str]:
     """Yield the arguments of the root disk, as far as the case's own lack them. Raises `ArgumentError` as `arguments`."""
     missing = root_disk.root(options) is None

@@ -14,12 +14,12 @@ variables are a template that is never written: `-snapshot` gives each run a cop
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qcase import parsing
 from qcase.arch import OTHER_PE_MACHINES, Arch, UefiSpec
 from qcase.errors import InfraError, KernelError, UsageError
 from qcase.host import file_state
@@ -115,7 +115,7 @@ def descriptors(folders: Sequence[Path]) -> list[Path]:
 def _described(path: Path, arch: Arch) -> tuple[Path, Path | None] | None:
     """Return code and variables of a matching description, else None. A broken one is skipped, as other tools do."""
     try:
-        described: dict[str, Any] = json.loads(path.read_bytes())
+        described: dict[str, Any] = parsing.from_json(path.read_bytes())
         mapping = described["mapping"]
         targets = {target["architecture"] for target in described["targets"]}
         usable = "uefi" in described["interface-types"] and mapping["device"] == "flash" and arch.value in targets

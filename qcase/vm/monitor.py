@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qcase import parsing
 from qcase.config.qemu_options import Option
 
 GREETING = b'{"execute": "qmp_capabilities"}\n'
@@ -51,7 +52,7 @@ _ENDS: Mapping[str, str] = {
 
 def asking(command: str) -> bytes:
     """Return the message for a command of the case, which is JSON."""
-    return json.dumps({**json.loads(command), "id": _CASE}).encode() + b"\n"
+    return json.dumps({**parsing.from_json(command), "id": _CASE}).encode() + b"\n"
 
 
 def calling(command: str, arguments: Mapping[str, Any], number: int) -> tuple[str, bytes]:
@@ -103,7 +104,7 @@ class Monitor:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             try:
-                said = json.loads(line)
+                said = parsing.from_json(line)
             except ValueError:
                 continue
             if isinstance(said, dict):

@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--trees", type=int, default=500)
     parser.add_argument("--first", type=int, default=random.randrange(1 << 30))
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="how long one may take; more on a machine that is busy")
     parser.add_argument("--user", action="store_true", help="as an ordinary user, where it is root who calls")
     options = parser.parse_args()
     memory = Path("/dev/shm")
@@ -61,7 +62,7 @@ def main() -> None:
             os.setgroups([])
             os.setgid(ORDINARY)
             os.setuid(ORDINARY)
-        outcomes = run(folder, options.first, options.trees)
+        outcomes = run(folder, options.first, options.trees, options.seconds)
     finally:
         remove_tree(folder / "work")
         shutil.rmtree(folder, ignore_errors=True)
@@ -73,7 +74,7 @@ def main() -> None:
     assert peak < MEMORY, f"{peak} MiB of memory"
 
 
-def run(folder: Path, first: int, trees: int) -> collections.Counter[str]:
+def run(folder: Path, first: int, trees: int, seconds: int = SECONDS) -> collections.Counter[str]:
     canary = Canary(folder / "work/home")
     outcomes: collections.Counter[str] = collections.Counter()
     for seed in range(first, first + trees):
@@ -81,19 +82,19 @@ def run(folder: Path, first: int, trees: int) -> collections.Counter[str]:
         place.mkdir()
         planter = Planter(seed, canary)
         try:
-            outcomes[one(seed, place, folder / "base.img", planter, canary)] += 1
+            outcomes[one(seed, place, folder / "base.img", planter, canary, seconds)] += 1
         except BaseException:
             print(f"seed {seed}, {STEPS[seed % len(STEPS)].__name__}: {'; '.join(planter.planted)}", file=sys.stderr)
             raise
     return outcomes
 
 
-def one(seed: int, place: Path, base: Path, planter: Planter, canary: Canary) -> str:
+def one(seed: int, place: Path, base: Path, planter: Planter, canary: Canary, limit: int = SECONDS) -> str:
     """Try one tree. How it ended: "taken" or "refused"."""
     step = STEPS[seed % len(STEPS)]
     world = World(place, base, planter.fill, lambda where, name: Swapper(where, name, canary))
     began = time.monotonic()
-    with limited(SECONDS):
+    with limited(limit):
         try:
             said, outcome = repr(step(world)), "taken"
         except ALLOWED.get(step.__name__, (BuildError,)) as error:
@@ -110,7 +111,7 @@ def one(seed: int, place: Path, base: Path, planter: Planter, canary: Canary) ->
         canary.check()
         remove_tree(place)
     assert not place.exists()
-    assert seconds < SECONDS
+    assert seconds < limit
     return outcome
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qcase.containers import container
-from qcase.errors import BuildError
+from qcase.errors import BuildError, InfraError
 from qcase.host import git as qcase_git
 from qcase.host import process
 from qcase.pipelines import sources
@@ -338,3 +339,36 @@ def test_repositories_in_each_other_and_too_many(root: Path) -> None:
     with pytest.raises(BuildError, match=f"more than {MOST} repositories"):
         Ignored().within(root / "suite/x")
     assert Ignored().within(root / "suite/x/c")
+
+
+@pytest.mark.parametrize("name", [b"a\0b", b"a" * 5000])
+def test_names_in_a_repository_that_are_none(name: bytes, root: Path) -> None:
+    (root / ".git/commondir").write_bytes(name)
+    Ignored().within(root)
+    shutil.rmtree(root / ".git")
+    (root / ".git").write_bytes(b"gitdir: " + name)
+    assert Ignored().within(root) == frozenset()
+
+
+def test_a_repository_at_which_git_hangs_is_an_error_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git waits for a fifo; each of the repositories in a stranger's tree may have some."""
+    monkeypatch.setattr(qcase_git, "TIMEOUT", 3.0)
+    for name in ("one", "two", "three"):
+        shutil.copytree(root / ".git", root / name / ".git")
+        (root / name / "below").mkdir()
+        os.mkfifo(root / name / "below/.gitignore")
+    asked = Ignored()
+    with pytest.raises(InfraError, match="git did not say within 3 s which files it ignores"):
+        asked.within(root)
+    (root / "two/below/.gitignore").unlink()
+    for place in (root, root / "two"):
+        with pytest.raises(InfraError, match=r"git did not say .*"):
+            asked.within(place)
+    assert Ignored().within(root / "two") == frozenset()
+
+
+def test_the_configuration_of_a_repository_does_not_keep_qcase_busy(root: Path) -> None:
+    (root / ".git/config").write_text("\n" * 60_000 + "[extensions]\n\tobjectFormat = sha1\n")
+    began = time.process_time()
+    Ignored().within(root)
+    assert time.process_time() - began < 10

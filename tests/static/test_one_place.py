@@ -43,3 +43,19 @@ def test_every_step_with_network_gets_all_proxies() -> None:
     assert functions
     for place, text in functions.items():
         assert "proxies_of(" in text or "_user_environment(" in text, place
+
+
+def test_texts_of_others_are_parsed_in_one_place() -> None:
+    """`qcase.parsing` turns all faults of a text into one exception. The other modules read what qcase itself has written, or are
+    programs of their own.
+    """
+    parsers = ("json.loads", "json.load", "tomli.loads", "tomli.load", "tomllib.loads", "tomllib.load")
+    found = {
+        name
+        for name, text in MODULES.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in parsers
+    }
+    own = {"canonical.py", "console/steps.py"}
+    programs = {"host/crash_cleanup.py", "vm/confine.py"}
+    assert found == {"parsing.py", *own, *programs}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from qcase import parsing
 from qcase.errors import BuildError, InfraError
 from qcase.guests.packages.lock import Package, file_sha256
 from qcase.host import locks
@@ -91,7 +92,7 @@ class Downloads:
         Raises the `BuildError` that was its result.
         """
         try:
-            plain = json.loads((self.root / "asked" / f"{key}.json").read_bytes())
+            plain = parsing.from_json((self.root / "asked" / f"{key}.json").read_bytes())
             if refused := str(plain.get("refused", "")):
                 raise BuildError(refused)
             found = [Package(*(str(word) for word in row)) for row in plain["packages"]]

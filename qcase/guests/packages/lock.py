@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qcase import parsing
 from qcase.arch import Arch
 from qcase.config.toml_document import toml_value
 from qcase.errors import ConfigError, InfraError, Problem
@@ -71,8 +72,6 @@ class Lock:
 
 def read_lock(workspace: Path) -> Lock | None:
     """Read the lock of a workspace; None if there is none. Raises `ConfigError` that lists every fault."""
-    import tomli
-
     path = workspace / LOCK_FILE
 
     def wrong(what: str) -> ConfigError:
@@ -80,12 +79,12 @@ def read_lock(workspace: Path) -> Lock | None:
         return ConfigError([Problem(what, LOCK_FILE, hint=hint)])
 
     try:
-        table = tomli.loads(beneath.read(path).decode("utf-8"))
+        table = parsing.toml(beneath.read(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise wrong(f"cannot be read: {error.strerror}") from None
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise wrong(f"is not TOML: {error}") from None
     if table.get("format") != LOCK_FORMAT:
         raise wrong(f"is of the format {table.get('format')!r}; this qcase knows {LOCK_FORMAT}")

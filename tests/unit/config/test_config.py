@@ -745,3 +745,22 @@ def test_dotted_key_is_written_as_in_toml() -> None:
 def test_a_bad_pattern_is_told_with_its_place(pattern: str, place: int) -> None:
     with pytest.raises(PatternError, match=f", at character {place}$"):
         compile_pattern(pattern)
+
+
+def test_a_number_that_no_parser_takes_is_an_error_of_its_file(case: Callable[..., CaseConfig]) -> None:
+    with pytest.raises(ConfigError, match="is not TOML: Exceeds the limit"):
+        case(f"timeout = {'1' * 5000}\n")
+
+
+def test_arguments_in_json_that_are_nested_too_deeply(case: Callable[..., CaseConfig]) -> None:
+    device = json.dumps('{"driver":' + "[" * 20_000)
+    (problem,) = problems(case, f'args = ["-device", {device}]\nsuccess_regex = ["x"]\n')
+    assert "is no JSON: nested too deeply" in problem.what
+
+
+@pytest.mark.parametrize("table", ["", "[qcase]\n"])
+def test_of_very_many_faults_of_one_kind_some_are_told(table: str, case: Callable[..., CaseConfig]) -> None:
+    text = 'success_regex = ["x"]\n' + table + "".join(f"unknown{number} = 1\n" for number in range(2000))
+    found = problems(case, text) if table else case(text).warnings
+    assert len(found) == 51
+    assert "has 1950 more of these" in [problem.what for problem in found]

@@ -11,6 +11,8 @@ import pytest
 from qcase.arch import Arch
 from qcase.config import qemu_options
 from qcase.config.qemu_options import ArgumentError
+from qcase.config.schema import literal
+from qcase.config.steps_table import StepConfig
 from qcase.errors import ConfigError, InfraError, UsageError
 from qcase.guests.alpine import to_raw
 from qcase.inputs import trust
@@ -21,6 +23,7 @@ from qcase.suite.cases import BrokenCase, Case, Workspace
 from qcase.vm import arguments as arguments_module
 from qcase.vm import sandbox
 from qcase.vm.arguments import MachineSpec
+from qcase.vm.network import Network
 from tests.conftest import ROOT
 
 TARGET = Arch.X86_64.default_target
@@ -346,3 +349,42 @@ def test_every_promise_names_a_test_that_is_there() -> None:
     named = re.findall(r"tests/[a-z/_0-9]+\.py", (ROOT / "docs" / "security.md").read_text(encoding="utf-8"))
     assert len(set(named)) > 6
     assert all((ROOT / name).is_file() for name in named)
+
+
+# --- devices that a step adds -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "network", "stranger", "what"),
+    [
+        ({"driver": "vfio-pci", "host": "0000:00:00.0"}, "restricted", True, "is no device that is known"),
+        ({"driver": "usb-host"}, "restricted", True, "is no device that is known"),
+        ({"driver": "virtio-net-pci", "romfile": "/etc/passwd"}, "restricted", True, "romfile= is not allowed"),
+        ({"driver": "vhost-vsock-pci", "guest-cid": 3}, "restricted", False, "connects the guest to the host"),
+        ({"driver": "vhost-vsock-pci", "guest-cid": 3}, "none", False, "connects the guest to the host"),
+        ({"driver": "usb-mtp", "rootdir": "/home", "readonly": False}, "user", False, "lets the guest write into files"),
+    ],
+)
+def test_a_step_adds_no_device_that_arguments_could_not_name(
+    device: dict[str, object], network: Network, stranger: bool, what: str, root: Path
+) -> None:
+    (step,) = _steps(root, device)
+    (added,) = step.added_devices
+    spec = MachineSpec(Arch.X86_64, (), root / "second.img", root / "k", network=network, stranger=root if stranger else None)
+    with pytest.raises(ArgumentError, match=re.escape(what)):
+        arguments_module.check_added(added, spec)
+
+
+def test_a_step_adds_a_card(root: Path) -> None:
+    (step,) = _steps(root, {"driver": "virtio-net-pci", "netdev": "net0", "id": "card"})
+    (added,) = step.added_devices
+    arguments_module.check_added(added, MachineSpec(Arch.X86_64, (), root / "second.img", root / "k", stranger=root))
+
+
+def _steps(root: Path, device: dict[str, object]) -> tuple[StepConfig, ...]:
+    given = ", ".join(f"{key} = {literal(value)}" for key, value in device.items())
+    step = f'qmp = {{ execute = "device_add", arguments = {{ {given} }} }}\nsuccess_regex = ["ok"]\n'
+    (root / "suite/normal/one/qemu-x86_64.toml").write_text(f"[[qcase.steps]]\n{step}")
+    one, _ = found(root)
+    assert isinstance(one, Case), one
+    return one.config.steps
