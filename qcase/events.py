@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qcase.arch import Arch
-from qcase.model import Cache, CaseResult, KernelBuildResult, Phase, Pipeline, SubtestResult, Verdict, labelled
+from qcase.model import Cache, CaseResult, KernelBuildResult, NotRun, Phase, Pipeline, SubtestResult, Verdict, labelled
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RunStarted:
     folder. `targets`: all architectures and their targets if there are several; `arch` and `target` are the first.
 
     `shard`: the part of the partition that this run executes, as "2/5"; `partition`: the fingerprint of the whole partition.
-    Both are empty without shards.
+    Both are empty without shards. `not_run`: the cases of these groups that a run without names leaves out.
     """
 
     arch: Arch
@@ -42,6 +42,7 @@ class RunStarted:
     partition: str = ""
     at: float = 0.0
     targets: tuple[tuple[Arch, str], ...] = ()
+    not_run: tuple[NotRun, ...] = ()
 
     @property
     def every(self) -> tuple[tuple[Arch, str], ...]:

@@ -112,6 +112,15 @@ class KernelBuildResult:
 
 
 @dataclass(frozen=True)
+class NotRun:
+    """A case that a run leaves out. `arches`: the architectures that it is for."""
+
+    case: str
+    arches: tuple[Arch, ...]
+    why: str
+
+
+@dataclass(frozen=True)
 class KernelTrouble:
     """An error report of the guest's kernel, short of a panic. `line`: its main line without time stamp; `block`: all lines."""
 

@@ -244,7 +244,7 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
     from contextlib import ExitStack
 
     from qcase import events
-    from qcase.inputs import case_filters
+    from qcase.inputs import case_filters, not_run
     from qcase.prepare.session import Session
     from qcase.run import run_cases
     from qcase.suite import cases, discover, history, known_failures
@@ -297,7 +297,8 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
             for name, one in history.recall(opened.root, batch.arch, targets[batch.arch]).items()
         }
         if not (wanted or options.filters or plan.shard):
-            plan = replace(plan, notes=lambda results: _unmatched(suites, known, batches, results))
+            left_out = not_run.not_run(discoveries, [case for one in batches for case in one.cases])
+            plan = replace(plan, notes=lambda results: _unmatched(suites, known, batches, results), not_run=left_out)
         return run_cases.run_batches(running, emit, replace(plan, seconds=seconds)).exit_code
 
 

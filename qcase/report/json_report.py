@@ -138,6 +138,7 @@ def run_document(event: events.RunStarted) -> dict[str, Any]:
         "shard": event.shard,
         "partition": event.partition,
         "wanted": list(event.cases),
+        "not_run": [{"case": one.case, "arches": list(one.arches), "why": one.why} for one in event.not_run],
     }
 
 

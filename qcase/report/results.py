@@ -185,12 +185,20 @@ class Rate(_Document):
     known: int = 0
 
 
+class LeftOut(_Document):
+    """A case that the run left out, and why. `arches`: the architectures that it is for."""
+
+    case: str
+    arches: tuple[Arch, ...]
+    why: str
+
+
 class Results(_Document):
     """A run. `complete`: it ended in its own way; else it was killed, and `cases` are those that had finished.
 
     `shard` is "2/5", and `partition` the same for all shards of one whole; both empty without. `started`: seconds since 1970.
     `targets`: the target of each architecture of the run; `arch` and `target` are the first. `wanted`: the labels of all cases
-    that were to run.
+    that were to run. `not_run`: the cases of the same groups that a run without names left out.
     """
 
     format: Literal[1]
@@ -209,6 +217,7 @@ class Results(_Document):
     interrupted: bool
     exit_code: int | None
     wanted: tuple[str, ...] = ()
+    not_run: tuple[LeftOut, ...] = ()
     kernels: tuple[KernelBuild, ...] = ()
     cases: tuple[CaseReport, ...]
     repeats: tuple[Rate, ...] = ()
@@ -347,6 +356,7 @@ _EVENTS: dict[str, dict[str, Any]] = {
         "started": _NUMBER,
         "jobs": {"type": "integer"},
         "cases": _TEXTS,
+        "not_run": {"type": "array", "items": {"$ref": "#/$defs/LeftOut"}},
     },
     "accel-chosen": {"accel": _TEXT, "why": _TEXT},
     "case-started": {"case": _TEXT},

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 from qcase import events
 from qcase.arch import Arch
 from qcase.model import Cache, CaseResult, Fault, KernelBuildResult, LimitUse, Phase, SubtestResult, SubtestStatus, Verdict
-from qcase.report import ci, inert, kernel_lines
+from qcase.report import ci, inert, kernel_lines, left_out
 from qcase.text import seconds, without_controls
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class TerminalReport:
         self._repeat = repeat
         self._running: dict[str, _Running] = {}
         self._progress = ""
+        self._waits: set[str] = set()  # what a case was said to wait for: each is said once
         self._faults: dict[str, str] = {}  # for each fault of the machine, the first case that reported it
         self._name_width = 0
         self._live: Live | None = None
@@ -161,6 +162,8 @@ class TerminalReport:
             where = ", ".join(f"{arch}, target {target}" for arch, target in event.every)
             what = f"{count} case{'' if count == 1 else 's'} on {where}, accel {event.accel}{shard}"
             self._print(what, "bold")
+            for line in left_out.lines(event.not_run, everything=self._verbosity > 0):
+                self._print(f"{_INDENT}{line}", "dim")
         if self._tty:
             from rich.live import Live
 
@@ -172,7 +175,10 @@ class TerminalReport:
         if running is None:
             return
         running.phase, running.detail, running.line = phase, detail, ""
-        if (detail and not self._tty and self._verbosity >= 0) or self._verbosity > 1:
+        told = detail in self._waits
+        if detail.startswith("waiting for "):
+            self._waits.add(detail)
+        if (detail and not told and not self._tty and self._verbosity >= 0) or self._verbosity > 1:
             self._print(f"{_INDENT}{case}: {without_controls(detail or phase)}", "dim")
 
     def _build(self, kernel: str) -> None:

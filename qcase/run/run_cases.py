@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from qcase import events
 from qcase.host import process
-from qcase.model import CaseResult, Fault, Verdict, labelled
+from qcase.model import CaseResult, Fault, NotRun, Verdict, labelled
 from qcase.prepare.session import Session
 from qcase.run import schedule
 from qcase.run.run_case import SAME_KEY, Inbox, own_fault, run_case
@@ -28,8 +28,8 @@ class Plan:
     """Options of a run. `jobs`: limit of parallel cases, None for the machine's capacity. `retries`: for every case, None for the
     value of the case's file. `repeat`: runs of each case. `max_failures`: number of failures after which no case is started; 0
     for no limit. `notes`: returns warnings about the run as a whole, from its results. `seconds`: last durations of the cases, by
-    display name, or by label with several architectures. `cold`: every case boots from the start. `shard`, `partition`: see
-    `events.RunStarted`.
+    display name, or by label with several architectures. `cold`: every case boots from the start. `shard`, `partition`,
+    `not_run`: see `events.RunStarted`.
     """
 
     jobs: int | None = None
@@ -40,6 +40,7 @@ class Plan:
     shard: str = ""
     partition: str = ""
     cold: bool = False
+    not_run: tuple[NotRun, ...] = ()
     notes: Callable[[Sequence[CaseResult]], Sequence[str]] = lambda _: ()
 
 
@@ -160,6 +161,7 @@ class _Run:
                     plan.partition,
                     time.time(),
                     tuple((one.arch, one.target) for one in self._sessions),
+                    plan.not_run,
                 )
             )
             try:

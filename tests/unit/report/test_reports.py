@@ -21,6 +21,7 @@ from qcase.model import (
     Fault,
     KernelBuildResult,
     KernelTrouble,
+    NotRun,
     Phase,
     Pipeline,
     SubtestResult,
@@ -368,6 +369,39 @@ def test_nothing_is_lost_on_a_narrow_terminal(columns: int, monkeypatch: pytest.
     for word in ("second", "line", "block1", "block2", "name", "why"):
         assert said.count(f"{word}{long}") >= 2, word
     assert all(cell_len(line) <= columns for line in text.split("\n") if not line.lstrip().startswith("all of it:"))
+
+
+def test_what_several_cases_wait_for_is_told_once_without_a_terminal() -> None:
+    stream, verbose = io.StringIO(), io.StringIO()
+    for report in (TerminalReport(stream, lambda *_: ""), TerminalReport(verbose, lambda *_: "", verbosity=2)):
+        report(events.RunStarted(Arch.X86_64, "t", ("a", "b")))
+        for case in ("a", "b"):
+            report(events.CaseStarted(case))
+            for detail in ("build c", "waiting for the kernel of g"):
+                report(events.PhaseStarted(case, Phase.PREPARE, detail))
+    assert [line.strip() for line in stream.getvalue().splitlines()[1:]] == [
+        "a: build c",
+        "a: waiting for the kernel of g",
+        "b: build c",
+    ]
+    assert verbose.getvalue().count("waiting for the kernel of g") == 2
+
+
+def test_cases_that_are_not_run_are_told_by_reason() -> None:
+    left_out = (
+        NotRun("normal/a", (Arch.AARCH64,), "for aarch64 alone"),
+        NotRun("normal/b", (Arch.AARCH64,), "for aarch64 alone"),
+        NotRun("normal/c", (Arch.X86_64,), "in .ignore"),
+    )
+    for verbosity, wanted in ((-1, 0), (0, 1), (1, 4)):
+        stream = io.StringIO()
+        report = TerminalReport(stream, lambda *_: "", verbosity=verbosity)
+        report(events.RunStarted(Arch.X86_64, "t", ("d",), not_run=left_out))
+        told = [line.strip() for line in stream.getvalue().splitlines() if "not run" in line]
+        assert len(told) == wanted
+        assert (
+            told[:2] == ["not run: 3 cases: 2 for aarch64 alone, 1 in .ignore", "not run: normal/a, for aarch64 alone"][:wanted]
+        )
 
 
 def test_a_kernel_is_a_line_of_its_own_and_its_error_is_said_once() -> None:

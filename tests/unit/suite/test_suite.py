@@ -13,6 +13,7 @@ from qcase.config.case_file import CaseConfig
 from qcase.errors import ConfigError, UsageError
 from qcase.inputs import case_filters
 from qcase.inputs.ingredients import build_configurations, of_case, other_configurations
+from qcase.inputs.not_run import not_run
 from qcase.model import Pipeline
 from qcase.suite.cases import BrokenCase, Case, Discovery, Subcase, Workspace
 from qcase.suite.catalogue import catalogue, listing
@@ -877,6 +878,29 @@ def test_cases_of_an_ignore_file_run_only_by_name(tree: Suite) -> None:
     chosen_now = case_filters.choose(tree.open(), found, [], case_filters.Filters())
     assert chosen_now.note == "3 of 4 cases on x86_64 are not run, as `.ignore` says: name them to run them"
     assert case_filters.choose(tree.open(), found, ["d"], case_filters.Filters()).note == ""
+
+
+def test_what_a_run_without_names_leaves_out_is_told_with_its_reason(tree: Suite) -> None:
+    tree.case("normal/a")
+    tree.case("normal/b", "aarch64")
+    tree.case("normal/g", "riscv64")
+    tree.case("normal/d")
+    tree.case("normal/none", "vax")
+    tree.file("normal/smp/build-other-target.toml")
+    tree.case("normal/smp/e")
+    (tree.root / ".ignore").write_text("suite/normal/d\n")
+    workspace = tree.open()
+
+    def left_out(*arches: Arch) -> list[str]:
+        found = [discover(workspace, arch, arch.default_target) for arch in arches]
+        cases = [case for one in found for case in case_filters.choose(workspace, one, [], case_filters.Filters()).cases]
+        return [f"{one.case} {one.why}" for one in not_run(found, cases)]
+
+    target = Arch.X86_64.default_target
+    here = ["normal/d in .ignore", "normal/none for no architecture", f"smp/e without a build-{target}.toml"]
+    others = ["normal/b for aarch64 alone", "normal/g for riscv64 alone"]
+    assert left_out(Arch.X86_64) == sorted([*here, *others])
+    assert left_out(Arch.X86_64, Arch.AARCH64) == sorted([*here, others[1]])
 
 
 def test_cases_for_other_targets_are_told_as_not_run(tree: Suite) -> None:
