@@ -17,6 +17,7 @@ from qcase.config import ktest_table, steps_table
 from qcase.config.exit_table import ExitTable
 from qcase.config.fields import (
     Build,
+    BuildSystem,
     Cargo,
     GuestFolder,
     KernelTroubleIs,
@@ -129,8 +130,9 @@ class CaseConfig:
 
     `services`: of the host, each as `services_table.Service.text`. `smp` and `memory`: the number of processors and the bytes in
     `args`. `retries`: the number of further attempts for a case that does not pass. `cargo_options`: for the build in Rust;
-    `cmake`, `meson`, `configure`, `make`: for builds in C. `install`: additional files of those builds to install, each as
-    `<folder>\\t<pattern>`. `preserve_commands`: a subcase that runs alone runs with all commands of its group.
+    `cmake`, `meson`, `configure`, `make`: for builds in C. `build_system`: one of several that sources in C have, if chosen.
+    `install`: additional files of those builds to install, each as `<folder>\\t<pattern>`. `preserve_commands`: a subcase that
+    runs alone runs with all commands of its group.
     `matrix`: the machines of the case, each as `<name>\\0<argument>\\0…`; empty for `args` alone. `profiles`: other files for
     some subcases, each as `<name>\\0<prefix of the subcases>\\0<file>`.
     `kernel_env`: variables of the build of the case's kernel, each as `<name>=<value>`. `ktest`: the case is its kernel's own
@@ -169,6 +171,7 @@ class CaseConfig:
     meson: tuple[str, ...] = ()
     configure: tuple[str, ...] = ()
     make: tuple[str, ...] = ()
+    build_system: tuple[BuildSystem, ...] = ()
     install: tuple[str, ...] = ()
     preserve_commands: bool = False
     matrix: tuple[str, ...] = ()
@@ -228,8 +231,8 @@ class QcaseTable(Model):
     Timeouts in seconds, 0 for none. `boot_timeout`: until the prompt; `command_timeout`: from there, or for each command of a
     group; `idle_timeout`: without a byte from the guest. `reset`: the guest may reset its machine, which otherwise ends QEMU.
     `branch`: the case may go on from a template of its machine. `build`: "named" for the subcases that a command names, or
-    "all". `cargo_options`, `cmake`, `meson`, `configure`, `make`: additions to the command lines of builds. `install`: files of
-    a build in C, by the folder in the guest.
+    "all". `cargo_options`, `cmake`, `meson`, `configure`, `make`: additions to the command lines of builds. `build_system`: one
+    of several that sources in C have. `install`: files of a build in C, by the folder in the guest.
     """
 
     match: Match = "any"
@@ -253,6 +256,7 @@ class QcaseTable(Model):
     meson: Words = ()
     configure: Words = ()
     make: Words = ()
+    build_system: BuildSystem | None = None
     install: dict[GuestFolder, Annotated[tuple[PlacePattern, ...], Strict(False)]] = Field(default={})
     pipeline: ktest_table.Named | None = None
     kernel_env: dict[VariableName, str] = Field(default={})

@@ -24,6 +24,7 @@ MatchFrom = Literal["start", "prompt"]
 Build = Literal["named", "all"]
 Results = Literal["ktap", "tap", "kselftest", "ltp", "kunit", "libtest", "unity", "auto"]
 Cargo = Literal["build", "test"]
+BuildSystem = Literal["cmake", "meson", "configure", "make"]
 
 
 # ---- qcase.toml

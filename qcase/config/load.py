@@ -151,6 +151,7 @@ def _resolve_case(
         idle_timeout=file.qcase.idle_timeout or None,
         **{key: getattr(file.qcase, key) for key in _AS_GIVEN},
         install=tuple(f"{folder.rstrip('/')}\t{pattern}" for folder, files in file.qcase.install.items() for pattern in files),
+        build_system=() if file.qcase.build_system is None else (file.qcase.build_system,),
         preserve_commands=file.grouped_command_selection == "preserve_all",
         profiles=tuple("\0".join((one.name, one.subcase_prefix, one.config)) for one in file.grouped_qemu_profiles),
         kernel_env=tuple(sorted(f"{name}={value}" for name, value in file.qcase.kernel_env.items())),

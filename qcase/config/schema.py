@@ -162,6 +162,7 @@ MEANING: Mapping[str, str] = {
     "qcase.cmake": 'options of CMake for all that the case has in C: "-DX=ON", "--preset=small"',
     "qcase.meson": 'options of `meson setup`, likewise: "-Dtests=true"',
     "qcase.configure": 'options of the script `configure`, likewise: "--disable-shared"',
+    "qcase.build_system": "cmake | meson | configure | make: which of several that sources in C have",
     "qcase.make": 'words on the command line of make, likewise: "V=1", "USE_X=no", "all", "tests"',
     "qcase.kernel_env": "variables for the command that builds the kernel: a kernel of the case's own",
     "qcase.pipeline": "ktest: the case is its kernel's own tests; default: what its folder has",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from qcase.pipelines.build_systems import System
+from qcase.pipelines.build_choice import System
 
 _NO_NETWORK = re.compile(
     r"could not find git for clone of |[Cc]ould(?:n't| not) resolve host|[Nn]ame resolution|unable to access|"
@@ -12,7 +13,7 @@ _NO_NETWORK = re.compile(
 )
 _NO_LIBRARY = re.compile(
     r"ERROR: Dependency [\"']([\w+.-]+)[\"'] not found|ERROR: C(?:\+\+)? (?:shared or static )?library '([\w+.-]+)' not found|"
-    r"(?m:^ +Could NOT find (?!Python|Perl|Git|Doxygen|BISON|FLEX)([\w+.-]+) \(missing)|"
+    r"(?m:^ +Could NOT find (?!Python|Perl|Git|Doxygen|BISON|FLEX)([\w+.-]+)(?:, [^()]*| )\(missing)|"
     r"CMake Error.*\n +Could not find a package configuration file provided by \"([\w+.-]+)\"|"
     r"required packages were not found:\s+- ([\w+.-]+)|(?m:^No package '([\w+.-]+)' found)"
 )
@@ -22,6 +23,13 @@ _NOT_IN_MUSL = re.compile(
     r"|unknown type name [‘']((?:__BEGIN_DECLS|off64_t|comparison_fn_t|sigval_t|error_t)\b)"
 )
 _DEPENDENCY = re.compile(r"clone of (\S+?)-populate|_deps/([\w-]+?)-(?:subbuild|src|build)\b")
+
+
+def another(systems: Sequence[str]) -> str:
+    """Return advice about a build by one of several build systems; empty without others. `systems`: the names of the others."""
+    if not systems:
+        return ""
+    return f'the project may be built otherwise: [qcase] build_system = "{systems[0]}"'
 
 
 def hint(system: System, said: str) -> str:

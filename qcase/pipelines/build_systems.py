@@ -7,83 +7,28 @@
     the same, with        Make    as the kernel builds its selftests; where its lib.mk is not there, one of ours
       TEST_GEN_PROGS
 
-The first of these that a folder has is taken; of several, the first that the user has options for. All of them install into the
-overlay, and find headers, libraries and .pc files of the staging root and of musl's sysroot, and no others.
+`qcase.pipelines.build_choice` takes one of several. All of them install into the overlay, and find headers, libraries and .pc
+files of the staging root and of musl's sysroot, and no others.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 from qcase.arch import Arch
 from qcase.host.trees import Tree
 from qcase.pipelines import make_habits
+from qcase.pipelines.build_choice import CHOICE, System
 from qcase.pipelines.make_habits import PLAIN, Habits
 from qcase.pipelines.pipeline import BUILD, OVERLAY, STAGING
-from qcase.suite.discover import MAKEFILES
 
 STAGE = "stage"  # the file to which a step writes its current stage
 CHECKS = "/qcase/checks"  # CMake's compiler checks in a step, see `qcase.pipelines.compiler_checks`
 
-_KSELFTEST = re.compile(r"^[ \t]*TEST_GEN_PROGS\b", re.MULTILINE)
-_LIB_MK = re.compile(r"^[ \t]*-?include[ \t]+\S*lib\.mk\b", re.MULTILINE)
-_LARGE = 1 << 20  # bytes of a makefile that are searched
-
-
-class System(StrEnum):
-    """Build system of a project."""
-
-    CMAKE = "cmake"
-    MESON = "meson"
-    CONFIGURE = "configure"
-    KSELFTEST = "kselftest"
-    MAKE = "make"
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Keys of `[qcase]` with the user's additions to the command lines of this build system."""
-        if self is System.CONFIGURE:
-            return (self.value, System.MAKE.value)
-        return (System.MAKE.value,) if self is System.KSELFTEST else (self.value,)
-
-
 INSTALL = "install"  # the key of `[qcase]` with additional files to install
-OPTIONS = (*dict.fromkeys(option for system in System for option in system.options), INSTALL)
-
-
-def system_of(source: Tree, folder: str, options: Collection[str] = ()) -> System | None:
-    """Return the build system of a folder of sources; None if it has none.
-
-    `options`: the keys of `[qcase]` that the user has set.
-
-    Of several, the one that the user has options for is taken, so that all options are read.
-    """
-    found = list(_systems(source, folder))
-    return next((system for system in found if any(option in options for option in system.options)), found[0] if found else None)
-
-
-def _systems(source: Tree, folder: str) -> Iterator[System]:
-    for name, system in _FILES.items():
-        if _file(source, folder, name) is not None:
-            yield system
-    for name in MAKEFILES:
-        if (makefile := _file(source, folder, name)) is not None:
-            text = makefile.read_text(_LARGE)
-            yield System.KSELFTEST if _KSELFTEST.search(text) and _LIB_MK.search(text) else System.MAKE
-            return
-
-
-_FILES = {"CMakeLists.txt": System.CMAKE, "meson.build": System.MESON, "configure": System.CONFIGURE}
-
-
-def _file(source: Tree, folder: str, name: str) -> Tree | None:
-    """Return a file of the sources, also through links within them; None if there is none."""
-    found = source.followed(f"{folder}/{name}", outside=False)
-    return found if found is not None and found.is_file() else None
+OPTIONS = (*dict.fromkeys(option for system in System for option in system.options), INSTALL, CHOICE)
 
 
 @dataclass(frozen=True)
@@ -222,7 +167,8 @@ def _binaries(tools: Tools, without: Collection[str] = ()) -> str:
 
 def _make_variables(tools: Tools, habits: Habits) -> str:
     """Variables for make's command line, where they override a makefile's own `CC = gcc`."""
-    found = f"{_binaries(tools, habits.own)} CROSS_COMPILE={tools.arch}-linux-musl- ARCH={tools.arch.spec.makefiles}"
+    before = "" if habits.joined else f"{tools.arch}-linux-musl-"
+    found = f"{_binaries(tools, habits.own)} CROSS_COMPILE={before} ARCH={tools.arch.spec.makefiles}"
     return f"{found} {_OF_BUILDER}" if habits.named else found
 
 

@@ -24,8 +24,9 @@ from qcase.errors import BuildError
 from qcase.host import beneath
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import build_systems, cmake_installs
-from qcase.pipelines.build_systems import System, Tools
+from qcase.pipelines import build_choice, build_systems, cmake_installs
+from qcase.pipelines.build_choice import System
+from qcase.pipelines.build_systems import Tools
 from qcase.pipelines.pipeline import (
     BUILD,
     OVERLAY,
@@ -74,7 +75,11 @@ def build_project(source: Tree, overlay: Tree, context: BuildContext) -> None:
 
 
 def _build(source: Tree, folder: str, overlay: Tree, context: BuildContext) -> None:
-    system = build_systems.system_of(source, folder, context.options)
+    try:
+        system = build_choice.system_of(source, folder, context.options)
+    except BuildError as error:
+        error.where = context.case
+        raise
     if system is None:
         hint = hint_without(BUILD_FILES, (source / folder if folder else source).names())
         raise BuildError(f"there is no {f'{folder}/' if folder else ''}{BUILD_FILES[0]}", where=context.case, hint=hint)
@@ -104,7 +109,10 @@ def _build_by(system: System, source: Tree, folder: str, overlay: Tree, context:
         said = _said_in(stage, result.output)
         if stage in (extra_files.BESIDES, extra_files.WRAPPED) and result.exit_status == 1:
             what = f"{stage}: {said.strip().rpartition(chr(10))[2]}"
-        raise BuildError(what, where=context.case, hint=hint or build_hints.hint(system, result.output), log=said)
+        hint = hint or build_hints.hint(system, result.output)
+        if not hint and stage == "configure":
+            hint = build_hints.another(build_choice.others(system, source, folder))
+        raise BuildError(what, where=context.case, hint=hint, log=said)
     if not overlay.names():
         hint = f"{_INSTALL[system]}; or name in [qcase] install what it builds"
         raise BuildError("the build installed nothing", where=context.case, hint=hint)

@@ -54,3 +54,37 @@ def test_a_makefile_that_knows_nothing_of_other_machines(makefile: str, case: Ca
     process.run(["qemu-aarch64", str(programs / "prog")], timeout=60)
     if makefile is OLD:
         assert os.readlink(programs / "other") == "/usr/bin/prog"  # noqa: PTH115
+
+
+# A script `configure` by habit alone, tools whose names are put together by scripts, and a script that installs below PREFIX.
+OPTIONAL = {
+    "c/configure": """\
+#!/bin/sh
+# The Makefile does the work.
+if [ "${0##*/}" = configure ]; then echo "make defconfig is what you want"; exit 1; fi
+: ${CC:=cc} ${HOSTCC:=cc}
+""",
+    "c/Makefile": """\
+all: prog
+defconfig:
+\techo '#define WANTED 1' >config.h
+prog: prog.c lib.c
+\tsh scripts/make.sh
+install: prog
+\tsh scripts/install.sh
+""",
+    "c/scripts/make.sh": """\
+. ./configure
+$HOSTCC -o table table.c
+./table >table.h
+"$CROSS_COMPILE$CC" -include config.h -static -o prog prog.c lib.c
+""",
+    "c/scripts/install.sh": 'mkdir -p "$PREFIX/bin"\ncp prog "$PREFIX/bin/"\n',
+    **{name: text for name, text in SOURCES.items() if name != "c/no-table.h"},
+}
+
+
+def test_a_project_with_a_configure_that_makes_nothing(case: Case) -> None:
+    case.options = {"make": ("defconfig", "all")}
+    programs = case.build(OPTIONAL, Arch.RISCV64, c.build) / "usr/bin"
+    process.run(["qemu-riscv64", str(programs / "prog")], timeout=60)

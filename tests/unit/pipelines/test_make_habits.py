@@ -9,7 +9,8 @@ import pytest
 from qcase.arch import Arch
 from qcase.host.trees import Tree
 from qcase.pipelines import build_systems, make_habits
-from qcase.pipelines.build_systems import System, Tools
+from qcase.pipelines.build_choice import System
+from qcase.pipelines.build_systems import Tools
 from qcase.pipelines.make_habits import Habits
 
 HABITS = {
@@ -45,6 +46,32 @@ def test_the_habits_of_makefiles(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "Makefile~").write_text("AR = ar q\n")
     (tmp_path / "main.c").write_text("CC = gcc -x\n")
     assert make_habits.of(Tree(tmp_path)) == HABITS[text]
+
+
+SCRIPTS = {
+    "scripts/make.sh": ('"$CROSS_COMPILE$CC" -o prog prog.c\n', Habits(joined=True)),
+    "configure": ("${CROSS_COMPILE}${CC} -E - </dev/null\n", Habits(joined=True)),
+    "rules.mk": ("prog:\n\t$(CROSS_COMPILE)$(CC) -o $@ $^\n", Habits(joined=True)),
+    "scripts/cross.sh": ("CC=${CROSS_COMPILE}gcc\n", Habits()),
+    "scripts/install.sh": ('cp prog "$PREFIX/bin"\n', Habits(only_prefix=True)),
+    "scripts/do-install.sh": ('cp prog "$DESTDIR${PREFIX}/bin"\n', Habits()),
+    "scripts/start.sh": ('exec "$PREFIX/bin/prog"\n', Habits()),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_habits_of_scripts_that_makefiles_call(name: str, tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    text, habits = SCRIPTS[name]
+    (tmp_path / name).write_text(text)
+    (tmp_path / "Makefile").write_text("all:\n\tscripts/make.sh\n")
+    assert make_habits.of(Tree(tmp_path)) == habits
+
+
+def test_where_names_are_put_together_the_first_is_empty() -> None:
+    told = build_systems.program(System.MAKE, Tools(Arch.RISCV64, "gcc"), Habits(joined=True))
+    assert " CROSS_COMPILE= " in told
+    assert "exec /usr/local/bin/riscv64-linux-musl-gcc" in told
 
 
 def test_a_tool_that_a_makefile_sets_with_an_option_is_left_to_it() -> None:
