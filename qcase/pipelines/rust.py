@@ -95,7 +95,13 @@ export {rust_flags.ENCODED}
 [ -e "$ROOT/Cargo.lock" ] || [ ! -e {rust_crates.CRATES}/Cargo.lock ] || cp {rust_crates.CRATES}/Cargo.lock "$ROOT/"
 case $VERB in
 build) stage 'cargo build'; set -- "$@" build --release $MEMBERS --bins ;;
-test) stage 'cargo test'; set -- "$@" test --no-run $MEMBERS ;;
+test)
+    stage 'cargo test'
+    # Programs with `panic = "abort"` and their tests, which unwind, need two builds of one library; a `cdylib` or `dylib` that is
+    # in no registry has one file name for both, without this variable.
+    export __CARGO_DEFAULT_LIB_METADATA=qcase
+    set -- "$@" test --no-run $MEMBERS
+    ;;
 esac
 eval 'set -- "$@" '"$QCASE_OPTIONS"
 cargo "$@" --offline $LOCKED --target "$TARGET" --target-dir {BUILD}/target \\

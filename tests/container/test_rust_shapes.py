@@ -352,6 +352,24 @@ def test_tests_of_a_workspace_with_a_procedural_macro_and_a_library_of_two_kinds
     assert warning.endswith("and are not installed: macros")
 
 
+def test_tests_of_libraries_for_c_beside_programs_that_abort(case: Case) -> None:
+    """Each library is built twice, to unwind and to abort: the later file took the place of the other one, whichever it was."""
+    case.cargo = "test"
+    names = [f"both{number}" for number in range(6)]
+    members = ", ".join(f'"{name}"' for name in names)
+    files = {"rust/Cargo.toml": f'[workspace]\nmembers = [{members}]\nresolver = "2"\n[profile.dev]\npanic = "abort"\n'}
+    for name in names:
+        files |= {
+            f"rust/{name}/Cargo.toml": PACKAGE.format(name) + '[lib]\ncrate-type = ["cdylib", "rlib"]\n',
+            f"rust/{name}/src/lib.rs": "pub fn two() -> i32 { 2 }\n",
+            f"rust/{name}/src/main.rs": f'fn main() {{ println!("{{}} {{}}", {name}::two(), cfg!(panic = "abort")); }}\n',
+            f"rust/{name}/tests/{name}-it.rs": f"#[test]\nfn it() {{ assert_eq!({name}::two(), 2); }}\n",
+        }
+    programs = case.build(files) / "usr/bin"
+    assert [run_program(programs / name, Arch.X86_64) for name in names] == ["2 true\n"] * len(names)
+    assert "1 passed" in run_program(programs / "both0-it", Arch.X86_64)
+
+
 def test_options_of_cargo(case: Case) -> None:
     """Features, and a member that is not for the guest."""
     case.options = {"cargo_options": ("--features", "fast", "--package=user", "--config", "profile.release.overflow-checks=true")}
