@@ -25,7 +25,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -197,8 +196,11 @@ chown -R qcase: /home/qcase/project
 
 
 @contextmanager
-def fresh(suite: str, insecure: str = "registry.invalid") -> Iterator[Machine]:
-    """A machine that nobody has touched yet; nothing is left of it afterwards. `insecure`: a registry without TLS."""
+def fresh(suite: str, insecure: str = "registry.invalid", project: Path = ROOT) -> Iterator[Machine]:
+    """A machine that nobody has touched yet; nothing is left of it afterwards. `insecure`: a registry without TLS.
+
+    `project`: the repository whose commit it gets.
+    """
     image = empty_machine(suite)
     name = f"qcase-fresh-{suite}-{uuid.uuid4().hex[:6]}"
     logs = ROOT / "target" / "fresh" / suite
@@ -213,7 +215,7 @@ def fresh(suite: str, insecure: str = "registry.invalid") -> Iterator[Machine]:
         docker("run", "-d", "--name", name, *arguments, image, "sleep", "infinity")
         with tempfile.TemporaryDirectory(prefix="qcase-fresh-") as folder:
             bare = Path(folder) / "project.git"
-            subprocess.run(["git", "clone", "-q", "--bare", "--no-hardlinks", str(ROOT), str(bare)], check=True)
+            subprocess.run(["git", "clone", "-q", "--bare", "--no-hardlinks", str(project), str(bare)], check=True)
             docker("cp", str(bare), f"{name}:/tmp/project.git")
             (Path(folder) / "authorities").write_text(certificates())
             docker("cp", str(Path(folder) / "authorities"), f"{name}:/tmp/authorities")
@@ -270,13 +272,16 @@ def pulled(suite: str) -> list[Row]:
         images.ensure("c", engine, cache)
         here = Path(folder) / "here"
         here.mkdir()
+        # Both have this commit, whatever is edited in the tree meanwhile.
+        checkout = Path(folder) / "project"
+        subprocess.run(["git", "clone", "-q", "--no-hardlinks", str(ROOT), str(checkout)], check=True)
         for name in ("guests", "images"):
             if (cache / name).is_dir():
                 (here / name).symlink_to(cache / name, target_is_directory=True)
         with registry.running(engine, cache) as served:
             (pushed,) = travel.push(f"{served.host}/first", ["c"], engine, cache)
             reference = pushed.reference.replace(served.host, served.address)
-            with fresh(suite, served.address) as machine:
+            with fresh(suite, served.address, checkout) as machine:
                 qcase = ".venv/bin/qcase"
                 machine.run("make setup", "make setup")
                 said = machine.run("pull the image", f"{qcase} images pull {reference}")
@@ -296,13 +301,14 @@ def pulled(suite: str) -> list[Row]:
                 machine.expect("four cases, image loaded", said, r"4 passed$")
                 by_file = machine.entries()
                 rows = machine.rows
-        shutil.copytree(ROOT / "examples" / "linux", Path(folder) / "linux", ignore=shutil.ignore_patterns("target"))
-        # By this very checkout, which is what the machine has. With CI set, images would not be stored.
-        arguments = FOUR.replace("examples/linux", str(Path(folder) / "linux")).split()
-        argv = [sys.executable, "-c", "from qcase.cli.main import program; program()", *arguments, "--cache-dir", str(here)]
+        # By that checkout, which is what the machine has. With CI set, images would not be stored.
+        arguments = [*FOUR.split(), "--cache-dir", str(here)]
+        argv = [sys.executable, "-c", "from qcase.cli.main import program; program()", *arguments]
         environ = {name: value for name, value in os.environ.items() if name != "CI"}
-        if subprocess.run(argv, check=False, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL).returncode != 0:
-            machine.note_bad("the same four cases here", "they did not pass")
+        with (machine.logs / "here.log").open("wb") as log:
+            ended = subprocess.run(argv, check=False, cwd=checkout, env=environ, stdout=log, stderr=subprocess.STDOUT).returncode
+        if ended != 0:
+            machine.note_bad("the same four cases here", f"they ended with status {ended}; {log.name}")
         for how, there in (("pulled", by_registry), ("loaded", by_file)):
             compared = same_everywhere.rows_of(same_everywhere.entries(here), there)
             print(f"\nthe image c {how}:\n\n{same_everywhere.table(compared)}")
