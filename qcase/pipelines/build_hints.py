@@ -13,11 +13,19 @@ _NO_NETWORK = re.compile(
 )
 _NO_LIBRARY = re.compile(
     r"ERROR: Dependency [\"']([\w+.-]+)[\"'] not found|ERROR: C(?:\+\+)? (?:shared or static )?library '([\w+.-]+)' not found|"
-    r"(?m:^ +Could NOT find (?!Python|Perl|Git|Doxygen|BISON|FLEX)([\w+.-]+)(?:, [^()]*| )\(missing)|"
+    r"(?m:^ +Could NOT find (?!Python|Perl|Git|Doxygen|BISON|FLEX)([\w+.-]+)(?:, [^()]{0,400}| )\(missing)|"
     r"CMake Error.*\n +Could not find a package configuration file provided by \"([\w+.-]+)\"|"
     r"required packages were not found:\s+- ([\w+.-]+)|(?m:^No package '([\w+.-]+)' found)"
 )
-_NO_TOOL = re.compile(r"(?m)\b([\w+.-]+): (?:command )?not found$|^make(?:\[\d+\])?: ([\w+.-]+): No such file or directory$")
+_NO_TOOL = re.compile(
+    r"(?m)\b([\w+.-]+): (?:command )?not found$|^make(?:\[\d+\])?: ([\w+.-]+): No such file or directory$|"
+    r"^ +Could NOT find (Perl|BISON|FLEX|Python\d?)\b|Neither ([\w+.-]+) nor [^\n]{0,100} (?:was|were) found|"
+    r"ERROR: Program '([\w+.-]+)[^'\n]*' not found|(?:exec: |env: |sh: )[‘']?([\w+.-]+)[’']?: No such file or directory$|"
+    r"[Cc]ould not find a? ?(?:working )?(?:GNU )?(m4|bison|flex|perl|gperf|yacc|lex)\b|"
+    r"(?:no acceptable|GNU)(?: version of)? ([mM]4)\b.{0,100}(?:could be found|is required|not found)|"
+    r"(?:[`‘'](bison|flex|yacc|lex|gperf|help2man|makeinfo)['’] is missing on your system)|"
+    r"Can't locate (\S+)\.pm in @INC"
+)
 _NOT_IN_MUSL = re.compile(
     r"fatal error: ((?:sys/(?:cdefs|queue|tree)|fts|argp|obstack|execinfo|error|gnu/\w+|printf|bits/\w+)\.h):"
     r"|unknown type name [‘']((?:__BEGIN_DECLS|off64_t|comparison_fn_t|sigval_t|error_t)\b)"
@@ -52,10 +60,11 @@ def hint(system: System, said: str) -> str:
         name = next(found for found in absent.groups() if found)
         return f"[qcase] packages names the package of the guest's distribution that has {name}, in Alpine with -dev at its end"
     if missing := _NO_TOOL.search(said):
-        name = missing[1] or missing[2]
+        name = next(found for found in missing.groups() if found)
+        name = f"module {name.replace('/', '::')} of Perl" if missing[0].endswith("@INC") else name.lower()
         return (
             f"the toolchain image has no {name}: keep what it makes among the sources, as releases do; or [toolchain.c] image in"
-            f" qcase.toml names an image that has it"
+            f" qcase.toml names an image that has it (docs: 'Tools that the image lacks')"
         )
     if lacking := _NOT_IN_MUSL.search(said):
         return f"musl has no {lacking[1] or lacking[2]}, which is glibc's: Alpine has patches and packages for what needs it"

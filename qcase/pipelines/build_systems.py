@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from qcase.arch import Arch
 from qcase.host.trees import Tree
-from qcase.pipelines import make_habits
+from qcase.pipelines import make_habits, run_built
 from qcase.pipelines.build_choice import CHOICE, System
 from qcase.pipelines.make_habits import PLAIN, Habits
 from qcase.pipelines.pipeline import BUILD, OVERLAY, STAGING
@@ -194,6 +194,7 @@ def _tools_by_name(tools: Tools, habits: Habits) -> str:
             f'own_{name}=$(command -v {program} || :)\nown_{name}="$own_{name} -B${{own_{name}%/*}}/"\n'
             for name, program in (("cc", "gcc"), ("cxx", "g++"))
         )
+    begin += run_built.program(tools.arch, tools.run, BUILD)
     begin += f"mkdir {BUILD}/tools\n"
     begin += "".join(f"printf '#!/bin/sh\\nexec {path} \"$@\"\\n' >{BUILD}/tools/{name}\n" for name, path in named.items())
     return f"{begin}chmod 755 {BUILD}/tools/*\nPATH={BUILD}/tools:$PATH\n"
@@ -364,9 +365,10 @@ def files(system: System, tools: Tools) -> Mapping[str, str]:
         return {"toolchain.cmake": toolchain_file(tools)}
     if system is System.MESON:
         return {"cross.ini": cross_file(tools)}
+    found = {run_built.FILE: run_built.SOURCE}
     if system is System.KSELFTEST:
-        return {f"kselftest/{folder}lib.mk": _OWN_LIB_MK for folder in ("", "a/", "a/b/")}
-    return {}
+        found |= {f"kselftest/{folder}lib.mk": _OWN_LIB_MK for folder in ("", "a/", "a/b/")}
+    return found
 
 
 # Autoconf before 2.70 runs a program for these, and takes "no" where that is for another machine: then a project needs a function

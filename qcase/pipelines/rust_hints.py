@@ -23,7 +23,7 @@ _HINTS = (
     (
         r"is `[^`\s]+` not installed\?|Could not find `\w+`|Can't locate \S+ in @INC",
         "the image has no such program for a build script: a feature of the crate may do without it, or a library of the "
-        f"guest's packages; or {_ANOTHER_IMAGE}, which has it",
+        f"guest's packages; or {_ANOTHER_IMAGE}, which has it (docs: 'Tools that the image lacks')",
     ),
     (
         r"No such file or directory",

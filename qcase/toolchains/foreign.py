@@ -30,7 +30,7 @@ def foreign_identity(reference: str) -> str:
         raise UsageError(
             "an image of others is taken by its digest alone: the same tag can be another image tomorrow",
             where=f'image = "{reference}"',
-            hint='write "name@sha256:…"; `docker images --digests` shows it',
+            hint='write "name@sha256:…"; `docker images --digests` shows it; of one made here, `docker images --no-trunc`',
         )
     return sha256({"format": LOCK_FORMAT, "foreign": match["digest"]})
 
@@ -76,8 +76,12 @@ def foreign(
 
 
 def _pulled(reference: str, engine: Engine, emit: Emit | None, *, offline: bool) -> str:
-    """Return the engine's id of a third-party image. Pull it if the engine lacks it, unless `offline`."""
-    found = engine.image_id(reference)
+    """Return the engine's id of a third-party image. Pull it if the engine lacks it, unless `offline`.
+
+    An image that was made here and never pushed has no digest of a registry. The engine's id, over all that it consists of, takes
+    its place.
+    """
+    found = engine.image_id(reference) or engine.image_id(f"sha256:{reference.rpartition('@sha256:')[2]}")
     if found is None:
         if offline:
             raise InfraError("is not there, and fetching is switched off", where=reference, hint="run once without --offline")

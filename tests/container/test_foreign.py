@@ -87,6 +87,22 @@ def test_an_image_is_pulled_by_its_digest_and_used(
     assert f"{pushed.reference}: is not there, and fetching is switched off" in offline.case("greets")["reason"]
 
 
+def test_an_image_that_was_made_here_and_never_pushed(shared_engine: Engine, test_cache: Path, tmp_path: Path) -> None:
+    base = images.ensure("alpine", shared_engine, test_cache)
+    dockerfile = io.BytesIO(f"FROM {base.id}\nRUN echo {tmp_path.name} >/etc/made-here\n".encode())
+    said = list(shared_engine.api.build(fileobj=dockerfile, tag="made-here", rm=True, forcerm=True, decode=True))
+    assert [line for line in said if "error" in line] == []
+    made = shared_engine.image_id("made-here:latest")
+    assert made is not None
+    try:
+        reference = f"made-here@{made}"
+        image = foreign.foreign(reference, shared_engine, tmp_path, offline=True)
+        assert image.id == made
+        assert image.identity == foreign.foreign_identity(reference) != base.identity
+    finally:
+        shared_engine.api.remove_image("made-here:latest", force=True)
+
+
 def test_an_image_that_the_registry_does_not_have_and_a_registry_that_is_not_there(pushed: Pushed, tmp_path: Path) -> None:
     name, _, _ = pushed.reference.partition("@")
     for reference in (f"{name}@sha256:{'0' * 64}", f"localhost:9/tools/alpine@sha256:{'0' * 64}"):

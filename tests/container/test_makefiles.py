@@ -88,3 +88,58 @@ def test_a_project_with_a_configure_that_makes_nothing(case: Case) -> None:
     case.options = {"make": ("defconfig", "all")}
     programs = case.build(OPTIONAL, Arch.RISCV64, c.build) / "usr/bin"
     process.run(["qemu-riscv64", str(programs / "prog")], timeout=60)
+
+
+# What the compiler made for the guest, run by rules of all kinds: by make itself, by a shell, by a script, and by name.
+RUNS = """\
+all: prog
+one.h: table
+\t./table 1 >$@
+two.h: table
+\t./table 2 | cat >$@ && [ -s $@ ]
+three.h: table
+\tsh -c 'cd .. && c/table 3' >$@
+four.h: table
+\tPATH=$$PWD:$$PATH; table 4 >$@
+five.h: table
+\tpython3 -c 'import subprocess; subprocess.run(["./table", "5"], check=True)' >$@
+six.h: table
+\t$(CROSS_COMPILE)run ./table 6 >$@
+seven.h: table
+\tprintf 7 | xargs ./table >$@
+hello: table
+\t./table
+prog: prog.c one.h two.h three.h four.h five.h six.h seven.h hello
+\t$(CC) -static -o $@ prog.c
+install: prog
+\tinstall -D prog $(DESTDIR)/usr/bin/prog
+"""
+TABLE = """\
+#include <stdio.h>
+#include <stdlib.h>
+int main(int argc, char **argv)
+{
+    return getenv("LD_PRELOAD") || (argc > 1 && printf("%s + %d +\\n", argv[1], argc - 2) < 0);
+}
+"""
+COUNTS = """\
+int main(void)
+{
+    return
+#include "one.h"
+#include "two.h"
+#include "three.h"
+#include "four.h"
+#include "five.h"
+#include "six.h"
+#include "seven.h"
+        0 - 28;
+}
+"""
+
+
+@pytest.mark.parametrize("arch", [Arch.X86_64, Arch.AARCH64, Arch.LOONGARCH64])
+def test_a_makefile_runs_what_it_made(arch: Arch, case: Case) -> None:
+    files = {"c/Makefile": RUNS, "c/table.c": TABLE, "c/prog.c": COUNTS}
+    programs = case.build(files, arch, c.build) / "usr/bin"
+    process.run([f"qemu-{arch}", str(programs / "prog")], timeout=60)
