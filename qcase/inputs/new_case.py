@@ -113,6 +113,9 @@ def new_case(workspace: Workspace, case: str, pipeline: Pipeline, arches: Sequen
     elif len(parts) == 1 or (parts[0] != default and not (suite / parts[0]).is_dir()):
         parts = [default, *parts]
     folder = suite.joinpath(*parts)
+    if workspace.sandboxed and not workspace.keeps(folder):
+        what = 'is outside of the workspace: refused under trust = "sandboxed"'
+        raise UsageError(what, where=workspace.relative(folder))
     for above in (suite.joinpath(*parts[:count]) for count in range(1, len(parts))):
         if _is_case(above) and not any(above.glob("build-*.toml")):
             raise UsageError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qcase.arch import Arch
+from qcase.config.known_file import KNOWN_FILE
 from qcase.config.workspace_file import WORKSPACE_FILE, Download, KernelBuild, added_toolchains, is_guest
 from qcase.errors import ConfigError, Problem
 from qcase.inputs import ingredients
@@ -22,6 +23,7 @@ _WITH_NETWORK = ("rust", "alpine")  # toolchain images that run a step with netw
 
 def check(workspace: Workspace) -> None:
     """Raise `ConfigError` with all forbidden settings of a sandboxed workspace. A trusted workspace passes."""
+    workspace.check_target()
     if workspace.config.run.trust == "sandboxed" and (problems := [*_problems(workspace)]):
         raise ConfigError(problems)
 
@@ -46,6 +48,7 @@ def check_case(case: Case, workspace: Workspace) -> None:
 
 
 def _problems(workspace: Workspace) -> Iterator[Problem]:
+    from qcase.guests.packages.lock import LOCK_FILE
     from qcase.vm.sandbox import inside
 
     config = workspace.config
@@ -61,6 +64,9 @@ def _problems(workspace: Workspace) -> Iterator[Problem]:
     named = [("suite.root", config.suite.root), ("hooks.prepare_staging_root", config.hooks.prepare_staging_root)]
     named += [("packages.repositories", value) for value in config.packages.repositories or () if "://" not in value]
     named += [("packages.keys", value) for value in config.packages.keys or ()]
+    files = [workspace.root / name for name in (WORKSPACE_FILE, LOCK_FILE, KNOWN_FILE)]
+    files += [workspace.suite_root / KNOWN_FILE]
+    yield from (_outside(path.name, workspace.relative(path), "") for path in files if not workspace.keeps(path))
     yield from (
         _outside(path, WORKSPACE_FILE, key) for key, path in named if path and not inside(workspace.root / path, workspace.root)
     )

@@ -15,7 +15,7 @@ from qcase.config.case_file import CaseConfig, memory, smp
 from qcase.config.fields import Trust
 from qcase.config.load import find_workspace, load_workspace_config
 from qcase.config.workspace_file import WorkspaceConfig
-from qcase.errors import Problem, QcaseError, UsageError
+from qcase.errors import ConfigError, Problem, QcaseError, UsageError
 from qcase.model import Pipeline
 from qcase.text import printable
 
@@ -68,6 +68,20 @@ class Workspace:
             raise UsageError(f"{trust!r} is no trust", where=where, hint=f"there are: {', '.join(get_args(Trust))}")
         run = self.config.run.model_copy(update={"trust": trust})
         return replace(self, config=self.config.model_copy(update={"run": run}))
+
+    @property
+    def sandboxed(self) -> bool:
+        return self.config.run.trust == "sandboxed"
+
+    def keeps(self, path: Path) -> bool:
+        """Tell whether a path of the workspace ends in it, wherever links lead."""
+        return Path(os.path.realpath(path)).is_relative_to(self.root)
+
+    def check_target(self) -> None:
+        """Raise `ConfigError` for a stranger's workspace whose `target/` is elsewhere."""
+        if self.sandboxed and not self.keeps(self.root / "target"):
+            what = 'leads out of the workspace: refused under trust = "sandboxed"'
+            raise ConfigError([Problem(what, "target", hint="remove the link")])
 
     def scaled(self, timeout_scale: float) -> Workspace:
         """Return this workspace with every timeout multiplied by `timeout_scale`, in place of its file's factor."""

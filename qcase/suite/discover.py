@@ -303,7 +303,8 @@ def case_reader(workspace: Workspace) -> Iterator[case_file_cache.Reader]:
     resting = gc.isenabled()
     gc.disable()
     try:
-        environment = None if workspace.config.run.trust == "sandboxed" else os.environ
+        workspace.check_target()
+        environment = None if workspace.sandboxed else os.environ
         with case_file_cache.reader(workspace.root, Placeholders(workspace.root, environment=environment)) as reader:
             yield reader
     finally:

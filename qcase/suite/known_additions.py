@@ -100,6 +100,9 @@ def write(workspace: Workspace, added: Sequence[Addition]) -> Path:
     from filelock import FileLock
 
     path = workspace.root / KNOWN_FILE
+    workspace.check_target()
+    if workspace.sandboxed and not workspace.keeps(path):
+        raise UsageError('leads out of the workspace: refused under trust = "sandboxed"', where=KNOWN_FILE)
     lock = own_folder(workspace.root) / "known.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock, timeout=_PATIENCE):

@@ -94,8 +94,19 @@ _DEVICES = (
 _WITH_THE_HOST = ("-gl", "rutabaga", "vfio")  # parts of names that begin as harmless ones do
 _OF_THE_HOST = frozenset(("romfile", "rootdir", "filename", "path", "sysfsdev", "host", "fd", "vhost", "vhostfd", "vhostforce"))
 
+# Keys of `-machine`, with dashes; QEMU takes underscores, too.
+_MACHINE_KEYS = frozenset(
+    (
+        *("type", "accel", "acpi", "usb", "graphics", "dump-guest-core", "mem-merge", "suppress-vmdesc", "kernel-irqchip"),
+        *("kvm-type", "nvdimm", "hmat", "gic-version", "virtualization", "secure", "mte", "ras", "its", "highmem", "iommu"),
+        *("highmem-ecam", "highmem-mmio", "highmem-redists", "compact-highmem", "dtb-randomness", "dtb-kaslr-seed"),
+        *("default-bus-bypass-iommu", "aclint", "aia", "aia-guests", "rtc", "pit", "pic", "hpet"),
+        *("i8042", "sata", "smbus", "smm", "vmport", "fd-bootchk", "max-ram-below-4g", "max-fw-size", "smbios-entry-point-type"),
+        *("auto-enable-numa-with-memhp", "auto-enable-numa-with-memdev", "v-eiointc", "iommu-sys", "ioapic2", "isa-serial"),
+        *("pcie", "x-option-roms", "auto-kernel-cmdline"),
+    )
+)
 _REFUSED_KEYS: Mapping[str, frozenset[str]] = {
-    "machine": frozenset(("dumpdtb", "dtb", "kernel", "initrd", "append", "firmware", "shim", "memory-backend")),
     "device": _OF_THE_HOST,
     "smbios": frozenset(("file", "path")),
 }
@@ -136,7 +147,7 @@ def leaves_machine(option: Option) -> str:
 
 
 def _faults(kind: str, option: Option) -> Iterator[str]:
-    if kind not in _KEYS and kind not in _REFUSED_KEYS:
+    if kind not in _KEYS and kind not in _REFUSED_KEYS and kind != "machine":
         yield "is not allowed"
         return
     opts = option.opts()
@@ -146,7 +157,8 @@ def _faults(kind: str, option: Option) -> Iterator[str]:
     if kind in _TYPES and opts.get(_TYPES[kind][0]) not in _TYPES[kind][1]:
         yield "is not allowed"
     for key, value in opts.parts:
-        if key in _REFUSED_KEYS.get(kind, ()) or key not in _KEYS.get(kind, (key,)):
+        known = key.startswith("smp.") or key.replace("_", "-") in _MACHINE_KEYS if kind == "machine" else None
+        if known is False or key in _REFUSED_KEYS.get(kind, ()) or key not in _KEYS.get(kind, (key,)):
             yield f"{key}= is not allowed"
         if "/" in key or ("/" in str(value) and (kind, key) not in _MAY_HAVE_SLASHES):
             yield f"{key}= names a file"

@@ -15,10 +15,11 @@ from qcase.config.schema import literal
 from qcase.config.steps_table import StepConfig
 from qcase.errors import ConfigError, InfraError, UsageError
 from qcase.guests.alpine import to_raw
-from qcase.inputs import trust
+from qcase.inputs import new_case, trust
+from qcase.model import Pipeline
 from qcase.prepare.session import Session
 from qcase.store.store import Store
-from qcase.suite import discover
+from qcase.suite import discover, known_additions
 from qcase.suite.cases import BrokenCase, Case, Workspace
 from qcase.vm import arguments as arguments_module
 from qcase.vm import sandbox
@@ -122,6 +123,44 @@ def test_the_environment_and_the_command_line_win_over_the_file(root: Path, monk
         Workspace.open(root)
 
 
+@pytest.mark.parametrize("name", ["known.toml", "suite/known.toml", "qcase.lock", "qcase.toml"])
+def test_files_of_a_strangers_workspace_that_lie_elsewhere(name: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text((root / "qcase.toml").read_text() if name == "qcase.toml" else "")
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="is outside of the workspace"):
+        trust.check(Workspace.open(root))
+
+
+def test_a_strangers_target_is_in_its_workspace(root: Path, tmp_path: Path) -> None:
+    """An empty folder, and cargo's, are what a link in its place may lead to where the suite is one's own."""
+    (tmp_path / "empty").mkdir()
+    (root / "target").symlink_to(tmp_path / "empty")
+    for use in (lambda: trust.check(Workspace.open(root)), lambda: found(root)):
+        with pytest.raises(ConfigError, match="leads out of the workspace"):
+            use()
+    assert list((tmp_path / "empty").iterdir()) == []
+    configure(root, "", run="")
+    assert isinstance(found(root)[0], Case)
+    (root / "target").unlink()
+    (root / "in").mkdir()
+    (root / "target").symlink_to("in")
+    configure(root, "")
+    trust.check(Workspace.open(root))
+
+
+def test_nothing_is_written_elsewhere_for_a_stranger(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (root / "suite/other").symlink_to(tmp_path / "empty")
+    (root / "known.toml").symlink_to(tmp_path / "new.toml")
+    opened = Workspace.open(root)
+    with pytest.raises(UsageError, match="is outside of the workspace"):
+        new_case.new_case(opened, "other/one", Pipeline.SH, [Arch.X86_64])
+    with pytest.raises(UsageError, match="leads out of the workspace"):
+        known_additions.write(opened, [])
+    assert not (tmp_path / "new.toml").exists()
+
+
 # --- a case -------------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +237,7 @@ ALLOWED = [
     "-drive file=second.img,if=virtio,format=raw,index=1 -drive id=disk0,if=none",
     "-netdev user,id=net0,net=10.0.2.0/24 -device e1000,netdev=net0",
     "-nic user,model=virtio-net-pci",
+    "-machine virt,dtb_randomness=off,smp.cpus=2,acpi=off -M q35,kernel-irqchip=split,smm=off",
     "-display none -serial mon:stdio -monitor none",
     "-chardev stdio,id=c,mux=on -serial chardev:c -device virtio-serial-pci -device virtconsole,chardev=c",
     "-device isa-debug-exit,iobase=0xf4,iosize=0x04 -no-reboot -boot order=c -append root=/dev/vda",
@@ -266,6 +306,9 @@ REFUSED = [
     "-object secret,id=s,file=x",
     "-machine virt,dumpdtb=x",
     "-M q35,firmware=x",
+    "-M q35,boot.splash=x",
+    "-M virt,memory_backend=x",
+    "-M virt,nosuchkey=x",
     "-cpu max,x=/etc/passwd",
     "-D x",
     "-d int",
