@@ -63,15 +63,21 @@ class AllReadings:
 
     @contextmanager
     def showing(self, stretches: list[tuple[int, int]], now: float) -> Iterator[None]:
-        """Search for a while with these hidden stretches shown."""
+        """Search for a while with these hidden stretches shown, and with all possible echo as output."""
+        text = self._text
+        soft, text.soft = text.soft, {}
         for stretch in stretches:
-            self._text.restore(*stretch)
-        self._transcript.readings.update()
-        self.again()
+            text.restore(*stretch)
+        self._derive_again(soft)
         self.begin(now, every=True)
         yield
+        text.soft = soft
         for stretch in stretches:
-            self._text.blank(*stretch)
+            text.blank(*stretch)
+        self._derive_again(soft)
+
+    def _derive_again(self, soft: dict[int, int]) -> None:
+        self._text.changed = min([self._text.changed, *soft])
         self._transcript.readings.update()
         self.again()
 

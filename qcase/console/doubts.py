@@ -35,7 +35,8 @@ class Doubts:
         success. Tell whether it was dropped.
         """
         self.pattern = ""
-        if not self._pending.passes or not (doubts := keyboard.echo.hidden_doubts()):
+        doubts = keyboard.echo.hidden_doubts() if self._pending.passes else []
+        if not self._pending.passes or not (doubts or self._text.soft):
             return False
         with self._search.showing(doubts, now):
             self.pattern = self._objection(doubts, patterns)
