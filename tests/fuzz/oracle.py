@@ -336,7 +336,8 @@ class Opinion:
             if self.log.wants.from_prompt:
                 bare = bare[reading.armed[1] + 1 :] if reading.armed else []
             text = "\n".join(row for row, _ in bare if row)
-            over = [mark.ended or mark.moved or (mark.quiet is not None) for row, mark in bare if row]
+            waits = reading.marks[reading.cursor] if self._unfinished(least=QUIET) and self._before_prompt(reading) else None
+            over = [mark.ended or mark.moved or (mark.quiet is not None) or mark is waits for row, mark in bare if row]
             for found in pattern(source).finditer(text):
                 last = text.count("\n", 0, max(found.end() - 1, 0))
                 if all(over[text.count("\n", 0, found.start()) : last]) and (over[last] or self.log.over):
