@@ -83,7 +83,7 @@ class Subject:
     @property
     def images(self) -> list[str]:
         """Toolchain images that a run would use."""
-        specs = [spec for kind, spec in PIPELINES.items() if kind in self.kinds]
+        specs = [PIPELINES[kind] for kind in PIPELINES if kind in self.kinds]
         wanted = {spec.image for spec in specs if spec.image} | {INJECTOR}
         if any(spec.packages for spec in specs) or any(case.config.packages for case in self.cases):
             wanted.add(fetch_step.IMAGE)

@@ -51,9 +51,9 @@ offer_arches = offer(*Arch)
 
 
 def offer_pipelines(incomplete: str) -> list[str]:
-    from qcase.suite.cases import pipeline_names
+    from qcase.suite import completion
 
-    return [name for name in pipeline_names() if name.startswith(incomplete)]
+    return completion.pipelines(incomplete)
 
 
 ArchOption = Annotated[

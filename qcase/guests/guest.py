@@ -416,7 +416,18 @@ GUESTS: Mapping[str, GuestSpec] = {
 
 def spec_of(name: str) -> GuestSpec:
     """Return the specification of a guest; that of a plug-in is imported."""
-    return GUESTS[name] if name in GUESTS else plugins.load(plugins.GUESTS, name, BUILT_IN_GUESTS, GuestSpec)
+    if name in GUESTS:
+        return GUESTS[name]
+    brought_by = plugins.declared(plugins.GUESTS, name, BUILT_IN_GUESTS).distribution.partition(" ")[0]
+
+    def entries(found: Mapping[Arch, str]) -> Mapping[Arch, str]:
+        """Check the names of entries. Two distributions with a guest of one name have entries of their own."""
+        for entry in found.values():
+            if re.fullmatch(rf"{re.escape(name)}-[A-Za-z0-9._+~-]+", entry) is None:
+                raise ValueError(f"{entry!r} is no name of an entry: {name}-, then letters, digits and . _ + ~ -")
+        return {Arch(arch): f"{entry}@{brought_by}" for arch, entry in found.items()}
+
+    return plugins.load(plugins.GUESTS, name, BUILT_IN_GUESTS, GuestSpec, {"entries": entries})
 
 
 def needs_engine(*chosen: object) -> bool:

@@ -9,6 +9,7 @@ Errors are faults at which `qcase run` would stop, and cases with a meaningless 
     contradiction    the text that passes the case also matches a fail pattern
     same-command     two commands of a group whose names in reports differ by a number alone
     unread           a success pattern of a grouped case, replaced by the runner's
+    sources          a folder that looks like sources of a pipeline that is not installed
     unreachable      sources that no command names, and cases outside of the searched folders
     results          a fail pattern that takes a test that is todo or skipped for a failed one
     kernel-trouble   a fail pattern for kernel reports, which `kernel_trouble` finds anyway
@@ -36,7 +37,7 @@ from qcase.config.toml_document import key_lines, read_toml
 from qcase.config.workspace_file import SuiteConfig, WorkspaceConfig
 from qcase.errors import ConfigError, Problem, UsageError
 from qcase.host import beneath
-from qcase.inputs import kernel_tests, known_lint, trust
+from qcase.inputs import kernel_tests, known_lint, trust, unknown_sources
 from qcase.inputs.findings import Finding, Severity
 from qcase.inputs.findings import error as _error
 from qcase.inputs.findings import problems as _problems
@@ -139,6 +140,7 @@ def _suite(workspace: Workspace, found: list[Finding]) -> catalogue.Catalogue:
             for broken in entry.broken.values():
                 found += [_error("config", problem) for problem in _problems(broken, shown)]
             found += _folder(workspace, entry)
+            found += unknown_sources.findings(workspace, entry)
             for case in entry.cases.values():
                 arches.add(case.arch)
                 found += _Case(workspace, case, known[case.arch]).findings()

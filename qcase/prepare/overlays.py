@@ -239,6 +239,8 @@ def pipeline_plan(name: str, place: Place, config: CaseConfig, run: RunServices)
     found = find()
     root = StagingInputs.of(run.workspace, run.base_guest, run.toolchains) if spec.reads_staging else None
     settings = dict(spec.settings(run.arch, run.workspace.config))
+    if (plugin := PIPELINES.plugin(place.pipeline)) is not None:
+        settings["plugin"] = plugin
     if root is not None:
         settings["staging"] = root.part
     if place.pipeline is Pipeline.RUST and config.cargo != "build":

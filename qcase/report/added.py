@@ -30,7 +30,10 @@ def listener(asked: str) -> Emit:
         raise UsageError(f"there is no report {name!r}", where="--report", hint=hint)
     output_file.check(Path(file), f"--report {name}=")
     make: Any = plugins.load(plugins.REPORTS, name, BUILT_IN, object)
+    plugin = plugins.declared(plugins.REPORTS, name, BUILT_IN)
     if not callable(make):
-        raise UsageError(f"the plug-in {name} of {plugins.REPORTS} is no function", where=f"--report {asked}")
-    found: Emit = make(Path(file))
-    return found
+        raise plugin.error(f"{plugin.entry.value} is {type(make).__name__}, and must be a function")
+    found = plugin.guarded(make)(Path(file))
+    if not callable(found):
+        raise plugin.error(f"{plugin.entry.value} returned {type(found).__name__}, and must return a listener, a function")
+    return plugin.guarded(found, what=f"the listener of {plugin.entry.value}")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from qcase.config.toml_document import read_toml
 from qcase.errors import QcaseError
+from qcase.model import Pipeline
 from qcase.suite import scan
-from qcase.suite.cases import Workspace
+from qcase.suite.cases import Workspace, pipeline_names
 
 
 def cases(typed: str, workspace: Path | str | None, group: Sequence[str]) -> list[str]:
@@ -34,6 +35,13 @@ def cases(typed: str, workspace: Path | str | None, group: Sequence[str]) -> lis
 
 def groups(typed: str, workspace: Path | str | None) -> list[str]:
     return _quietly(workspace, lambda opened: (name for name in scan.groups(opened) if name.startswith(typed)))
+
+
+def pipelines(typed: str) -> list[str]:
+    try:
+        return [name for name in pipeline_names() if name.startswith(typed)]
+    except QcaseError:  # of the plug-ins
+        return [name for name in Pipeline if name.startswith(typed)]
 
 
 def tags(typed: str, workspace: Path | str | None) -> list[str]:

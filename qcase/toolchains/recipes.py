@@ -45,12 +45,17 @@ def folder_of(name: str, recipes: Path | None = None) -> Path:
     return (recipes or recipes_dir()) / name
 
 
-def recipe_digest(name: str, recipes: Path | None = None) -> str:
-    """Return the digest of a recipe: of its folder's paths, executable bits and bytes, and of the definition of its base."""
+def recipe_digest(name: str, recipes: Path | None = None, *, above: tuple[str, ...] = ()) -> str:
+    """Return the digest of a recipe: of its folder's paths, executable bits and bytes, and of the definition of its base.
+
+    `above`: the recipes that are based on it. Raises `UsageError` if one of them is its base.
+    """
     folder = folder_of(name, recipes)
     if not (folder / "Containerfile").is_file():
         known = ", ".join(names(recipes)) or "none"
         raise UsageError(f"no such toolchain image: {name}", where=str(folder), hint=f"there are: {known}")
+    if name in above:
+        raise UsageError(f"its base is itself: {' → '.join((*above, name))}", where=str(folder / "base.toml"))
     entries = []
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         where = path.relative_to(folder).as_posix()
@@ -59,7 +64,7 @@ def recipe_digest(name: str, recipes: Path | None = None) -> str:
         elif path.is_file():
             kind = "program" if path.stat().st_mode & 0o100 else "file"
             entries.append([where, kind, hashlib.sha256(path.read_bytes()).hexdigest()])
-    return sha256({"base": base_digest(base_definition(folder)), "files": entries})
+    return sha256({"base": base_digest(base_definition(folder), above=(*above, name)), "files": entries})
 
 
 # --- the base -----------------------------------------------------------------------------------------------------------
@@ -102,12 +107,15 @@ def base_definition(folder: Path | None = None) -> BaseDefinition:
         raise InfraError(f"not understood: {error}", where=str(path)) from None
 
 
-def base_digest(definition: BaseDefinition) -> str:
-    """Return the digest of a base definition. The mirror is left out: the image's package list records the versions."""
+def base_digest(definition: BaseDefinition, *, above: tuple[str, ...] = ()) -> str:
+    """Return the digest of a base definition. The mirror is left out: the image's package list records the versions.
+
+    `above` as with `recipe_digest`.
+    """
     if definition.guest:
         return sha256({"guest": alpine.alpine_name(GUEST_ARCH), "sha256": alpine.alpine_sha256(GUEST_ARCH)})
     if definition.image:
-        return sha256({"image": definition.image, "recipe": recipe_digest(definition.image)})
+        return sha256({"image": definition.image, "recipe": recipe_digest(definition.image, above=above)})
     return sha256({"suite": definition.suite, "variant": definition.variant})
 
 

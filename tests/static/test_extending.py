@@ -28,7 +28,7 @@ from qcase.model import CaseResult, Fault, Pipeline, Verdict
 from qcase.pipelines import group_installs
 from qcase.pipelines.registry import PIPELINES
 from qcase.report import added
-from qcase.suite import cases, discover
+from qcase.suite import cases, completion, discover
 from qcase.toolchains import recipes
 from tests import toys
 from tests.processes.test_ext4 import mkfs
@@ -82,9 +82,8 @@ def make(site: Path, files: dict[str, str], name: str = "qcase-toys") -> Path:
 def forget() -> None:
     plugins.forget()
     cases.source_folders.cache_clear()
-    for name in [name for name in PIPELINES.loaded if name not in [*Pipeline]]:
-        del PIPELINES.loaded[name]
-    for module in [name for name in sys.modules if name.startswith(("qcase_toys", "qcase_zig"))]:
+    PIPELINES.forget()
+    for module in [name for name in sys.modules if name.startswith(("qcase_toys", "qcase_zig", "broken_toys"))]:
         del sys.modules[module]
 
 
@@ -262,6 +261,166 @@ def test_a_broken_plug_in_is_one_error_that_names_its_distribution(install: Inst
     assert caught.value.where.startswith("broken-toys 1.0, entry point")
 
 
+# Each plug-in here is of one distribution, `broken-toys`, with one module.
+HEAD = """
+import sys
+from pathlib import Path
+from qcase.arch import Arch
+from qcase.guests.guest import GuestSpec
+from qcase.pipelines.pipeline import PipelineSpec
+
+def boom(*_):
+    raise KeyError("boom")
+
+def leave(*_):
+    sys.exit(0)
+
+def build(source, overlay, context):
+    pass
+
+def make(arch, folder, making):
+    pass
+"""
+
+
+def broken(install: Install, group: str, name: str, text: str) -> Path:
+    forget()
+    return install(entry(group, f'{name} = "broken_toys:IT"') | {"broken_toys.py": f"{HEAD}IT = {text}\n"}, "broken-toys")
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "what"),
+    [
+        ("leave()", ["explain", "greet"], "cannot be loaded: SystemExit: 0 (broken_toys.py:12)"),
+        ('PipelineSpec(name="copy", recipe=1, bild=build)', ["lint"], "cannot be loaded: TypeError"),
+        ('PipelineSpec(name="other", recipe=1, build=build)', ["lint"], "describes one that is named other"),
+        ('PipelineSpec(name="copy", recipe=None, build=build)', ["lint"], "IT.recipe is None, and must be int or str"),
+        ('PipelineSpec(name="copy", recipe=1, build=7)', ["lint"], "IT.build is 7, and must be a function"),
+        ('PipelineSpec(name="copy", recipe=1, build=build, packages="gcc")', ["lint"], "must be a tuple of strings"),
+        ('PipelineSpec(name="copy", recipe=1, build=build, programs=boom)', ["lint"], "programs failed: KeyError: 'boom'"),
+        ('PipelineSpec(name="copy", recipe=1, build=build, programs=leave)', ["lint"], "programs failed: SystemExit: 0"),
+        ('PipelineSpec(name="copy", recipe=1, build=build, programs=str)', ["lint"], "programs returned str: it must be"),
+        (
+            'PipelineSpec(name="copy", recipe=1, build=build, settings=boom)',
+            ["explain", "greet"],
+            "settings failed: KeyError: 'boom' (broken_toys.py:9)",
+        ),
+        (
+            'PipelineSpec(name="copy", recipe=1, build=build, settings=lambda *_: {"x": object()})',
+            ["explain", "greet"],
+            "settings returned dict: <object",
+        ),
+        (
+            'PipelineSpec(name="copy", recipe=1, build=build, template=lambda name: 7)',
+            ["new", "other", "--pipeline", "copy"],
+            "template returned int: cannot unpack",
+        ),
+    ],
+)
+def test_a_fault_of_a_pipeline_is_one_error_of_its_distribution(
+    install: Install, tmp_path: Path, text: str, words: list[str], what: str
+) -> None:
+    site, root = broken(install, "pipelines", "copy", text), workspace(tmp_path / "w")
+    done = qcase(site, root, *words)
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "error: broken-toys 1.0, entry point copy of qcase.pipelines: " in said
+    assert what in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('GuestSpec(name="other", entries=dict, make=make)', "describes one that is named other"),
+        ('GuestSpec(name="tiny", entries=boom, make=make)', "entries failed: KeyError: 'boom'"),
+        ('GuestSpec(name="tiny", entries=lambda: 7, make=make)', "entries returned int"),
+        ('GuestSpec(name="tiny", entries=lambda: {Arch.X86_64: "tiny-../../../x"}, make=make)', "is no name of an entry: tiny-"),
+        ('GuestSpec(name="tiny", entries=lambda: {Arch.X86_64: "alpine-3-x86_64"}, make=make)', "is no name of an entry: tiny-"),
+        ('GuestSpec(name="tiny", entries=lambda: {"z80": "tiny-1"}, make=make)', "'z80' is not a valid Arch"),
+        ('GuestSpec(name="tiny", entries=lambda: {Arch.X86_64: "tiny-1"}, make=boom)', "make failed: KeyError: 'boom'"),
+    ],
+)
+def test_a_fault_of_a_guest_is_one_error_of_its_distribution(install: Install, tmp_path: Path, text: str, what: str) -> None:
+    broken(install, "guests", "tiny", text)
+    with pytest.raises(UsageError) as caught:
+        guest.built_in("tiny", Arch.X86_64, tmp_path / "store", emit=ignore)
+    assert what in caught.value.what
+    assert caught.value.where == "broken-toys 1.0, entry point tiny of qcase.guests"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("7", "broken_toys:IT is int, and must be a function"),
+        ("boom", "broken_toys:IT failed: KeyError: 'boom'"),
+        ("make", "broken_toys:IT failed: TypeError"),
+        ("print", "broken_toys:IT returned NoneType, and must return a listener"),
+    ],
+)
+def test_a_fault_of_a_report_is_one_error_of_its_distribution(install: Install, tmp_path: Path, text: str, what: str) -> None:
+    broken(install, "reports", "lines", text)
+    with pytest.raises(UsageError) as caught:
+        added.listener(f"lines={tmp_path / 'out.txt'}")
+    assert caught.value.what.startswith(what)
+    assert caught.value.where == "broken-toys 1.0, entry point lines of qcase.reports"
+
+
+def test_a_fault_of_a_listener_is_an_error_of_its_distribution(install: Install, tmp_path: Path) -> None:
+    broken(install, "reports", "lines", "lambda path: boom")
+    listen = added.listener(f"lines={tmp_path / 'out.txt'}")
+    with pytest.raises(UsageError, match="the listener of broken_toys:IT failed: KeyError: 'boom'"):
+        listen(events.Progress("anything"))
+
+
+@pytest.mark.parametrize(("group", "name"), [("pipelines", "alpine"), ("pipelines", "host"), ("guests", "initramfs")])
+def test_names_with_another_meaning_are_refused(install: Install, group: str, name: str) -> None:
+    broken(install, group, name, "7")
+    with pytest.raises(UsageError, match="its name means something of qcase itself"):
+        plugins.names(f"qcase.{group}", ())
+
+
+def test_the_keys_cover_the_distribution_and_its_code(install: Install) -> None:
+    """Two distributions with a pipeline of one name, or two versions of one, do not take each other's results."""
+    text = 'PipelineSpec(name="copy", recipe=1, build=build)'
+    site = broken(install, "pipelines", "copy", text)
+    first = PIPELINES.plugin(Pipeline("copy"))
+    assert first is not None
+    assert first["distribution"] == "broken-toys 1.0"
+    (site / "broken_toys.py").write_text(f"{HEAD}# another build\nIT = {text}\n")
+    forget()
+    second = PIPELINES.plugin(Pipeline("copy"))
+    assert second is not None
+    assert second["files"] != first["files"]
+    assert all(PIPELINES.plugin(one) is None for one in Pipeline)
+
+
+def test_the_files_of_a_package_are_all_of_its_identity(install: Install) -> None:
+    site = install()
+    before = PIPELINES.plugin(Pipeline("copy"))
+    write(site, {"qcase_toys/part/helper.py": "NEW = 1\n"})
+    forget()
+    assert PIPELINES.plugin(Pipeline("copy")) != before
+
+
+def test_a_recipe_that_is_its_own_base_is_an_error(install: Install) -> None:
+    site = broken(
+        install, "pipelines", "copy", 'PipelineSpec(name="copy", recipe=1, build=build, recipes=Path(__file__).parent / "images")'
+    )
+    write(site, {"images/copy/Containerfile": "FROM x\n", "images/copy/base.toml": '[base]\nimage = "copy"\n'})
+    with pytest.raises(UsageError, match="its base is itself: copy → copy"):
+        recipes.recipe_digest("copy")
+
+
+def test_the_current_folder_brings_no_plug_ins(tmp_path: Path) -> None:
+    """`python -m` looks for modules there first, and it is a workspace, perhaps a stranger's."""
+    root = make(workspace(tmp_path / "w"), entry("pipelines", 'copy = "planted:SPEC"') | {"tomli.py": "raise SystemExit(77)\n"})
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "qcase", "list"], cwd=root, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "plain" in done.stdout
+
+
 def test_a_broken_plug_in_stops_only_who_uses_it(install: Install, tmp_path: Path) -> None:
     site = install(entry("pipelines", 'other = "qcase_gone:SPEC"'))
     root = workspace(tmp_path / "w")
@@ -274,6 +433,7 @@ def test_two_of_one_name_are_an_error(install: Install) -> None:
     install(entry("pipelines", 'copy = "json:dumps"'), "toys-b")
     with pytest.raises(UsageError, match="declares the same name") as caught:
         cases.source_folders()
+    assert completion.pipelines("s") == ["sh"]
     assert {caught.value.what[:6], caught.value.where[:6]} == {"toys-a", "toys-b"}
 
 
@@ -301,7 +461,7 @@ def test_a_guest_is_made_once_and_booted_by_its_name(install: Install, tmp_path:
         guest.built_in("tiny", Arch.AARCH64, tmp_path / "store", emit=ignore)
     for _ in range(2):
         found = guest.built_in("tiny", Arch.X86_64, tmp_path / "store", emit=ignore)
-        assert found.rootfs == tmp_path / "store/guests/tiny-1-x86_64/rootfs.img"
+        assert found.rootfs == tmp_path / "store/guests/tiny-1-x86_64@qcase-toys/rootfs.img"
         assert found.kernel is not None
         assert found.kernel.read_bytes() == b"kernel"
         assert found.initrd is not None

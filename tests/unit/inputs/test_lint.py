@@ -290,6 +290,32 @@ def test_a_command_that_does_not_name_what_the_case_installs(tree: Suite) -> Non
     assert "3: shell_init_cmd: the command names no program that the case installs (test-a)" in tree.only()
 
 
+def test_sources_of_a_pipeline_that_is_not_installed(tree: Suite) -> None:
+    """The case would boot without them, and fail for want of a program."""
+    tree.case(PROMPT + 'shell_init_cmd = "x"\nsuccess_regex = ["^ok"]\n')
+    tree.file("suite/normal/a/zig/build.zig")
+    said = tree.only()
+    assert said.startswith(
+        "warning: suite/normal/a/zig: no pipeline that is installed has this name: the case is built of nothing"
+    )
+    assert "c/, sh/, python/, rust/; install the plug-in of zig/" in said
+
+
+def test_sources_of_a_subcase_of_a_pipeline_that_is_not_installed(tree: Suite) -> None:
+    tree.case(PROMPT + 'test_commands = ["x"]\n')
+    tree.file("suite/normal/a/part/zig/build.zig")
+    tree.file("suite/normal/a/data/one")
+    assert "suite/normal/a/part/zig: no pipeline that is installed has this name: part is no subcase" in tree.only()
+
+
+def test_folders_that_a_plain_case_names_are_no_sources(tree: Suite) -> None:
+    tree.case(PROMPT + 'shell_init_cmd = "x"\nsuccess_regex = ["^ok"]\nargs = ["-drive", "file=disks/one.img"]\n')
+    tree.file("suite/normal/a/disks/one.img")
+    tree.file("suite/normal/a/.git/one")
+    tree.case(PROMPT + 'shell_init_cmd = "x"\nsuccess_regex = ["^ok"]\n', "b/inner")
+    assert all(finding.check != "sources" for finding in tree.found())
+
+
 def test_what_stands_where_nobody_searches(tree: Suite) -> None:
     tree.case(PROMPT + 'shell_init_cmd = "x"\nsuccess_regex = ["^ok"]\n')
     tree.file("suite/normal/a/part/sh/one")
