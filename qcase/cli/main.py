@@ -161,7 +161,8 @@ def main() -> None:
     sys.stdout, sys.stderr = inert.stream(sys.stdout), inert.stream(sys.stderr)
     try:
         words = arguments(sys.argv[1:])
-        program, name, words = _helped(command(words[:1], names=words in _LISTS), words)
+        listed = words in _LISTS and COMPLETE not in os.environ  # a shell gives its words by the environment
+        program, name, words = _helped(command(words[:1], names=listed), words)
         program(words, prog_name=name, help_option_names=HELP)
     finally:
         if _interrupted_at > 0:  # while Python ends, it takes our handlers away
