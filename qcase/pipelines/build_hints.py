@@ -15,7 +15,8 @@ _NO_LIBRARY = re.compile(
     r"ERROR: Dependency [\"']([\w+.-]+)[\"'] not found|ERROR: C(?:\+\+)? (?:shared or static )?library '([\w+.-]+)' not found|"
     r"(?m:^ +Could NOT find (?!Python|Perl|Git|Doxygen|BISON|FLEX)([\w+.-]+)(?:, [^()]{0,400}| )\(missing)|"
     r"CMake Error.*\n +Could not find a package configuration file provided by \"([\w+.-]+)\"|"
-    r"required packages were not found:\s+- ([\w+.-]+)|(?m:^No package '([\w+.-]+)' found)"
+    r"required packages were not found:\s+- ([\w+.-]+)|(?m:^No package '([\w+.-]+)' found)|"
+    r"(?:[Cc]annot|[Cc]ould not|[Uu]nable to) find (?:the )?([\w+.-]+) librar(?:y|ies)\b"
 )
 _NO_TOOL = re.compile(
     r"(?m)\b([\w+.-]+): (?:command )?not found$|^make(?:\[\d+\])?: ([\w+.-]+): No such file or directory$|"
@@ -26,6 +27,7 @@ _NO_TOOL = re.compile(
     r"(?:[`‘'](bison|flex|yacc|lex|gperf|help2man|makeinfo)['’] is missing on your system)|"
     r"Can't locate (\S+)\.pm in @INC"
 )
+_NO_SUBMODULE = re.compile(r"The source directory\s+(\S+)\s+does not contain a CMakeLists\.txt file")
 _NOT_IN_MUSL = re.compile(
     r"fatal error: ((?:sys/(?:cdefs|queue|tree)|fts|argp|obstack|execinfo|error|gnu/\w+|printf|bits/\w+)\.h):"
     r"|unknown type name [‘']((?:__BEGIN_DECLS|off64_t|comparison_fn_t|sigval_t|error_t)\b)"
@@ -59,6 +61,11 @@ def hint(system: System, said: str) -> str:
     if absent := _NO_LIBRARY.search(said):
         name = next(found for found in absent.groups() if found)
         return f"[qcase] packages names the package of the guest's distribution that has {name}, in Alpine with -dev at its end"
+    if empty := _NO_SUBMODULE.search(said):
+        return (
+            f"{empty[1]} has no sources, as a submodule that was not fetched: `git submodule update --init` does,"
+            " and [qcase] cmake may switch off what needs them"
+        )
     if missing := _NO_TOOL.search(said):
         name = next(found for found in missing.groups() if found)
         name = f"module {name.replace('/', '::')} of Perl" if missing[0].endswith("@INC") else name.lower()

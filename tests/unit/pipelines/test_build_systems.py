@@ -155,6 +155,12 @@ SAYS = [
         "has no makeinfo",
     ),
     (System.CONFIGURE, "Can't locate Pod/Usage.pm in @INC (you may need to install …)", "has no module Pod::Usage of Perl"),
+    (System.CONFIGURE, "checking for working libraries... Cannot find terminal libraries - configure failed", "has terminal, in"),
+    (
+        System.CMAKE,
+        "The source directory\n\n    a/third\n\n  does not contain a CMakeLists.txt file.",
+        "a/third has no sources",
+    ),
     (System.MAKE, "utf8.h:30:1: error: unknown type name ‘__BEGIN_DECLS’", "musl has no __BEGIN_DECLS"),
     (System.MAKE, "a.c:1:10: fatal error: execinfo.h: No such file or directory", "musl has no execinfo.h"),
     (System.MAKE, "mkdir: cannot create directory ‘/usr/local/man’: Read-only file system", "heeds no DESTDIR"),
