@@ -245,6 +245,7 @@ def _checked_steps(file: CaseFile, placeholders: Placeholders, wrong: Wrong) -> 
     steps = steps_table.checked(file.shell_check_steps, file.qcase.steps, placeholders.replace, wrong)
     if not steps:
         return ()
+    steps_table.check_consoles(steps, file.args, wrong)
     table = "shell_check_steps" if file.shell_check_steps else "qcase.steps"
     for key in ("shell_prefix", "shell_init_cmd", "success_regex", "test_commands"):
         if getattr(file, key):

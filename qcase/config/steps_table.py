@@ -6,6 +6,7 @@ A step types at a prompt, sends keys, asks QEMU's monitor or does none of that, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 from pydantic import Field, Strict
 
 from qcase import parsing
-from qcase.config.fields import Model, Results, Strings
+from qcase.config.fields import Model, Results, Strings, matching
 from qcase.config.patterns import PatternError, compile_pattern
 
 _NAME: Final = 60  # characters of a step's name that is made of what it does
@@ -27,6 +28,7 @@ MONITOR_COMMANDS: Final = (
 
 Expect = Literal["reboot", "poweroff"]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Console = Annotated[str, matching(r"[A-Za-z][A-Za-z0-9_.-]{0,30}", "must be the id of a chardev: letters, digits and _ . -")]
 _Patterns = Annotated[Strings, Field(min_length=1)]
 
 
@@ -57,6 +59,7 @@ class StepTable(Model):
     """One of `[[qcase.steps]]`."""
 
     name: str | None = Field(default=None, description="the step's name in reports; default: what it does")
+    console: _Console | None = Field(default=None, description="the chardev of a further console; default: the first console")
     prompt: str | None = Field(default=None, description="the literal text to wait for; default: that of the step before")
     command: str | None = Field(default=None, description="what is typed at the prompt, with a line end")
     send: str | None = Field(default=None, description='keys, sent as they are: "\\u0003" is Ctrl-C')
@@ -88,6 +91,7 @@ class StepConfig:
     silence: float | None = None
     expect: str = ""
     timeout: float | None = None
+    console: str = ""
 
     @property
     def added_devices(self) -> tuple[str, ...]:
@@ -109,6 +113,11 @@ def decoded(text: str) -> StepConfig:
 def stops_at_reset(steps: Sequence[StepConfig]) -> bool:
     """Tell whether a machine is to stand still when it resets or powers off, since a step follows on it."""
     return any(step.expect == "reboot" or (step.expect and number < len(steps)) for number, step in enumerate(steps, 1))
+
+
+def consoles(steps: Sequence[StepConfig]) -> tuple[str, ...]:
+    """Return the names of the further consoles that steps have."""
+    return tuple(dict.fromkeys(step.console for step in steps if step.console))
 
 
 def is_there(data: Mapping[str, Any]) -> bool:
@@ -138,13 +147,15 @@ def checked(
     words = ("shell_prefix", "shell_cmd") if theirs else ("prompt", "command")
     given = [_of_theirs(step) for step in theirs] if theirs else list(own)
     steps: list[StepConfig] = []
-    prompt: str | None = None
+    prompts: dict[str, str] = {}  # of each console
     for index, step in enumerate(given):
         place: tuple[str | int, ...] = (*table, index)
         for key, value in zip(words, (step.prompt, step.command), strict=True):
             if value is not None and (not value.strip() or "\0" in value):
                 wrong((*place, key), "must not be empty" if not value.strip() else "must not contain a NUL character")
-        prompt = prompt if step.prompt is None else replaced(step.prompt).strip()
+        if step.prompt is not None:
+            prompts[step.console or ""] = replaced(step.prompt).strip()
+        prompt = prompts.get(step.console or "")
         _check(step, place, words, prompt, theirs=bool(theirs), wrong=wrong)
         steps.append(_resolved(step, prompt, place, replaced, wrong))
     if given and not any(step.success_regex or step.expect or step.results for step in given):
@@ -238,7 +249,21 @@ def _resolved(
         silence=step.silence,
         expect=step.expect or "",
         timeout=step.timeout,
+        console=step.console or "",
     )
+
+
+def check_consoles(steps: Sequence[StepConfig], args: Sequence[str], wrong: Wrong) -> None:
+    """Check that the machine has the further consoles of steps, on a chardev that qcase is to add."""
+    for index, step in enumerate(steps):
+        name, place = step.console, ("qcase", "steps", index, "console")
+        if not name:
+            continue
+        if not any(re.search(rf"(?:^|[,\s])chardev[:=]{re.escape(name)}(?:,|$)", arg) for arg in args):
+            hint = f'such as "-serial", "mon:stdio", "-serial", "chardev:{name}"'
+            wrong(place, f"no device in args has the chardev {name}", hint)
+        if any(re.search(rf"(?:^|,)id={re.escape(name)}(?:,|$)", arg) for arg in args):
+            wrong(place, f"{name} is defined in args", "leave -chardev out: qcase adds it")
 
 
 def _name(step: StepTable, command: str | None, success: tuple[str, ...]) -> str:

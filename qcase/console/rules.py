@@ -31,6 +31,7 @@ class Step:
     silence: float | None = None
     expect: str = ""
     timeout: float | None = None
+    console: str = ""  # the name of a further console of the machine; empty for the first
 
     @property
     def typed(self) -> str | None:
@@ -40,6 +41,11 @@ class Step:
 def stops_at_reset(steps: Sequence[Step]) -> bool:
     """Tell whether a machine is to stand still when it resets or powers off, since a step follows on it."""
     return any(step.expect == "reboot" or (step.expect and number < len(steps)) for number, step in enumerate(steps, 1))
+
+
+def consoles(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Return the names of the further consoles that steps have."""
+    return tuple(dict.fromkeys(step.console for step in steps if step.console))
 
 
 @dataclass(frozen=True)

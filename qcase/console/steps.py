@@ -22,7 +22,8 @@ from qcase.console.console import Console
 from qcase.console.inner_tests import told_failed
 from qcase.console.judge import Judge
 from qcase.console.keyboard import Keyboard
-from qcase.console.rules import Limits, Rules, Ruling, Step, stops_at_reset
+from qcase.console.rules import Limits, Rules, Ruling, Step, consoles, stops_at_reset
+from qcase.console.side_consoles import SideConsoles
 from qcase.model import KernelTrouble, LimitUse, Phase, SubtestResult, SubtestStatus, Verdict
 
 _OUTPUT: Final = 20  # last lines of the console in the result of a step that did not pass
@@ -45,6 +46,9 @@ class StepsJudge:
         self.prompt_at: float | None = None  # time at which the first prompt came
         self.warnings: tuple[str, ...] = ()
         self._console = Console(rules, started)
+        self._on = rules.steps[0].console  # the console of the current step
+        self._resets = self._console.resets
+        self._sides = SideConsoles(rules, started, {*consoles(rules.steps), ""} - {self._on})
         self._number = 0
         self._tests: list[SubtestResult] = []  # those in steps, of `_results`
         self._recorded = 0  # number of steps in `_results`
@@ -56,7 +60,7 @@ class StepsJudge:
         self._asked = self._answered = False
         self._acted_end: int | None = None
         self._keyboard: Keyboard | None = None
-        self._outbox = bytearray()  # what ended steps have typed
+        self._outbox: dict[str, bytearray] = {}  # what is to be typed, by the console
         self._begin(started, 0)
 
     # --- queries of the caller -----------------------------------------------------------------------------------------
@@ -87,21 +91,30 @@ class StepsJudge:
     @property
     def more_trouble(self) -> int:
         """See `Judge`."""
-        return self._judge.more_trouble
+        return self._judge.more_trouble + self._sides.more_trouble()
+
+    @property
+    def consoles(self) -> tuple[str, ...]:
+        """Return the names of the further consoles."""
+        return consoles(self.rules.steps)
 
     def kernel_trouble(self) -> tuple[KernelTrouble, ...]:
         """See `Judge`."""
-        return self._judge.kernel_trouble()
+        return (*self._judge.kernel_trouble(), *self._sides.kernel_trouble())
 
     def tail(self, lines: int) -> tuple[str, ...]:
         """See `Judge`."""
         return self._judge.tail(lines)
 
-    def input(self) -> bytes:
-        """Return the bytes to type now; each byte is returned once."""
-        data = bytes(self._outbox) + self._judge.input()
-        self._outbox.clear()
-        return data
+    def input(self, console: str = "") -> bytes:
+        """Return the bytes to type on a console now; each byte is returned once."""
+        self._collect()
+        return bytes(self._outbox.pop(console, b""))
+
+    def _collect(self) -> None:
+        """Keep what the current step types, for its console."""
+        if data := self._judge.input():
+            self._outbox.setdefault(self._on, bytearray()).extend(data)
 
     def requests(self) -> list[str]:
         """Return the commands (JSON) for QEMU's monitor; each one is returned once."""
@@ -129,7 +142,11 @@ class StepsJudge:
 
     def next_wake(self) -> float | None:
         """See `Judge`."""
-        times = [self._judge.next_wake(), *(at for at in (self._silent_at, self._late_at) if at is not None)]
+        times = [
+            self._judge.next_wake(),
+            *self._sides.wakes(),
+            *(at for at in (self._silent_at, self._late_at) if at is not None),
+        ]
         return min((at for at in times if at is not None), default=None)
 
     def limits_used(self, now: float) -> tuple[LimitUse, ...]:
@@ -141,10 +158,13 @@ class StepsJudge:
 
     # --- input from the caller -----------------------------------------------------------------------------------------
 
-    def feed(self, data: bytes, now: float) -> None:
-        """Process bytes from the guest, in the order in which they came."""
+    def feed(self, data: bytes, now: float, console: str = "") -> None:
+        """Process bytes from the guest, in the order in which they came on a console."""
         if self.ruling is None:
-            self._judge.feed(data, now)
+            if console == self._on:
+                self._judge.feed(data, now)
+            else:
+                self._sides.feed(console, data, now)
             self._go_on(now)
 
     def tick(self, now: float) -> None:
@@ -152,6 +172,7 @@ class StepsJudge:
         if self.ruling is not None:
             return
         self._judge.tick(now)
+        self._sides.tick(now)
         self._go_on(now)
         late = self._late_at
         if self.ruling is None and late is not None and now >= late:
@@ -168,7 +189,7 @@ class StepsJudge:
     def reset(self, now: float, *, fault: str = "", by_guest: bool = True) -> None:
         """Take a reset of the machine, which starts again. All text from before it was fed. `fault`: its cause, if it is one."""
         # On a busy machine firmware asks for its further resets late, but before it writes anything. What wrote has booted.
-        again = not self._console.resets.note(now, self._console.times.last_data, burst=0.0, silence=float("inf"))
+        again = not self._resets.note(now, self._last_data, burst=0.0, silence=float("inf"))
         if self.ruling is not None or (again and by_guest):
             return
         self._close(now)
@@ -182,7 +203,7 @@ class StepsJudge:
 
     def powered_off(self, now: float, *, fault: str = "") -> None:
         """Take a power-off of the machine, which can start again. All text from before it was fed."""
-        self._console.resets.note(now, self._console.times.last_data)
+        self._resets.note(now, self._last_data)
         self._close(now)
         if self.ruling is None and self._step.expect == "poweroff" and self._acted and not fault:
             self._finish_at_end(now)
@@ -201,6 +222,11 @@ class StepsJudge:
                 self._rule(Ruling(Verdict.EXITED, f"QEMU ended before a verdict, {how}", self.phase), now)
 
     # --- steps ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _last_data(self) -> float:
+        """Time at which the guest last wrote, on any console."""
+        return max(self._console.times.last_data, self._sides.last_data())
 
     @property
     def _step(self) -> Step:
@@ -243,6 +269,8 @@ class StepsJudge:
     def _begin(self, now: float, border: int) -> None:
         """Begin the current step behind a position in the text."""
         step = self._step
+        if step.console != self._on:
+            border = self._change_console(border)
         self._since = now
         self._asked = self._answered = False
         # End of the text when the step had done what it is to do: what came since is for the next one, if no evidence ends it.
@@ -273,11 +301,23 @@ class StepsJudge:
         if step.qmp:
             self._requests.append(step.qmp)
 
+    def _change_console(self, border: int) -> int:
+        """Leave the console of the step before behind its evidence; return the border on that of the current step."""
+        self._sides.park(self._on, self._console, border, self._keyboard)
+        self._on = self._step.console
+        side = self._sides.take(self._on)
+        self._console, self._keyboard = side.console, side.keyboard
+        return side.border
+
     def _go_on(self, now: float, *, over: bool = False) -> None:
         """Go on to the next step, as often as one has ended."""
         while self.ruling is None:
-            if self.prompt_at is None:
+            if self.prompt_at is None and self._judge.prompt_at is not None:
                 self.prompt_at = self._judge.prompt_at
+                self._sides.note_booted()
+            if (beside := self._sides.ruling()) is not None:
+                self._rule(beside, now)
+                return
             self._keyboard = self._judge.keyboard
             if self._acted_end is None and self._acted:
                 self._acted_end = self._console.transcript.written.end
@@ -313,7 +353,7 @@ class StepsJudge:
         decided = self._judge.matched_at if self._judge.matched_at is not None else now
         self._record_as(ruling, decided)
         self._add_warnings()
-        self._outbox += self._judge.input()
+        self._collect()
         self._number += 1
         self._begin(decided, border if border >= 0 else self._console.transcript.written.end)
 
@@ -350,6 +390,7 @@ class StepsJudge:
         while self.ruling is None:
             before = self._number
             self._judge.close(now)
+            self._sides.close(now)
             self._go_on(now, over=True)
             if self._number == before:
                 return
@@ -358,6 +399,7 @@ class StepsJudge:
         """End the step whose machine did what it was to do. What the guest said before was judged."""
         if not self._last:
             self._console.booted = False
+            self._sides.begin_boot()
             self._next(now, self._console.transcript.written.end)
             self._judge.begin(now)
         else:

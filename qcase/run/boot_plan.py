@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from qcase.config import qemu_options
+from qcase.config import qemu_options, steps_table
 from qcase.config.case_file import CaseConfig
 from qcase.config.services_table import Service
 from qcase.config.steps_table import StepConfig
@@ -83,6 +83,7 @@ def group_rules(config: CaseConfig, runner: GroupedRunner, nonce: str = "", limi
     )
 
 
+_CONSOLES = r"console-[^/]+\.log"  # of further consoles
 _LOG_NAMES = ("build.log", "console.log", "qemu.sh", "services.log")
 
 
@@ -100,13 +101,14 @@ class Logs:
     def clear(self) -> None:
         """Remove the logs of earlier runs, by name: the folder may contain the log folder of a case below this one."""
         for old in self.folder.iterdir() if self.folder.is_dir() else ():
-            known = rf"({'|'.join(map(re.escape, _LOG_NAMES))}|{DROPPED}.*)(\.attempt-\d+)?"
+            known = rf"({'|'.join(map(re.escape, _LOG_NAMES))}|{_CONSOLES}|{DROPPED}.*)(\.attempt-\d+)?"
             if re.fullmatch(known, old.name, re.DOTALL) and not old.is_dir():
                 old.unlink(missing_ok=True)
 
     def put_by(self, result: CaseResult, attempt: int) -> CaseResult:
         """Rename the logs of an attempt, so that the next attempt keeps them. Return the result with the log's new name."""
-        sent = [name for name in self.folder.names() if name.startswith(DROPPED) and not re.search(r"\.attempt-\d+$", name)]
+        names = [name for name in self.folder.names() if not re.search(r"\.attempt-\d+$", name)]
+        sent = [name for name in names if name.startswith(DROPPED) or re.fullmatch(_CONSOLES, name)]
         for name in (*_LOG_NAMES, *sent):
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / name).rename(self.folder / f"{name}.attempt-{attempt}")
@@ -219,6 +221,7 @@ def machine_spec(case: Case, prepared: PreparedCase, session: Session) -> argume
         tcg_threads=session.workspace.config.tcg_threads(case.arch),
         reset=case.config.reset,
         stays=case.config.stops_at_reset,
+        consoles=steps_table.consoles(case.config.steps),
         images=prepared.disks,
         stranger=session.workspace.root if session.workspace.config.run.trust == "sandboxed" else None,
     )

@@ -16,7 +16,8 @@ from qcase.prepare.session import Session
 from qcase.run.boot_plan import limits_of, rules_of
 from qcase.suite.cases import Case
 from qcase.vm.arguments import MachineSpec
-from qcase.vm.machine import ConsoleLog, Machine, converse, start
+from qcase.vm.console_log import ConsoleLog
+from qcase.vm.machine import Machine, converse, start
 from qcase.vm.template import NoTemplateError, Start, Template, branch
 from qcase.vm.templates import Choice
 
@@ -80,6 +81,8 @@ class Booting:
             return Choice()
         if not self.case.config.branch:
             return Choice(cold="[qcase] branch = false")
+        if self.spec.consoles:
+            return Choice(cold="a template has one console")
         if self.again:
             return Choice(cold="a repetition or another attempt boots cold")
         program = shutil.which(self.argv[0])
@@ -90,7 +93,8 @@ class Booting:
     def _cold(self, log: ConsoleLog) -> tuple[Judge | StepsJudge, str]:
         how = self._start
         started = time.monotonic()
-        with start(how.arch, how.argv, keep_open=how.keep_open, cwd=how.cwd, alone=how.alone) as machine:
+        consoles = self.spec.consoles
+        with start(how.arch, how.argv, keep_open=how.keep_open, cwd=how.cwd, alone=how.alone, consoles=consoles) as machine:
             judge = self._judge(started)
             return judge, converse(machine, judge, log, self.watch(judge))
 

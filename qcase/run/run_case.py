@@ -37,7 +37,7 @@ from qcase.run.booting import Booting, Origin
 from qcase.suite.cases import BrokenCase, Case
 from qcase.suite.known_failures import matches
 from qcase.vm import arguments
-from qcase.vm.machine import ConsoleLog
+from qcase.vm.console_log import ConsoleLog
 
 if TYPE_CHECKING:
     from qcase.console.judge import Judge
@@ -266,8 +266,10 @@ def _boot_with(
         raise _LacksKvmError(why)
     with logs.fresh("qemu.sh") as file:
         file.write(arguments.pasteable(argv).encode() + b"\n")
-    with logs.fresh("console.log") as file:
-        log = ConsoleLog(file)
+    with ExitStack() as stack:
+        log = ConsoleLog(stack.enter_context(logs.fresh("console.log")))
+        for name in spec.consoles:
+            log.others[name] = ConsoleLog(stack.enter_context(logs.fresh(f"console-{name}.log")))
         again = again or bool(case.repetition)
 
         def watch(judge: Judge | StepsJudge) -> _Watch:

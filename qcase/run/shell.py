@@ -28,7 +28,8 @@ from qcase.prepare.session import Session
 from qcase.run import boot_plan
 from qcase.suite.cases import BrokenCase, Case
 from qcase.vm import arguments
-from qcase.vm.machine import ConsoleLog, Machine, start
+from qcase.vm.console_log import ConsoleLog
+from qcase.vm.machine import Machine, start
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,8 @@ def boot(spec: MachineSpec, prompt: str, limit: float = LIMIT) -> str:
     """Boot a machine. Return the reason why it did not come to its prompt, empty if it did."""
     from qcase.console.judge import Judge
     from qcase.console.rules import Limits, Rules
-    from qcase.vm.machine import ConsoleLog, converse, start
+    from qcase.vm.console_log import ConsoleLog
+    from qcase.vm.machine import converse, start
 
     rules = Rules(prompt=None, command=None, success=(re.escape(prompt),), fail=())
     judge = Judge(rules, started=time.monotonic(), limits=Limits(limit))

@@ -13,7 +13,7 @@ from qcase.arch import Arch
 from qcase.config import disk_kinds, qemu_options, root_disk
 from qcase.config.fields import TcgThreads
 from qcase.config.qemu_options import ArgumentError, Option
-from qcase.vm import network
+from qcase.vm import consoles, network
 from qcase.vm.network import Network
 from qcase.vm.services import NONE, Forwards
 
@@ -54,6 +54,7 @@ class MachineSpec:
     stranger: Path | None = None
     own_init: bool = False  # qcase's initramfs boots, and reads its parameters on the kernel's command line
     forwards: Forwards = NONE  # services of the host
+    consoles: tuple[str, ...] = ()  # names of further consoles, on chardevs that `args` do not define
     root_serial: str = ""  # serial number by which that initramfs finds the root disk; empty if it needs none
 
 
@@ -90,6 +91,7 @@ def arguments(spec: MachineSpec) -> list[str]:
         patch += ["-no-reboot"]
     if spec.stays and not kinds & {"no-shutdown", "action"}:
         patch += ["-no-shutdown"]
+    patch += [word for name in spec.consoles for word in consoles.placeholder(name)]
     for unit, path in enumerate(spec.flash):
         lock = ",readonly=on" if unit == 0 else ""
         patch += ["-drive", f"if=pflash,unit={unit},format=raw{lock},file={_quoted(path)}"]

@@ -29,6 +29,8 @@ from qcase.errors import InfraError
 from qcase.host import process
 from qcase.model import Verdict
 from qcase.vm import sandbox
+from qcase.vm.console_log import ConsoleLog
+from qcase.vm.consoles import Consoles
 from qcase.vm.ending import word_of
 from qcase.vm.monitor import CONTINUE, GREETING, RESET_REASONS, REVIVE, Monitor, Standstill, asking, calling
 
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 
 _MONITOR = "qcase-monitor"
 _TEMPORARY = "/var/tmp"  # noqa: S108 - QEMU's own choice: the data that a guest writes is too much for memory
-CONSOLE_LIMIT = 256 << 20  # bytes kept of a console, beside its end
-_END_KEPT = 1 << 20
 _GRACE = 0.3  # seconds for QEMU to end after TERM; it has nothing to save, and on a busy machine its own end takes long
 _READS = 3  # reads of a console that hold all that a pipe holds
 _LAST_WORDS = 2.0  # seconds for QEMU to end after it closed its console
@@ -79,6 +79,7 @@ class Machine:
         options: Sequence[Option] = (),
         *,
         runs: bool = True,
+        consoles: Consoles | None = None,
     ) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -90,6 +91,7 @@ class Machine:
         self._muxed = _is_muxed(options)
         self._semihosting = any(option.kind in SEMIHOSTING for option in options)
         self._monitor = monitor
+        self.consoles = consoles or Consoles()
         self.heard = Monitor.of(options)
         self._selector = selectors.DefaultSelector()
         self._sending = False
@@ -97,7 +99,8 @@ class Machine:
             os.set_blocking(stream.fileno(), False)
         monitor.setblocking(False)
         self._selector.register(self._out, selectors.EVENT_READ)
-        self._selector.register(monitor, selectors.EVENT_READ)
+        for end in (monitor, *self.consoles.sockets):
+            self._selector.register(end, selectors.EVENT_READ)
         self._unsent = bytearray()
         self._early = bytearray()  # console bytes that came during a call
         self._calls = 0
@@ -180,6 +183,9 @@ class Machine:
                 self._send()
             elif key.fileobj is self._monitor:
                 self._listen()
+            elif isinstance(key.fileobj, socket.socket):
+                if not self.consoles.read(key.fileobj):
+                    self._selector.unregister(key.fileobj)
             else:
                 data = os.read(self._out.fileno(), 1 << 18) or None
         return data
@@ -269,6 +275,11 @@ def _is_muxed(options: Sequence[Option]) -> bool:
     return named or by_name or _default_console(options)
 
 
+def _monitor_on(descriptor: int) -> list[str]:
+    """Return the arguments of our monitor. The same as `-mon`, which is deprecated since QEMU 11.1 and prints a warning."""
+    return ["-chardev", f"socket,id={_MONITOR},fd={descriptor}", "-qmp", f"chardev:{_MONITOR}"]
+
+
 @contextmanager
 def start(
     arch: Arch,
@@ -279,12 +290,14 @@ def start(
     alone: Path | None = None,
     more: Sequence[str] = (),
     runs: bool = True,
+    consoles: Sequence[str] = (),
 ) -> Iterator[Machine]:
     """Start QEMU. At the end of the `with`, its process is gone and its files are removed.
 
     `keep_open`: descriptors that QEMU inherits, such as those of locks that live as long as it does. `cwd`: folder of relative
     files in its arguments. `alone`: the workspace of a stranger: confine QEMU to its own files, see `qcase.vm.sandbox`; so is a
     QEMU with semihosting, by which its guest opens files. `more`: further arguments, of qcase. `runs`: see `Machine`.
+    `consoles`: names of further consoles.
     """
     try:
         options = qemu_options.split(argv[1:])
@@ -299,15 +312,15 @@ def start(
         log = stack.enter_context(tempfile.TemporaryFile(dir=folder))
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
+        others = stack.enter_context(Consoles(consoles))
         with theirs:
             # Stopped until the monitor has been greeted: before that, QEMU does not report events of the guest such as a reset.
             extra = [] if "S" in kinds else ["-S"]
             extra += ["-serial", "mon:stdio"] if _default_console(options) else []
-            # The same as `-mon`, which is deprecated since QEMU 11.1 and prints a warning.
-            extra += ["-chardev", f"socket,id={_MONITOR},fd={theirs.fileno()}", "-qmp", f"chardev:{_MONITOR}"]
+            extra += _monitor_on(theirs.fileno())
             if arch.spec.tells_resets and not kinds & {"d", "D"}:
                 extra += ["-d", "cpu_reset", "-D", f"/dev/fd/{log.fileno()}"]
-            command = [*argv, *extra, *more]
+            command = [*others.arguments(argv), *extra, *more]
             if alone is not None and folder is not None:
                 seccomp = ["-sandbox", sandbox.SECCOMP] if sandbox.has_seccomp(arch) else []
                 command = sandbox.confined([*command, *seccomp], folder, alone)
@@ -319,12 +332,13 @@ def start(
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     cwd=cwd,
-                    pass_fds=(*keep_open, theirs.fileno(), log.fileno()),
+                    pass_fds=(*keep_open, *others.theirs, theirs.fileno(), log.fileno()),
                     grace=_GRACE,
                     hint=arch.install_hint,
                 )
             )
-        machine = Machine(child, errors, ours, log, options, runs=runs)
+        others.started()
+        machine = Machine(child, errors, ours, log, options, runs=runs, consoles=others)
         stack.callback(machine.close)
         yield machine
 
@@ -335,34 +349,6 @@ def _own_folder() -> Iterator[Path]:
     parent = process.environment().get("TMPDIR") or _TEMPORARY
     with process.temporary_folder("qcase-machine-", Path(parent) if Path(parent).is_dir() else None) as folder:
         yield folder
-
-
-class ConsoleLog:
-    """File of the console's raw bytes. Its size is limited: an endless console must not fill the disk."""
-
-    def __init__(self, file: IO[bytes], limit: int = CONSOLE_LIMIT) -> None:
-        self._file = file
-        self._left = limit
-        self._end = bytearray()
-        self.cut = 0  # bytes left out
-
-    def write(self, data: bytes) -> None:
-        if self._left > 0:
-            self._file.write(data[: self._left])
-        rest = data[max(self._left, 0) :]
-        self._left -= len(data)
-        if rest:
-            self._end += rest
-            if len(self._end) > 2 * _END_KEPT:
-                self.cut += len(self._end) - _END_KEPT
-                del self._end[:-_END_KEPT]
-
-    def close(self) -> None:
-        """Write the end of the console, preceded by a note if bytes were left out."""
-        if self.cut:
-            self._file.write(f"\n[qcase: {self.cut} bytes are left out here]\n".encode())
-        self._file.write(self._end)
-        self._end.clear()
 
 
 _HINTS = {
@@ -408,15 +394,28 @@ def converse(machine: Machine, judge: Judge | StepsJudge, log: ConsoleLog, on_da
             _stand_still(machine, machine.heard.standstill, judge, log)
             return machine.said()
         machine.type(judge.input())
+        if judge.steps is not None:
+            for name in judge.steps.consoles:
+                machine.consoles.type(name, judge.steps.input(name))
         wake = judge.next_wake()
         data = machine.exchange(None if wake is None else max(0.0, wake - now))
+        _hear_others(machine.consoles.heard(), judge, log)
         if data is None:
+            _hear_others(machine.consoles.rest(), judge, log)
             return _ended(machine, judge, silent)
         if data:
             silent = False
             log.write(data)
             judge.feed(data, time.monotonic())
         on_data()
+
+
+def _hear_others(heard: Iterator[tuple[str, bytes]], judge: Judge | StepsJudge, log: ConsoleLog) -> None:
+    """Tell the judge what came on further consoles."""
+    for name, data in heard:
+        log.others[name].write(data)
+        if judge.steps is not None:
+            judge.steps.feed(data, time.monotonic(), name)
 
 
 def _tell_of_downs(machine: Machine, judge: StepsJudge, log: ConsoleLog) -> None:
@@ -426,6 +425,7 @@ def _tell_of_downs(machine: Machine, judge: StepsJudge, log: ConsoleLog) -> None
         if data := machine.exchange(0.0):
             log.write(data)
             judge.feed(data, time.monotonic())
+    _hear_others(machine.consoles.rest(), judge, log)
     for reason in machine.heard.take_downs():
         if reason in RESET_REASONS:
             judge.reset(time.monotonic(), fault=fault, by_guest=reason == "guest-reset")

@@ -29,7 +29,8 @@ from qcase.errors import InfraError
 from qcase.host import process
 from qcase.host.crash_cleanup import marked_processes
 from qcase.vm import arguments
-from qcase.vm.machine import ConsoleLog, Machine, converse, start
+from qcase.vm.console_log import ConsoleLog
+from qcase.vm.machine import Machine, converse, start
 from tests import kernel
 
 NO_LIMITS = Limits()

@@ -19,7 +19,8 @@ from qcase.console.judge import Judge
 from qcase.console.rules import Limits, Rules
 from qcase.model import Verdict
 from qcase.vm import arguments
-from qcase.vm.machine import ConsoleLog, converse, start
+from qcase.vm.console_log import ConsoleLog
+from qcase.vm.machine import converse, start
 from tests import kernel
 from tests.conftest import ROOT
 from tests.tools import endings

@@ -20,7 +20,8 @@ from qcase.console.judge import Judge
 from qcase.console.rules import Limits, Rules, Ruling
 from qcase.model import Verdict
 from qcase.vm import arguments
-from qcase.vm.machine import ConsoleLog, converse, start
+from qcase.vm.console_log import ConsoleLog
+from qcase.vm.machine import converse, start
 from tests import kernel
 
 pytestmark = pytest.mark.vm

@@ -11,7 +11,7 @@ import pytest
 
 from qcase.arch import Arch
 from tests import kernel
-from tests.vm.workspaces import run
+from tests.vm.workspaces import ARGS, PROMPT, Workspace, run
 
 pytestmark = pytest.mark.vm
 
@@ -77,3 +77,44 @@ def _toml(value: object) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
     return json.dumps(value)
+
+
+SHELL = "PS1='second> ' setsid sh -i </dev/{0} >/dev/{0} 2>&1 &"
+PORTS = {
+    Arch.X86_64: ("ttyS1", ["-serial", "mon:stdio", "-serial", "chardev:second"]),
+    Arch.AARCH64: ("hvc0", ["-device", "virtio-serial-pci", "-device", "virtconsole,chardev=second"]),
+}
+
+
+@pytest.mark.parametrize("arch", list(PORTS))
+def test_steps_on_a_second_console(arch: Arch, tmp_path: Path, test_cache: Path) -> None:
+    port, args = PORTS[arch]
+    made = Workspace.make(tmp_path / "w")
+    shell = {"name": "a shell", "prompt": PROMPT, "command": SHELL.format(port)}
+    write = {"name": "write", "console": "second", "prompt": "second>", "command": "tty; echo two >/note; echo wr''ote"}
+    read = {"name": "read", "command": "cat /note", "success_regex": ["^two$"]}
+    again = {"name": "again", "console": "second", "command": "uname -m", "success_regex": [f"^{arch}$"]}
+    panics = {"name": "panic", "prompt": PROMPT, "command": "(sleep 1; echo c >/proc/sysrq-trigger) & sleep 0"}
+    waits = {"name": "wait", "console": "second", "success_regex": ["^never$"]}
+    cases: dict[str, list[dict[str, Any]]] = {
+        "talks": [shell, {**write, "success_regex": ["^wrote$"]}, read, again],
+        "waits-on-the-wrong-one": [
+            shell,
+            {**write, "success_regex": ["^wrote$"]},
+            {**read, "console": "second", "command": "true"},
+        ],
+        "panics": [shell, panics, waits],
+    }
+    for name, steps in cases.items():
+        whole = {"args": [*ARGS[arch], *args], "timeout": 60 if name == "waits-on-the-wrong-one" else 120}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in whole.items()]
+        for step in steps:
+            lines += ["[[qcase.steps]]", *(f"{key} = {_toml(value)}" for key, value in step.items())]
+        made.broken(name, "\n".join(lines) + "\n", arch=arch)
+    outcome = run(made, "-j", "2", arch=arch, store=test_cache)
+    assert outcome.verdicts == {"talks": "pass", "waits-on-the-wrong-one": "timeout", "panics": "panic"}, outcome.said
+    assert [one["status"] for one in outcome.case("talks")["subtests"]] == ["pass"] * 4
+    logs = made.root / Path(outcome.case("talks")["console_log"]).parent
+    assert "wrote" in (logs / "console-second.log").read_text()
+    assert f"/dev/{port}" in (logs / "console-second.log").read_text()
+    assert "wrote" not in (logs / "console.log").read_text()

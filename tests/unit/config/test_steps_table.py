@@ -128,6 +128,23 @@ def test_what_is_wrong_with_steps(tmp_path: Path, text: str, key: str, what: str
     assert (key, True) in [(problem.key, problem.what.startswith(what)) for problem in found], found
 
 
+def test_a_step_on_a_further_console(tmp_path: Path) -> None:
+    step = f"{OWN}console = 'second'\nprompt = '2#'\ncommand = 'a'\n{ENDS}"
+    main = f"{OWN}prompt = '1#'\ncommand = 'b'\n{OWN}console = 'second'\ncommand = 'c'\n"
+    for arg in (
+        "-serial', 'chardev:second",
+        "-device', 'virtconsole,chardev=second",
+        "-device', 'isa-serial,chardev=second,index=1",
+    ):
+        config = case(tmp_path, f"args = ['-serial', 'mon:stdio', '{arg}']\n{step}{main}")
+        assert [(one.console, one.prompt) for one in config.steps] == [("second", "2#"), ("", "1#"), ("second", "2#")]
+    (none,) = problems(tmp_path, f"args = ['-serial', 'chardev:seconds']\n{step}")
+    assert (none.key, none.what) == ("qcase.steps[0].console", "no device in args has the chardev second")
+    (twice,) = problems(tmp_path, f"args = ['-chardev', 'null,id=second', '-serial', 'chardev:second']\n{step}")
+    assert twice.what == "second is defined in args"
+    assert problems(tmp_path, f"{OWN}{ENDS}console = 'a b'")[0].key == "qcase.steps[0].console"
+
+
 def test_a_strangers_steps_do_not_read_the_environment(tmp_path: Path) -> None:
     text = OWN + ENDS + "prompt = '#'\ncommand = 'echo ${env:HOME}'\n"
     assert problems(tmp_path, text, environment=None)[0].key == "qcase.steps[0].command"

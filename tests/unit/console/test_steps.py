@@ -24,11 +24,12 @@ class Guest:
         self.now = 0.0
         self.echo = echo
         self.typed = b""
+        self.types_on = ""
 
-    def prints(self, *parts: str) -> Guest:
+    def prints(self, *parts: str, on: str = "") -> Guest:
         for part in parts:
             self.now += 0.01
-            self.judge.feed(part.encode(), self.now)
+            self.judge.feed(part.encode(), self.now, on)
             self._take()
         return self
 
@@ -53,11 +54,13 @@ class Guest:
         return self
 
     def _take(self) -> None:
-        while data := self.judge.input():
-            self.typed += data
-            if self.echo:
-                self.now += 0.001
-                self.judge.feed(data.replace(b"\n", b"\r\n"), self.now)
+        for name in ("", *self.judge.consoles):
+            while data := self.judge.input(name):
+                self.typed += data if name == self.types_on else name.encode() + data
+                self.types_on = name
+                if self.echo:
+                    self.now += 0.001
+                    self.judge.feed(data.replace(b"\n", b"\r\n"), self.now, name)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -523,3 +526,61 @@ def test_a_panic_in_the_tests_of_a_step_is_one() -> None:
     guest = Guest(runs("one"), types("./b", "^B$")).prints(PROMPT).waits().prints("KTAP version 1\r\n1..2\r\nok 1 a\r\n")
     guest.prints("[    1.000000] Kernel panic - not syncing: no\r\n").waits(9)
     assert guest.verdict is Verdict.PANIC
+
+
+# --- further consoles ---------------------------------------------------------------------------------------------------
+
+ABOVE = "login# "
+
+
+def second(command: str, *success: str, **more: object) -> Step:
+    return types(command, *success, prompt="login#", console="2:", **more)
+
+
+def test_a_step_types_and_looks_at_its_own_console_alone() -> None:
+    guest = Guest(types("./a", "^A$"), second("./b", "^B$"), types("./c", "^C$")).prints(PROMPT, "boot\r\n").waits()
+    guest.prints(f"A\r\n{PROMPT}{ABOVE}").waits()
+    assert guest.typed == b"./a\n", "the prompt of the second console came on the first"
+    guest.prints(ABOVE, on="2:").waits()
+    assert guest.typed == b"./a\n2:./b\n"
+    guest.prints("B\r\n").waits(3)
+    assert guest.verdict is None
+    guest.prints(f"B\r\n{ABOVE}", on="2:").waits()
+    assert guest.typed == b"./a\n2:./b\n./c\n", "its prompt stood there already"
+    assert guest.prints("C\r\n", on="2:").waits(3).verdict is None
+    assert guest.prints("C\r\n").waits(3).verdict is Verdict.PASS
+
+
+def test_what_came_on_a_console_while_no_step_had_it_counts_for_a_step_that_does_not_type() -> None:
+    guest = Guest(waits_for("^up$", console="2:"), types("./a", "^A$"), waits_for("^later$", console="2:"))
+    guest.prints("up\r\nlater\r\n", on="2:").waits().prints(PROMPT).waits().prints("A\r\n").waits()
+    assert guest.verdict is Verdict.PASS
+    again = Guest(waits_for("^up$", console="2:"), types("./a", "^A$"), waits_for("^up$", console="2:"))
+    again.prints("up\r\n", on="2:").waits().prints(PROMPT).waits().prints("A\r\n").waits(9)
+    assert again.verdict is None, "no output is evidence twice"
+    assert again.prints("up\r\n", on="2:").waits(3).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("on", ["", "2:"])
+def test_a_panic_and_the_fail_patterns_of_the_case_count_on_all_consoles(on: str) -> None:
+    steps = (types("./a", "^A$"), second("./b", "^B$")) if on else (second("./b", "^B$"), types("./a", "^A$"))
+    panicked = Guest(*steps).prints("[    1.000000] Kernel panic - not syncing: no\r\n", on=on).waits(9)
+    assert panicked.verdict is Verdict.PANIC
+    failed = Guest(*steps, fail=("^BAD$",)).prints("BAD\r\n", on=on).waits(9)
+    assert failed.verdict is Verdict.FAIL
+    assert failed.reason.endswith("on the console 2:" if on else "on the first console")
+    assert Guest(*steps, fail=("^BAD$",)).prints("GOOD\r\n", on=on).waits(9).verdict is None
+
+
+def test_the_echo_on_one_console_is_no_evidence_on_it() -> None:
+    guest = Guest(types("./a", "^A$"), second("echo B", "B"), types("./c", "^C$")).prints(PROMPT).waits().prints("A\r\n", PROMPT)
+    guest.waits().prints(ABOVE, on="2:").waits(3)
+    assert guest.typed == b"./a\n2:echo B\n"
+    assert guest.prints(f"B\r\n{ABOVE}", on="2:").waits().typed.endswith(b"./c\n")
+
+
+def test_what_a_console_said_before_an_expected_reset_is_no_evidence_behind_it() -> None:
+    reboot = Step("reboot", prompt="root@x:", command="reboot", expect="reboot")
+    guest = Guest(reboot, waits_for("^up$", console="2:")).prints(PROMPT).waits().prints("up\r\n", on="2:").resets().waits(9)
+    assert guest.verdict is None
+    assert guest.prints("up\r\n", on="2:").waits(3).verdict is Verdict.PASS

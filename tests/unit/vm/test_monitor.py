@@ -19,7 +19,8 @@ from qcase.config import qemu_options
 from qcase.console.judge import Judge
 from qcase.console.rules import Limits, Rules
 from qcase.errors import InfraError
-from qcase.vm.machine import ConsoleLog, Machine, converse
+from qcase.vm.console_log import ConsoleLog
+from qcase.vm.machine import Machine, converse
 from qcase.vm.monitor import ASK, Monitor, asking
 
 
