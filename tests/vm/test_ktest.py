@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import pytest
 
 from qcase.arch import Arch
 from tests import kernel
+from tests.conftest import ROOT
 from tests.vm import workspaces
-from tests.vm.workspaces import Workspace
+from tests.vm.workspaces import QCASE, Workspace
 
 pytestmark = pytest.mark.vm
 
@@ -133,3 +136,27 @@ def test_semihosting_ends_qemu_and_opens_no_file_of_the_host(kernels: Mapping[Ar
     }, outcome.said
     assert canary.read_text() == "canary"
     assert not new.exists()
+
+
+@pytest.mark.parametrize("arch", kernel.ARCHES)
+def test_the_example_and_what_new_writes_boot(arch: Arch, toolchain_c: object, tmp_path: Path, test_cache: Path) -> None:
+    root = tmp_path / "w"
+    shutil.copytree(ROOT / "examples" / "ktest", root, ignore=shutil.ignore_patterns("target"))
+    argv = [str(QCASE), "new", "written", "--pipeline", "ktest", "--arch", arch]
+    done = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    outcome = workspaces.run(root, store=test_cache, arch=arch)
+    assert outcome.verdicts == {f"unit/{case}": "pass" for case in ("heap", "words", "written")}, outcome.said
+    tests = {case: [one["name"] for one in outcome.case(case)["subtests"]] for case in outcome.verdicts}
+    assert tests == {
+        "unit/heap": ["gives_and_takes", "neighbours_become_one", "refuses_what_does_not_fit"],
+        "unit/words": ["lengths", "comparisons", "numbers"],
+        "unit/written": ["adds", "remembers"],
+    }
+    broken = root / "kernel" / "heap.c"
+    broken.write_text(broken.read_text().replace("sizeof *at + at->next->size;", "at->next->size;"))
+    again = workspaces.run(root, "heap", store=test_cache, arch=arch)
+    assert again.verdicts == {"unit/heap": "fail"}, again.said
+    failed = [one for one in again.case("unit/heap")["subtests"] if one["status"] == "fail"]
+    assert [one["name"] for one in failed] == ["gives_and_takes", "neighbours_become_one"]
+    assert "# does not hold: line " in "\n".join(failed[0]["output"])

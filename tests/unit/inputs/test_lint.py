@@ -49,7 +49,8 @@ def tree(tmp_path: Path) -> Suite:
 
 
 def test_the_examples_are_well() -> None:
-    assert [f for f in lint.lint(ROOT / "examples" / "linux") if f.check != "timeout"] == []
+    for name in ("linux", "ktest"):
+        assert [f for f in lint.lint(ROOT / "examples" / name) if f.check != "timeout"] == []
 
 
 def test_no_workspace(tmp_path: Path) -> None:
