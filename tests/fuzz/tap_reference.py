@@ -136,6 +136,7 @@ class Reading:
         self.meaning = meaning
         self.announced = False  # a Subtest line named the next nested document
         self.open: list[int] = []  # indentations of the documents around this place
+        self.owns: dict[int, list[str]] = {}  # the statuses of each of these documents so far, by its indentation
 
     def fault(self, what: str) -> None:
         self.meaning.faults.append(what)
@@ -165,6 +166,7 @@ class Reading:
         first = True
         self.announced = self.announced and outermost
         self.open = [at for at in self.open if at < indent] + [indent]
+        self.owns = {at: statuses for at, statuses in self.owns.items() if at < indent} | {indent: own}
         while self.at < len(self.items):
             item = self.items[self.at]
             if item.kind == "bail":
@@ -173,8 +175,8 @@ class Reading:
                 continue
             if item.kind == "totals":
                 self.at += 1
-                if item.indent == indent:
-                    self.totals(item.text, own)
+                if item.indent in self.owns:  # also of a document around this one
+                    self.totals(item.text, self.owns[item.indent])
                 continue
             if item.kind == "result" and item.number is None and self.dialect != "tap":
                 if not item.good and not item.hashed:
@@ -194,7 +196,8 @@ class Reading:
             if item.kind == "subtest" and (item.indent <= indent or self.announced):
                 # It names this document if nothing but its version came, or the next one.
                 named = item.indent == indent and not outermost and first
-                self.announced = self.announced or not named
+                if not named:
+                    self.announced = bool(item.text)  # one without a name takes back the name before it
                 self.at += 1
                 first = False if named else first
                 continue
@@ -243,6 +246,7 @@ class Reading:
             self.fault("no plan")
         elif plan != count:
             self.fault("the plan is not met")
+        del self.owns[indent]
         return tests
 
     def totals(self, text: str, own: list[str]) -> None:
