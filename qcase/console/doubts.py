@@ -30,16 +30,20 @@ class Doubts:
         self._pending = pending
         self._text = text
 
-    def drop_pass(self, keyboard: Keyboard, patterns: list[Pattern], now: float) -> bool:
+    def drop_pass(self, keyboard: Keyboard, patterns: list[Pattern], now: float, *, over: bool) -> bool:
         """Drop a success or a skip that is none if what may be echo is output: a fail pattern or a panic matches then, or no
-        success. Tell whether it was dropped.
+        success. So with one by a text that was typed, as long as its echo may come. Tell whether it was dropped.
         """
         self.pattern = ""
-        doubts = keyboard.echo.hidden_doubts() if self._pending.passes else []
-        if not self._pending.passes or not (doubts or self._text.soft):
+        if not self._pending.passes:
             return False
-        with self._search.showing(doubts, now):
-            self.pattern = self._objection(doubts, patterns)
+        doubts = keyboard.echo.hidden_doubts()
+        if doubts or self._text.soft:
+            with self._search.showing(doubts, now):
+                self.pattern = self._objection(doubts, patterns)
+        if not self.pattern and not keyboard.echo.complete:
+            typed = (one for one in self._pending.unkept() if keyboard.echo.may_be_echo(_said(one), now, over=over))
+            self.pattern = next((one.pattern.source for one in typed), "")
         if self.pattern:
             self._pending.want_again()
             self._pending.drop()
@@ -95,6 +99,13 @@ class Doubts:
         said = text.view_slice(start, end)
         whole = _without(list(KERNEL_LINE.finditer(said)), said)
         return keyboard.echo.in_doubt(start, end) and evidence.pattern.search(whole) is None
+
+
+def _said(evidence: Evidence) -> bytes:
+    """Return the text that a success matched."""
+    text = evidence.lines.text
+    found = find_between(text, evidence.pattern, evidence.start, text.end)
+    return b"" if found is None else text.view_slice(*found)
 
 
 def _evidence_may_be_echo(keyboard: Keyboard, evidence: Evidence, now: float, *, over: bool) -> bool:

@@ -483,7 +483,7 @@ class Judge(ConsoleReader):
         if self.keyboard is None:
             self._doubts.pattern = ""
             return
-        dropped = self._doubts.drop_pass(self.keyboard, [*self._searching(), *self._panic], now)
+        dropped = self._doubts.drop_pass(self.keyboard, [*self._searching(), *self._panic], now, over=over)
         if not dropped and self.rules.group is None:
             dropped = self._doubts.drop_fail(self.keyboard, now, over=over)
         if dropped:

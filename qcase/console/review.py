@@ -39,6 +39,7 @@ class Review:
         self._either: list[tuple[int, int]] = []  # what may be echo, and output as well
         self._repeated: list[tuple[int, int]] = []  # the whole typed line once more
         self._echoes: list[tuple[int, int]] = []  # what surely is echo
+        self.complete = False  # all that was typed has come back, by the last review
         self._known_from = text.end  # what was hidden before this position is echo
 
     def review(self, *, over: bool = False) -> bool:
@@ -70,7 +71,8 @@ class Review:
         if back > text.end:
             self._doubt_tails(prices, came)
         capitals = came.text.upper().startswith(typed.text.upper())  # nothing is lost, and nothing stands in between
-        sure = (complete or end == back) and (not damaged or capitals)
+        self.complete = complete or end == back
+        sure = self.complete and (not damaged or capitals)
         echoes = [sure and price <= -SURE for price in prices]
         self._either, _ = stretches(
             [SURELY_ECHO if is_echo else price for is_echo, price in zip(echoes, prices, strict=True)], came

@@ -812,6 +812,19 @@ EXPLAINED = [
         replace(READS, fail=("BAD\nEND",)),
         out(0.2, "BAD\bD\r\nEN\bND\r\nPASS\r\n"),
     ),
+    case(
+        "a program's text in the middle of the late echo of a line that is a success",
+        "timeout",
+        replace(COUNTS, prompt="#", fail=()),
+        Write(0.4, By.PROMPT, b"# "),
+        echo(2.7, "cat <<Q"),
+        echo(3.1, "\r\n"),
+        echo(3.5, "P"),
+        out(3.5, "P"),
+        echo(3.7, "ASS"),
+        out(3.7, "S"),
+        echo(4.25, "\r\n"),
+    ),
 ]
 
 CASES = [*TYPING, *UNFINISHED, *TORN, *SCREEN, *PANICS, *SECOND, *EXPLAINED]
