@@ -30,6 +30,7 @@ _OUT_BLANK: Final = 1.0
 _OUT_END: Final = 0.5
 _MORE_BLANK: Final = 0.3  # one more blank than was typed, as of a tab
 _LOST_BLANK: Final = 0.5  # a blank that was typed, or what has no form of its own
+_NEARLY: Final = 1.0  # as much of it may be lost at the end of what was typed where all else has come back
 _SWITCH: Final = 14.0  # between output and echo in the middle of a line
 _LEAVE: Final = 0.5  # the same at a line's end
 _ENTER: Final = 1.0  # and at a line's start, or behind a prompt
@@ -77,11 +78,11 @@ _DAMAGED: Final = _Style(18.0, lost=4.0, capital=0.7, again=24.0)
 _DOUBLED: Final = _Style(20.0)
 
 
-def compare(typed: Typed, came: Came, *, over: bool = False) -> tuple[list[float], bool, bool]:
+def compare(typed: Typed, came: Came, *, over: bool = False) -> tuple[list[float], bool, bool, bool]:
     """Return for each character that came how much more it costs to take it for echo than for output. `over`: nothing more comes.
 
-    And whether the cheapest account is one of an echo that is not what was typed: with losses, in capitals, or twice; and whether
-    all that was typed has come back by it.
+    And whether the cheapest account is one of an echo that is not what was typed: with losses, in capitals, or twice; whether
+    all that was typed has come back by it; and whether all of that but blanks and line ends has.
     """
     pending = _MISSING if over else _PENDING
     prices = _output_prices(typed, came)
@@ -95,7 +96,8 @@ def compare(typed: Typed, came: Came, *, over: bool = False) -> tuple[list[float
     found = [table.costs() for table in tables if table.cheapest < cheapest + SURE]
     damaged = tables[0].cheapest > cheapest
     prices = [min(e) - min(o) for e, o in zip(*((zip(*(pair[n] for pair in found), strict=True)) for n in (0, 1)), strict=True)]
-    return prices, damaged, min(tables, key=lambda table: table.cheapest).complete
+    best = min(tables, key=lambda table: table.cheapest)
+    return prices, damaged, best.complete, best.nearly
 
 
 def _twice(typed: Typed, spans: list[tuple[int, int]]) -> Typed:
@@ -155,6 +157,8 @@ class _Table:
         self._ends[0] = 0.0 if came.whole else self._ends[0]  # a guest that echoes nothing has nothing to come
         self.cheapest = min(min(map(float.__add__, row, self._ends)) for row in (echo, out))
         self.complete = self.cheapest == min(echo[-1], out[-1]) + self._ends[-1]
+        nearly = (n for n in range(self._size) if self._sums[-1] - self._sums[n] <= _NEARLY)
+        self.nearly = any(self.cheapest == min(echo[n], out[n]) + self._ends[n] for n in nearly)
 
     def _prices(self, number: int) -> tuple[float, float, float, float]:
         """Return the costs of a character: as output, to begin output with it, to begin echo, to begin a part anew."""

@@ -65,14 +65,14 @@ class Review:
         if not came.text:
             return repeated
         self._cells += len(typed.text) * len(came.text)
-        prices, damaged, complete = compare(typed, came, over=over)
+        prices, damaged, complete, nearly = compare(typed, came, over=over)
         if not damaged:
             self._settle_by_count(prices, came)
         if back > text.end:
             self._doubt_tails(prices, came)
         capitals = came.text.upper().startswith(typed.text.upper())  # nothing is lost, and nothing stands in between
-        self.complete = complete or end == back
-        sure = self.complete and (not damaged or capitals)
+        self.complete = nearly or end == back
+        sure = (complete or end == back) and (not damaged or capitals)
         echoes = [sure and price <= -SURE for price in prices]
         self._either, _ = stretches(
             [SURELY_ECHO if is_echo else price for is_echo, price in zip(echoes, prices, strict=True)], came
@@ -169,11 +169,20 @@ class Review:
             or self._command.plainly_back() <= self._text.end
         ):
             return False
+        if self._came_too_soon(said):
+            return False
         came = self._text.slice(max(self._command.began, self._text.base), min(self._text.end, self._command.log[-1][1] + LATEST))
         came = self._command.without_kernels(came)
         if self._command.lines[0].text[:_BEGUN] not in came or self._command.said_more(said, came):
             return False
         return (not over and now < self._command.typed_at + _COMES) or self._goes_on(said, came)
+
+    def _came_too_soon(self, said: bytes) -> bool:
+        """Tell whether a text came before it was typed: so it is output, there at least."""
+        typed = self._all_typed()
+        places = (n for n in range(len(typed.text)) if typed.text.startswith(said, n))
+        first = self._text.find(said, self._command.began)
+        return 0 <= first < min((typed.since[n] for n in places), default=0)
 
     def _goes_on(self, said: bytes, came: bytes) -> bool:
         """Tell whether what was typed behind a text came behind it, too: an echo that loses nothing does."""

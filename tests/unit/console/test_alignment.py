@@ -13,7 +13,7 @@ def told(typed: str, came: str, *, parts: tuple[int, ...] = (0,), over: bool = F
     lines = [0, *(n + 1 for n, char in enumerate(text[:-1]) if char == 10)]
     starts = {0, *(n + 1 for n, char in enumerate(back) if char == 10)}
     prompts = {n + 2 for n in range(len(back)) if back[n : n + 2] == b"# "}
-    prices, _, _ = compare(
+    prices, *_ = compare(
         Typed(text, [0] * len(text), list(parts), lines), Came(back, list(range(len(back))), starts, prompts, True), over=over
     )
     marks = "".join("." if price >= SURE else "#" if price <= -SURE else "?" for price in prices)
