@@ -51,7 +51,7 @@ def of_file(path: Path, arch: Arch, where: str) -> Kernel:
 
 
 def digest(path: Path) -> str:
-    return file_state.sha256(path)
+    return file_state.sha256(path, LARGEST)
 
 
 def content(kernel: Kernel) -> bytes:

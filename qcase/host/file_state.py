@@ -10,9 +10,11 @@ facts are unchanged, the file has not been changed since it was read. Three thin
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,8 +41,14 @@ def facts(path: Path) -> Facts | None:
     }
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def sha256(path: Path, limit: int | None = None) -> str:
+    """Return the digest of a regular file of at most `limit` bytes. It never blocks. Raises `OSError`."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "Not a file", str(path))
+        if limit is not None and about.st_size > limit:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

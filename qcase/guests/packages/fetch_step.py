@@ -21,7 +21,7 @@ from qcase.guests.packages.apk import cached_name, installed, skeleton
 from qcase.guests.packages.downloads import Downloads
 from qcase.guests.packages.lock import LOCK_FILE, Package, file_sha256
 from qcase.guests.packages.repositories import LOCAL, Sources
-from qcase.host import locks
+from qcase.host import beneath, locks
 from qcase.host.proxies import proxies_of
 from qcase.host.trees import Tree
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 IMAGE = "alpine"  # the toolchain image with apk
 FETCH_TIMEOUT = 900.0
+_LARGEST_KEY = 1 << 20  # bytes
 
 # Paths in the step.
 _ROOT = "/qcase/build/root"
@@ -142,7 +143,10 @@ class FetchStep:
             (own / "keys").remove()
             (own / "keys").mkdir(parents=True)
             for path in self.sources.keys:
-                (own / "keys" / path.name).write_bytes(path.read_bytes())
+                try:
+                    (own / "keys" / path.name).write_bytes(beneath.read(path, _LARGEST_KEY))
+                except OSError as error:
+                    raise InfraError(f"cannot be read: {error.strerror}", where=str(path), hint="see [packages] keys") from None
 
     def _file(self, cache: Tree, name: str, version: str, checksum: str) -> Path | Tree:
         """Return the file that apk has just installed a package from: in its cache, or in a folder of the host."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from qcase import parsing
 from qcase.arch import Arch
 from qcase.config.toml_document import toml_value
 from qcase.errors import ConfigError, InfraError, Problem
-from qcase.host import beneath
+from qcase.host import beneath, file_state
 from qcase.host.files import write_aside
 
 LOCK_FILE = "qcase.lock"
 LOCK_FORMAT = 1
+_LARGEST = 4 << 30  # bytes of a package, an index or a key
 # The parts of a file's name, from any source: none of them can contain a path.
 NAME = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9._+-]*")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")
@@ -165,6 +165,6 @@ def lock_differences(old: Lock | None, new: Mapping[tuple[Arch, str], Sequence[P
 
 def file_sha256(path: Path) -> str | None:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_state.sha256(path, _LARGEST)
     except OSError:
         return None

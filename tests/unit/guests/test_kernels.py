@@ -354,3 +354,10 @@ def test_a_case_with_variables_of_its_own_has_a_kernel_of_its_own(workspace: Pat
     assert four.shown == "normal/one, PLACE=${build_group} SMP=4"
     logs = {path.name for path in (workspace / "target/qcase/logs/aarch64/normal/one").iterdir()}
     assert logs == {"kernel.log", four.log}
+
+
+def test_a_kernel_of_terabytes_is_refused_at_once(tmp_path: Path) -> None:
+    with (tmp_path / "kernel").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UsageError, match="File too large"):
+        kernel_files.of_file(tmp_path / "kernel", Arch.X86_64, "kernel")

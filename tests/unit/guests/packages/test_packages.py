@@ -17,7 +17,7 @@ from qcase.containers.step import Step, StepResult
 from qcase.errors import BuildError, ConfigError, InfraError, UsageError
 from qcase.guests.packages import apk, repositories
 from qcase.guests.packages.downloads import Downloads
-from qcase.guests.packages.lock import LOCK_FILE, Lock, Package, lock_differences, read_lock, write_lock
+from qcase.guests.packages.lock import LOCK_FILE, Lock, Package, file_sha256, lock_differences, read_lock, write_lock
 from qcase.guests.packages.repositories import Sources
 from qcase.guests.packages.supply import PackageSupplier
 from qcase.host.trees import Tree
@@ -468,3 +468,13 @@ def test_a_lock_of_an_odd_name_reads_back(tmp_path: Path, name: str) -> None:
     lock = read_lock(tmp_path)
     assert lock is not None
     assert lock.cases == {(Arch.X86_64, name): (package,)}
+
+
+def test_a_key_or_an_index_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(8 << 30)
+    (tmp_path / "key").write_bytes(b"key")
+    assert [file_sha256(tmp_path / name) for name in ("fifo", "endless", "huge")] == [None, None, None]
+    assert file_sha256(tmp_path / "key") == hashlib.sha256(b"key").hexdigest()
