@@ -279,6 +279,8 @@ else
     cmake --build {BUILD}/cmake --parallel "$(nproc)"
 fi
 stage install
+# With the prefix /, a project's own ${{CMAKE_INSTALL_PREFIX}}/lib is //lib, which CMake takes for a path in a network.
+find {BUILD}/cmake -name cmake_install.cmake -exec sed -i 's|DESTINATION "///*|DESTINATION "/|' {{}} +
 DESTDIR={OVERLAY} cmake --install {BUILD}/cmake
 """
 _MESON = f"""\

@@ -243,6 +243,19 @@ def test_errors_name_files_by_their_paths_in_the_workspace(case: Case, build_fil
     assert "/qcase/src" not in caught.value.log
 
 
+def test_a_project_that_puts_the_prefix_before_its_folders(case: Case) -> None:
+    lines = """\
+        cmake_minimum_required(VERSION 3.20)
+        project(prefixed C)
+        add_executable(prog prog.c)
+        install(TARGETS prog DESTINATION "${CMAKE_INSTALL_PREFIX}/usr/bin")
+        install(FILES prog.c DESTINATION "${CMAKE_INSTALL_PREFIX}/lib/cmake/prog")
+        """
+    overlay = case.build({"c/CMakeLists.txt": lines, "c/prog.c": "int main(void) { return 0; }\n"}, Arch.X86_64, c.build)
+    assert (overlay / "usr/bin/prog").is_file()
+    assert (overlay / "lib/cmake/prog/prog.c").is_file()
+
+
 def test_options_and_presets(case: Case) -> None:
     lines = ('option(X "" OFF)', "if(NOT X)", 'message(FATAL_ERROR "X is off")', "endif()")
     files = {"c/CMakeLists.txt": project(*lines), "c/main.c": "int main(void) { return 0; }\n"}
