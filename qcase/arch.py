@@ -23,6 +23,11 @@ class UefiSpec(NamedTuple):
     pe_machine: int
 
 
+DEBUG_EXIT = "isa-debug-exit"
+SEMIHOSTING = "semihosting"
+FINISHER = "finisher"
+
+
 class ArchSpec(NamedTuple):
     """The row of an architecture: its differences from others, beside its name.
 
@@ -30,6 +35,9 @@ class ArchSpec(NamedTuple):
     `virtio_modules` the modules of Linux for it. `qemu_package`: Debian's package of the program. `args`: the `args` of a case
     that `qcase new` writes. `tcg_single_thread`: TCG runs several processors in one host thread, see `qcase.vm.arguments`.
     `tells_resets`: `-d cpu_reset` shows resets of the guest.
+
+    `exit_device`: the way in which a guest ends QEMU with a status: `DEBUG_EXIT`, a device that `args` adds; `SEMIHOSTING`, an
+    option; `FINISHER`, a part of the default machine; empty if there is none.
 
     KVM. `kvm_host`: value of `platform.machine()` on a host that runs such guests. `kvm_needs_host_cpu`: under KVM a guest
     has the host's processor only, whatever a case's file names.
@@ -53,6 +61,7 @@ class ArchSpec(NamedTuple):
     args: str
     tcg_single_thread: bool
     tells_resets: bool
+    exit_device: str
     kvm_host: str
     kvm_needs_host_cpu: bool
     target: str
@@ -93,6 +102,7 @@ class Arch(StrEnum):
             args='["-nographic", "-m", "256M"]',
             tcg_single_thread=True,
             tells_resets=True,
+            exit_device=DEBUG_EXIT,
             kvm_host="x86_64",
             kvm_needs_host_cpu=False,
             target="x86_64-unknown-none",
@@ -122,6 +132,7 @@ class Arch(StrEnum):
             args='["-nographic", "-cpu", "cortex-a72", "-m", "256M"]',
             tcg_single_thread=False,
             tells_resets=False,
+            exit_device=SEMIHOSTING,
             kvm_host="aarch64",
             kvm_needs_host_cpu=True,
             target="aarch64-unknown-none-softfloat",
@@ -152,6 +163,7 @@ class Arch(StrEnum):
             args='["-nographic", "-m", "256M"]',
             tcg_single_thread=False,
             tells_resets=False,
+            exit_device=FINISHER,
             kvm_host="riscv64",
             kvm_needs_host_cpu=False,
             target="riscv64gc-unknown-none-elf",
@@ -182,6 +194,7 @@ class Arch(StrEnum):
             args='["-nographic", "-m", "1G"]',
             tcg_single_thread=False,
             tells_resets=False,
+            exit_device="",
             kvm_host="loongarch64",
             kvm_needs_host_cpu=False,
             target="loongarch64-unknown-none-softfloat",
@@ -227,6 +240,8 @@ class Arch(StrEnum):
         """The file name of musl's dynamic loader."""
         return f"ld-musl-{self.value}.so.1"
 
+
+DEFAULT = Arch.X86_64  # of a command without --arch
 
 # Names of machines that qcase has no guests for, for messages about files: numbers in ELF and in PE files.
 OTHER_ELF_MACHINES = {8: "MIPS", 20: "PowerPC", 21: "PowerPC64", 22: "S390", 40: "ARM", 43: "SPARC"}

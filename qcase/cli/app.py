@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qcase.arch import Arch
+from qcase.arch import DEFAULT, Arch
 from qcase.arch import names as arch_names
 from qcase.cli import output
 from qcase.cli.options import image_lock_of, offer_arches
@@ -59,7 +59,7 @@ ArchesOption = Annotated[
         "-a",
         metavar="ARCH",
         autocompletion=offer_arches,
-        help=f"{arch_names()}; may be repeated. Default: {Arch.X86_64}.",
+        help=f"{arch_names()}; may be repeated. Default: {DEFAULT}.",
     ),
 ]
 TrustOption = Annotated[

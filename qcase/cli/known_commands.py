@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qcase.arch import Arch
+from qcase.arch import DEFAULT
 from qcase.cli.app import known_app, targets_of
 from qcase.cli.options import ArchOption, CasesArgument, TargetOption, WorkspaceOption, arch_named
 from qcase.cli.output import counted, reported
@@ -22,7 +22,7 @@ def add_command(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why they fail; needed.")] = "",
     link: Annotated[str, typer.Option("--link", metavar="URL", help="Where to read about it.")] = "",
     until: Annotated[str, typer.Option("--until", metavar="DATE", help="The last day on which it is excused: 2027-01-31.")] = "",
-    arch: ArchOption = Arch.X86_64.value,
+    arch: ArchOption = DEFAULT.value,
     target: TargetOption = "",
     workspace: WorkspaceOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be added.")] = False,

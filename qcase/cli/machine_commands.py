@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcase.arch import Arch
+from qcase.arch import DEFAULT, Arch
 from qcase.cli.app import COMPLETE, BuiltArgument, app, as_pinned, cache_app, images_app
 from qcase.cli.options import (
     ArchOption,
@@ -372,7 +372,7 @@ def images_pull(
 
 @app.command("doctor")
 def doctor_command(
-    arch: ArchOption = Arch.X86_64.value,
+    arch: ArchOption = DEFAULT.value,
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcase.arch import Arch
+from qcase.arch import DEFAULT, Arch
 from qcase.cli.app import ArchesOption, Chosen, TrustOption, app, exclude, targets_of
 from qcase.cli.options import (
     CacheOption,
@@ -109,7 +109,7 @@ def run_command(
         options = _RunOptions(
             filters=replace(filters_of(tag, pipeline, failed, changed), kernel=kernel),
             plan=_plan(jobs, retries, repeat, shard, cold=cold, fail_fast=fail_fast, max_fail=max_fail),
-            arches=arches_named(arch) or [Arch.X86_64],
+            arches=arches_named(arch) or [DEFAULT],
             target=target,
             groups=tuple(group or ()),
             suite=suite,
@@ -225,7 +225,7 @@ class _RunOptions:
 
     def again(self, names: Sequence[str], arch: Arch) -> str:
         """The command that runs just these cases again."""
-        options = [("--arch", arch.value if arch is not Arch.X86_64 else ""), ("--target", self.target)]
+        options = [("--arch", arch.value if arch is not DEFAULT else ""), ("--target", self.target)]
         options += [("--suite", self.suite), *(("--group", group) for group in self.groups)]
         options += [("--workspace", str(self.workspace) if self.workspace else ""), ("--cache-dir", self.cache_dir)]
         options += [

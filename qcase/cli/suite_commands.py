@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcase.arch import Arch
+from qcase.arch import DEFAULT, Arch
 from qcase.cli.app import ArchesOption, app, targets_of
 from qcase.cli.options import (
     ArchOption,
@@ -121,7 +121,7 @@ def explain_command(
         from qcase.suite import discover, select
 
         opened = cases_module.Workspace.open(workspace or Path.cwd()).of_suite(suite)
-        targets = targets_of(arches_named(arch) or [Arch.X86_64], target)
+        targets = targets_of(arches_named(arch) or [DEFAULT], target)
         looked = store.Store(store_root_of(cache_dir), readonly=True)
         gathered: dict[str, object] = {}
         for known, triple in targets.items():
@@ -146,7 +146,7 @@ def explain_command(
 @app.command("argv")
 def argv_command(
     case: Annotated[str, typer.Argument(metavar="CASE", autocompletion=offer_cases, help="A name or a glob.")],
-    arch: ArchOption = Arch.X86_64.value,
+    arch: ArchOption = DEFAULT.value,
     target: TargetOption = "",
     group: GroupsOption = None,
     suite: SuiteOption = "",
@@ -214,7 +214,7 @@ def _cases_to_boot(
 @app.command("shell")
 def shell_command(
     case: Annotated[str, typer.Argument(metavar="CASE", autocompletion=offer_cases, help="A name, or a glob that fits one.")],
-    arch: ArchOption = Arch.X86_64.value,
+    arch: ArchOption = DEFAULT.value,
     target: TargetOption = "",
     group: GroupsOption = None,
     suite: SuiteOption = "",

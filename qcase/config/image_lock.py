@@ -17,7 +17,6 @@ An image is as pinned if its identity is the pin's: the same recipe, the same pa
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -26,7 +25,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qcase import parsing
+from qcase import canonical, parsing
 from qcase.config.toml_document import toml_value
 from qcase.errors import ConfigError, InfraError, Problem
 from qcase.host import beneath
@@ -77,8 +76,8 @@ class Lock:
 
 def identity(recipe: str, packages: Sequence[str]) -> str:
     """Compute the identity of an image from its recipe's digest and the lines of its package list."""
-    parts = {"format": LOCK_FORMAT, "recipe": recipe, "packages": packages_digest(packages)}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    parts: canonical.JSON = {"format": LOCK_FORMAT, "recipe": recipe, "packages": packages_digest(packages)}
+    return canonical.digest(parts)
 
 
 def packages_digest(packages: Sequence[str]) -> str:

@@ -71,7 +71,7 @@ RELEASES = {
 
 
 def maker(release: _Release, arch: Arch, offline: bool, emit: Emit) -> Callable[[Path], None]:
-    return lambda staged: _fetch(release, arch, alpine_name(arch), staged, offline, emit)
+    return lambda staged: _fetch(release, alpine_name(arch), staged, offline, emit)
 
 
 def not_there(name: str, staged: Path) -> InfraError:
@@ -82,7 +82,7 @@ def not_there(name: str, staged: Path) -> InfraError:
     )
 
 
-def _fetch(release: _Release, arch: Arch, name: str, staged: Path, offline: bool, emit: Emit) -> None:
+def _fetch(release: _Release, name: str, staged: Path, offline: bool, emit: Emit) -> None:
     """Fill the folder `staged` with rootfs.img and kernel."""
     from qcase.guests import kernel_files
     from qcase.host.download import expect
@@ -102,7 +102,7 @@ def _fetch(release: _Release, arch: Arch, name: str, staged: Path, offline: bool
     expect(image, release.image_sha256, release.image)
     to_raw(image, staged / "rootfs.img")
     image.unlink()
-    unpack = {Arch.X86_64: kernel_files.unpack_bzimage, Arch.AARCH64: kernel_files.unpack_zboot}[arch]
+    unpack = kernel_files.unpack_zboot if kernel_files.is_zboot(kernel) else kernel_files.unpack_bzimage
     kernel.write_bytes(unpack(kernel.read_bytes(), release.kernel))
 
 

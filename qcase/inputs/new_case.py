@@ -26,8 +26,15 @@ _NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
 
 
 def plan_case(name: str, pipeline: Pipeline, prompts: Mapping[Arch, str]) -> Plan:
-    """Return the files of a case. `name`: the name of its programs and in its messages. `prompts`: one for each of its arches."""
+    """Return the files of a case. `name`: the name of its programs and in its messages. `prompts`: one for each of its arches.
+
+    Raises `UsageError` for an architecture that the template has no code for.
+    """
     if pipeline is Pipeline.KTEST:
+        if unknown := [arch for arch in prompts if arch not in ktest_template.KERNELS]:
+            what = f"the template of a case of the pipeline ktest has no kernel for {', '.join(unknown)}"
+            hint = " ".join(f"--arch {arch}" for arch in ktest_template.KERNELS)
+            raise UsageError(what, hint=f"take {hint}, or write the case's files by hand")
         own = {f"qemu-{arch}.toml": File(ktest_template.case_file(name, arch)) for arch in prompts}
         return ktest_template.sources() | own
     sources, command, commands = _template(pipeline)(name)

@@ -14,6 +14,7 @@ from qcase.errors import BuildError, InfraError, QcaseError
 from qcase.guests.packages import install_step
 from qcase.host.trees import PlantedError, Tree
 from qcase.pipelines.pipeline import SCRIPT, STAGING, BuildContext
+from qcase.toolchains.recipes import GUEST_ARCH
 
 TOOL = "/qcase/apk"
 REQUESTS = "/qcase/packages/requests"
@@ -21,7 +22,7 @@ _POLL = 0.03  # seconds
 _REQUEST = 64 << 10  # bytes of a request
 _REQUESTS_AT_ONCE = 1000
 
-_LOADER = "ld-musl-x86_64.so.1"
+_LOADER = GUEST_ARCH.musl_loader
 _LIBRARIES = ("lib", "usr/lib")
 
 SHIM = f"""\

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from qcase.arch import Arch
+from collections.abc import Mapping
+
+from qcase.arch import DEBUG_EXIT, FINISHER, Arch
 from qcase.config.exit_table import POWEROFF
 from qcase.suite.templates import File
 
-STATUSES = (Arch.X86_64, Arch.RISCV64)  # architectures whose kernel of the template ends QEMU with a status
-_DEVICE = "isa-debug-exit,iobase=0xf4,iosize=0x04"
+# Architectures that the template's kernel has code for: where QEMU loads it, and how clang builds it.
+KERNELS: Mapping[Arch, str] = {
+    Arch.X86_64: 'base=0x100000 options="--target=i386-unknown-none-elf -mgeneral-regs-only"',
+    Arch.AARCH64: 'base=0x40200000 options="--target=aarch64-unknown-none-elf -mgeneral-regs-only -mstrict-align"',
+    Arch.RISCV64: 'base=0x80200000 options="--target=riscv64-unknown-none-elf -march=rv64imac -mabi=lp64 -mcmodel=medany"',
+}
+_DEVICE = f"{DEBUG_EXIT},iobase=0xf4,iosize=0x04"
 
 
 def sources() -> dict[str, File]:
@@ -17,9 +24,9 @@ def sources() -> dict[str, File]:
 def case_file(name: str, arch: Arch) -> str:
     """Return the text of `qemu-<arch>.toml`."""
     args = arch.spec.args
-    if arch is Arch.X86_64:
+    if arch.spec.exit_device == DEBUG_EXIT:
         args = f'{args.removesuffix("]")}, "-device", "{_DEVICE}"]'
-    ends = ["pass = [33]", "fail = [35]"] if arch in STATUSES else [f'pass = ["{POWEROFF}"]']
+    ends = ["pass = [33]", "fail = [35]"] if arch.spec.exit_device in (DEBUG_EXIT, FINISHER) else [f'pass = ["{POWEROFF}"]']
     output = f"target/ktest/{name}-${{arch}}"
     lines = [
         "# How this kernel is booted, and what decides. `qcase schema qemu --toml` shows all keys.",
@@ -47,13 +54,12 @@ def case_file(name: str, arch: Arch) -> str:
     return "\n".join(lines) + "\n"
 
 
-_BUILD = """#!/bin/sh
+_CASES = "\n".join(f"    {arch}) {words} ;;" for arch, words in KERNELS.items())
+_BUILD = f"""#!/bin/sh
 # build.sh ARCHITECTURE OUTPUT
 set -eu
 case $1 in
-    x86_64) base=0x100000 options="--target=i386-unknown-none-elf -mgeneral-regs-only" ;;
-    aarch64) base=0x40200000 options="--target=aarch64-unknown-none-elf -mgeneral-regs-only -mstrict-align" ;;
-    riscv64) base=0x80200000 options="--target=riscv64-unknown-none-elf -march=rv64imac -mabi=lp64 -mcmodel=medany" ;;
+{_CASES}
     *) echo "error: this kernel does not know $1" >&2; exit 1 ;;
 esac
 here=$(dirname "$0")

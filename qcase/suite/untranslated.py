@@ -16,13 +16,13 @@ from qcase.errors import QcaseError
 from qcase.suite.root_images import GENERIC, usual_names
 from qcase.text import printable
 
-_OF_DEBIAN = (Arch.X86_64, Arch.AARCH64, Arch.RISCV64)  # that the guest `debian` is there for
+OF_DEBIAN = (Arch.X86_64, Arch.AARCH64, Arch.RISCV64)  # that the guest `debian` is there for, see `qcase.guests.debian`
 
 
 def small_disks(root: Path, configs: Sequence[str]) -> list[tuple[Arch, str]]:
     """Return axbuild's small root filesystem, busybox alone, for each architecture whose cases have it as a disk."""
     found = {(_arch(path), name) for path in configs for name in _disks(_read(root / path).get("args"), _arch(path))}
-    return sorted((arch, name) for arch, name in found if name == _small(arch) and arch in _OF_DEBIAN)
+    return sorted((arch, name) for arch, name in found if name == _small(arch) and arch in OF_DEBIAN)
 
 
 def _small(arch: Arch) -> str:

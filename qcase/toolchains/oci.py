@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from qcase import parsing
+from qcase import canonical, parsing
 from qcase.errors import InfraError
 from qcase.host.files import replacing
 
@@ -125,8 +125,8 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
 def seal_of(architecture: str, system: str, config: Mapping[str, Any], diff_ids: Sequence[str]) -> str:
     """Return the value of the label `qcase.sealed` for an image of this configuration and these layers."""
     labels = {key: value for key, value in (config.get("Labels") or {}).items() if key != SEAL}
-    parts = [architecture, system, effective(config), labels, list(diff_ids)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    parts: canonical.JSON = [architecture, system, effective(config), labels, list(diff_ids)]
+    return canonical.digest(parts)
 
 
 def sealed_identity(image: Mapping[str, Any]) -> str | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcase import parsing, plugins
+from qcase import canonical, parsing, plugins
 from qcase.arch import Arch
 from qcase.errors import InfraError, UsageError
 from qcase.guests import alpine
@@ -119,5 +118,5 @@ def base_digest(definition: BaseDefinition, *, above: tuple[str, ...] = ()) -> s
     return sha256({"suite": definition.suite, "variant": definition.variant})
 
 
-def sha256(parts: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def sha256(parts: Mapping[str, canonical.JSON]) -> str:
+    return canonical.digest(parts)

@@ -174,6 +174,18 @@ def test_the_page_of_the_code_names_every_package_as_its_docstring_does() -> Non
         assert (ROOT / "qcase" / path).is_file(), path
 
 
+def test_the_page_of_the_code_draws_the_layers_of_the_contract() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    drawn = page.partition("## Layers")[2].split("```")[1].split("\n")[1:-1]
+    tools = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    contract = tools["importlinter"]["contracts"][0]["layers"]
+    assert [set(re.findall(r"\w+", line)) for line in drawn] == [set(re.findall(r"\w+", line)) for line in contract]
+    beside = {path.stem for path in (ROOT / "qcase").glob("*.py")} - {"__init__", "__main__"}
+    modules = re.search(r"^Modules that all packages use .*?^$", page, re.MULTILINE | re.DOTALL)
+    assert modules is not None
+    assert set(re.findall(r"`(\w+)`", modules[0])) == beside
+
+
 def test_make_help_names_every_target() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.search(r"^\.PHONY: (.+)$", text, re.MULTILINE)

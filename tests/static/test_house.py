@@ -67,6 +67,28 @@ def test_no_private_name_crosses_a_file() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_private_name_of_another_module_is_reached_by_a_dot(path: Path) -> None:
+    """Nor through `getattr`, nor by a module's name in a string, which the contracts do not see."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    ours = {
+        alias.asname or alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "qcase"
+        for alias in node.names
+    }
+    wrong = {
+        ast.unparse(node)
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ours
+        if node.attr.startswith("_") and not node.attr.startswith("__")
+    }
+    assert wrong == set()
+    assert not [node for node in nodes if isinstance(node, ast.Import) for alias in node.names if alias.name.startswith("qcase.")]
+    by_string = [ast.unparse(node) for node in nodes if isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func)]
+    assert len(by_string) == (1 if path.name == "registry.py" else 0)
+
+
 LARGEST_FILE = 500  # lines
 LARGEST_FUNCTION = 60
 # ext4.py is one format, which reads best as one.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 
+from qcase.arch import Arch
+from qcase.guests import debian
+from qcase.suite import untranslated
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "qcase"
@@ -18,7 +21,45 @@ def test_no_module_has_a_table_of_architectures_of_its_own() -> None:
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Dict) and any(key is not None and ast.unparse(key).startswith("Arch.") for key in node.keys)
     }
-    assert found == {"guests/alpine.py", "guests/debian.py"}
+    assert found == {"guests/alpine.py", "guests/debian.py", "suite/ktest_template.py"}
+
+
+def test_no_module_asks_for_one_architecture() -> None:
+    """A fact about an architecture is a field of its row: who adds one would not find a comparison elsewhere."""
+    may = {
+        "arch.py",
+        "config/schema.py",  # the one that stands for all in the commented text
+        "guests/alpine.py",
+        "guests/debian.py",
+        "guests/initramfs.py",  # one that stands for all in a digest
+        "suite/ktest_template.py",
+        "suite/new_workspace.py",  # those of a first case
+        "suite/untranslated.py",
+        "toolchains/recipes.py",  # that of the containers
+    }
+    members = set(Arch.__members__)
+    found = {
+        name
+        for name, text in MODULES.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and node.attr in members and ast.unparse(node.value) == "Arch"
+    }
+    assert found == may
+
+
+def test_the_suite_knows_the_architectures_of_debian() -> None:
+    assert set(untranslated.OF_DEBIAN) == set(debian.RELEASES)
+
+
+def test_digests_of_json_are_made_in_one_form() -> None:
+    """`qcase.canonical.digest` is that form, for keys and for identities."""
+    found = {
+        name
+        for name, text in MODULES.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "hashlib.sha256" and "json.dumps(parts" in ast.unparse(node)
+    }
+    assert found == set()
 
 
 def test_no_other_module_lists_proxies() -> None:

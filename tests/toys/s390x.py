@@ -15,6 +15,7 @@ S390X = (
         args='["-nographic", "-m", "512M"]',
         tcg_single_thread=False,
         tells_resets=False,
+        exit_device="",
         kvm_host="s390x",
         kvm_needs_host_cpu=False,
         target="s390x-unknown-none-softfloat",

@@ -432,3 +432,19 @@ def test_a_status_that_cannot_come(arch: str, args: str, status: int, said: str,
 def test_a_kernel_that_is_not_there_to_test(tree: Suite) -> None:
     tree.case('success_regex = ["^ALL"]\n[qcase]\npipeline = "ktest"\n')
     assert "qcase.pipeline: no kernel of its own: it would boot that of a built-in guest" in tree.only()
+
+
+@pytest.mark.parametrize(
+    ("arch", "hint"),
+    [
+        ("loongarch64", "there is none: let it power off"),
+        ("aarch64", '"-semihosting" is one'),
+        ("x86_64", '"isa-debug-exit'),
+        ("riscv64", ""),
+    ],
+)
+def test_a_status_that_the_machine_cannot_end_with(tree: Suite, arch: str, hint: str) -> None:
+    tree.case(PROMPT + 'shell_init_cmd = "x"\nargs = []\n[qcase.exit]\npass = [33]\n', arch=arch)
+    said = [one for one in tree.said() if "lets a guest end QEMU" in one]
+    assert len(said) == (1 if hint else 0)
+    assert all(hint in one for one in said)
