@@ -42,13 +42,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": HELP},
 )
-cache_app = typer.Typer(
-    name="cache", help="The store: what it keeps, and what goes.", no_args_is_help=True, rich_markup_mode=None
-)
+cache_app = typer.Typer(name="cache", help="List, check and collect what is stored.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app)
-known_app = typer.Typer(name="known", help="The known failures.", no_args_is_help=True, rich_markup_mode=None)
+known_app = typer.Typer(name="known", help="Record and list known failures.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(known_app)
-images_app = typer.Typer(name="images", help="The toolchain images.", no_args_is_help=True, rich_markup_mode=None)
+images_app = typer.Typer(name="images", help="Build, pin and move toolchain images.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(images_app)
 
 
@@ -67,7 +65,7 @@ TrustOption = Annotated[
     typer.Option(
         "--trust",
         metavar="TRUST",
-        help="Whose the workspace is: suite, or sandboxed for a stranger's; default: $QCASE_TRUST, else [run] trust.",
+        help="Trust in the workspace: suite, or sandboxed for a stranger's; default: $QCASE_TRUST, else [run] trust.",
     ),
 ]
 
@@ -105,7 +103,7 @@ BuiltArgument = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", 
 
 
 def strict_parser(make: Callable[[Any], Any], context: Any) -> Any:
-    """A command's parser, which refuses an option of one value that is given twice: the first would silently not count."""
+    """Return a command's parser that refuses a repeated option of one value: the first value would silently not count."""
     parser = make(context)
     parse = parser.parse_args
 
@@ -136,7 +134,7 @@ class Chosen:
 
 
 def targets_of(arches: Sequence[Arch], target: str) -> dict[Arch, str]:
-    """Architectures, each with its target. Raises `UsageError` for one target of several."""
+    """Return architectures, each with its target. Raises `UsageError` if several share a given target."""
     if target and len(arches) > 1:
         raise UsageError("a target is that of one architecture", where="--target", hint="leave it out, or name one --arch")
     return {arch: target or arch.default_target for arch in arches}

@@ -66,9 +66,13 @@ def cache_size(cache_dir: CacheOption = "") -> None:
 
 @cache_app.command("gc")
 def cache_gc(
-    max_size: Annotated[str, typer.Option(metavar="SIZE", help="Of the store; default: [cache] max_size, else 20 GiB.")] = "",
-    max_age: Annotated[str, typer.Option(metavar="AGE", help='Of what is not used, e.g. "30d"; default: any.')] = "",
-    min_free: Annotated[str, typer.Option(metavar="SIZE", help="On its disk; default: [cache] min_free, else 1 GiB.")] = "",
+    max_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Largest size of the store; default: [cache] max_size, else 20 GiB.")
+    ] = "",
+    max_age: Annotated[str, typer.Option(metavar="AGE", help='Largest time since the last use, e.g. "30d"; default: any.')] = "",
+    min_free: Annotated[
+        str, typer.Option(metavar="SIZE", help="Free space to keep on its disk; default: [cache] min_free, else 1 GiB.")
+    ] = "",
     dry_run: DryRunOption = False,
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
@@ -91,7 +95,7 @@ def cache_gc(
 
 @cache_app.command("verify")
 def cache_verify(
-    repair: Annotated[bool, typer.Option("--repair", help="Throw away what is broken.")] = False, cache_dir: CacheOption = ""
+    repair: Annotated[bool, typer.Option("--repair", help="Remove broken entries.")] = False, cache_dir: CacheOption = ""
 ) -> None:
     """Read everything in full. Exit code 1 if something is broken and still there."""
     with reported():
@@ -248,7 +252,7 @@ def _pins_now(names: Iterable[str], before: Lock, snapshot: str, root: Path, emi
 
 
 def _lock_to_write(workspace: Path | None, *, own: bool) -> Lock:
-    """The lock that `qcase images lock` writes, as it is. Raises `UsageError` if it is one of an installed qcase."""
+    """Return the lock that `qcase images lock` writes. Raises `UsageError` for the lock of an installed qcase."""
     from qcase.config import image_lock
     from qcase.toolchains import recipes, records
 
@@ -293,7 +297,7 @@ def images_verify(names: NamesArgument = None, workspace: WorkspaceOption = None
 
 
 def _built(names: Sequence[str] | None, cache: Path) -> list[str]:
-    """The images that were named, else all that are built. Raises `UsageError` if none is."""
+    """Return the named images, else all that are built. Raises `UsageError` if none is."""
     from qcase.toolchains import images, recipes
 
     chosen = list(names or [name for name in recipes.names() if images.known_identity(name, cache) is not None])
@@ -322,7 +326,7 @@ def images_save(
 
 @images_app.command("load")
 def images_load(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="What `qcase images save images.tar` wrote.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file or folder that `qcase images save images.tar` wrote.")],
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="The images; default: all in it.")] = None,
     cache_dir: CacheOption = "",
 ) -> None:
@@ -420,7 +424,7 @@ def schema_command(
         typer.Argument(
             metavar="NAME",
             autocompletion=offer("qcase", "qemu", "results", "events"),
-            help="qcase: of qcase.toml; qemu: of qemu-<arch>.toml; results, events: of what --json and --events write.",
+            help="qcase: qcase.toml; qemu: qemu-<arch>.toml; results, events: the files of --json and --events.",
         ),
     ],
     as_toml: Annotated[bool, typer.Option("--toml", help="All keys with their defaults and meanings, as TOML.")] = False,

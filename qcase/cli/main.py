@@ -69,37 +69,37 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 
 
-# What stands beside each command in the list of all; an uncut line even on a narrow terminal.
+# Summaries of commands in the list of all: a verb first, and one uncut line even on a narrow terminal.
 SUMMARIES: dict[str, str] = {
     "run": "Build, boot and judge cases.",
-    "report": "Other reports of results.",
+    "report": "Make other reports of results.",
     "list": "Show the suite as a tree.",
-    "explain": "What a case's keys are made of.",
-    "argv": "A case's QEMU command, to be pasted.",
-    "shell": "A case's image by hand.",
+    "explain": "Show the parts of a case's keys.",
+    "argv": "Print a case's QEMU command.",
+    "shell": "Boot a case with its console here.",
     "init": "Make a workspace.",
     "new": "Make a case.",
-    "doctor": "Would a run work here?",
+    "doctor": "Check whether a run would work.",
     "lint": "Check all files of the suite.",
-    "schema": "JSON Schemas of the configuration.",
-    "completion": "Scripts that make shells complete.",
-    "cache path": "The folder of the store.",
-    "cache list": "What is stored.",
-    "cache size": "How much of the disk it takes.",
-    "cache gc": "Sweep, and keep to the limits.",
-    "cache verify": "Read everything in full.",
-    "cache clear": "Take away all that is not in use.",
+    "schema": "Print JSON Schemas of files.",
+    "completion": "Print a shell's completion script.",
+    "cache path": "Print the folder of the store.",
+    "cache list": "List the entries of the store.",
+    "cache size": "Show the store's size on the disk.",
+    "cache gc": "Remove leftovers and old entries.",
+    "cache verify": "Read and check every entry.",
+    "cache clear": "Remove all entries not in use.",
     "lock": "Pin the packages of all cases.",
-    "known add": "Write down what failed in the last run.",
-    "known list": "What is known to fail, and why.",
+    "known add": "Record what failed in the last run.",
+    "known list": "List known failures and reasons.",
     "images build": "Build a toolchain image.",
-    "images list": "Which are there, and as pinned.",
-    "images lock": "Pin them as they are.",
-    "images verify": "Are they as pinned?",
-    "images save": "Write them as an OCI layout.",
-    "images load": "Take them in from an OCI layout.",
-    "images push": "Bring them to a registry.",
-    "images pull": "Take them in from a registry.",
+    "images list": "List images, and compare with pins.",
+    "images lock": "Pin the images as they are.",
+    "images verify": "Check the images against their pins.",
+    "images save": "Write images as an OCI layout.",
+    "images load": "Load images from an OCI layout.",
+    "images push": "Push images to a registry.",
+    "images pull": "Pull images from a registry.",
 }
 
 
@@ -121,7 +121,7 @@ _add_examples(app)
 
 
 def program() -> NoReturn:
-    """The program as it is installed: `main`, and out at once. All is put away by then, and Python's own end takes 30 ms.
+    """Run `main`, then leave with `os._exit`: everything is closed by then, and the shutdown of the interpreter takes 30 ms.
 
     After an interrupt Python would also wait for each thread, even one that waits for the engine. The guardian comes behind us.
     """
@@ -171,7 +171,7 @@ def main() -> None:
 
 
 def command(words: Sequence[str] = (), *, names: bool = False) -> Any:
-    """All commands, or the one that `words` begin with: typer takes a millisecond for each.
+    """Build all commands, or the one that `words` begin with: typer takes a millisecond for each.
 
     Their help names an argument by what it is, without Python's type behind it, and no option of one value is given twice.
     `names`: only their names and summaries, for the list of all.
@@ -196,7 +196,7 @@ def command(words: Sequence[str] = (), *, names: bool = False) -> Any:
 
 
 def _names(commands: typer.Typer) -> typer.Typer:
-    """The commands without their options."""
+    """Copy the commands without their options."""
     listed = copy.copy(commands)
     listed.registered_commands = [copy.copy(one) for one in commands.registered_commands]
     for one in listed.registered_commands:
@@ -209,7 +209,7 @@ def _names(commands: typer.Typer) -> typer.Typer:
 
 
 def _nothing() -> None:
-    """The callback of a command that is only listed."""
+    """Do nothing: the callback of a command that is only listed."""
 
 
 def _helped(whole: Any, words: list[str]) -> tuple[Any, str, list[str]]:
@@ -229,7 +229,7 @@ def _helped(whole: Any, words: list[str]) -> tuple[Any, str, list[str]]:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """The words of a command line, the value that an option may go without filled in: `--changed` is `--changed HEAD`."""
+    """Fill in values of options that may have none, and return the words: `--changed` becomes `--changed=HEAD`."""
     words = list(argv)
     for index, word in enumerate(words):
         if word == "--":
@@ -255,7 +255,7 @@ def _fill_standard_streams() -> None:
 
 
 def _interrupt(*_: object) -> None:
-    """The first one interrupts. The next ones are the same impatience, and must not cut short what clears away."""
+    """Interrupt the run at the first signal. Signals that follow within `PATIENCE` must not stop the clean-up."""
     global _interrupted_at
     now = time.monotonic()
     if now >= _interrupted_at + PATIENCE:

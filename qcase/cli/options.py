@@ -89,7 +89,7 @@ CacheOption = Annotated[
 ReadonlyOption = Annotated[
     bool, typer.Option("--cache-readonly", help="Write nothing to the store; what it does not have is built for this run alone.")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")]
 TagOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -127,7 +127,7 @@ NewArchOption = Annotated[
         "-a",
         metavar="ARCH",
         autocompletion=offer_arches,
-        help="What it is for; may be repeated. Default: what most cases are for.",
+        help="An architecture of the case; may be repeated. Default: those of most cases.",
     ),
 ]
 KernelOption = Annotated[
@@ -147,7 +147,7 @@ NamesArgument = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", 
 
 
 def image_lock_of(workspace: Path | None) -> Lock:
-    """The lock of the toolchain images that counts here: in a workspace its own if it has one, else the one that qcase ships."""
+    """Return the lock of the toolchain images: the workspace's own if it has one, else the lock that qcase ships."""
     from qcase.toolchains import records
 
     opened = workspace_around(workspace)
@@ -156,7 +156,7 @@ def image_lock_of(workspace: Path | None) -> Lock:
 
 
 def workspace_around(named: Path | None) -> Workspace | None:
-    """The workspace that was named, else the one around this folder, if there is one."""
+    """Open the named workspace, else the workspace around the current folder; None if there is none."""
     from qcase.config import load
     from qcase.suite import cases
 
@@ -175,7 +175,7 @@ def filters_of(tag: list[str] | None, pipeline: list[str] | None, failed: bool, 
 
 
 def scaled(workspace: Workspace, option: str) -> Workspace:
-    """The workspace with the factor that the command line, else the environment, gives to every limit of time."""
+    """Return the workspace with all timeouts multiplied by the factor of the command line, else of the environment."""
     from qcase.config.fields import parse_scale
 
     for where, text in (("--timeout-scale", option), ("QCASE_TIMEOUT_SCALE", os.environ.get("QCASE_TIMEOUT_SCALE", ""))):
@@ -221,14 +221,14 @@ def pipeline_named(name: str) -> Pipeline:
 
 
 def looked_at(cache_dir: str) -> Store:
-    """A store that is only looked at; it need not be there."""
+    """Open a store for reading. It need not exist."""
     from qcase.store import store
 
     return store.Store(store_root_of(cache_dir), readonly=True)
 
 
 def cache_config(workspace: Path | None) -> CacheConfig:
-    """`[cache]` of the workspace; the defaults where there is none around us."""
+    """Return `[cache]` of the workspace; the defaults if no workspace is found."""
     from qcase.config.load import find_workspace
     from qcase.config.workspace_file import CacheConfig
     from qcase.suite import cases
@@ -278,7 +278,7 @@ CasesArgument = Annotated[
 ]
 JobsOption = Annotated[
     int | None,
-    typer.Option("--jobs", "-j", metavar="N", min=1, help="So many cases at once; default: what fits the machine."),
+    typer.Option("--jobs", "-j", metavar="N", min=1, help="Run N cases at once; default: as many as fit the machine."),
 ]
 FailFastOption = Annotated[bool, typer.Option("--fail-fast", "-x", help="Start nothing new after a case that did not pass.")]
 MaxFailOption = Annotated[
@@ -292,9 +292,11 @@ RepeatOption = Annotated[
     int, typer.Option("--repeat", metavar="N", min=1, help="Run every case N times, and show how often each failed.")
 ]
 StrictKnownOption = Annotated[
-    bool, typer.Option("--strict-known", help="Fail a case where a known failure passes: its entry is to be taken out.")
+    bool, typer.Option("--strict-known", help="Fail a case if a known failure passes: its entry must be removed.")
 ]
-StrictSkipsOption = Annotated[bool, typer.Option("--strict-skips", help="Fail where a case was skipped for want of something.")]
+StrictSkipsOption = Annotated[
+    bool, typer.Option("--strict-skips", help="Fail if a case was skipped because something is missing.")
+]
 ColdOption = Annotated[bool, typer.Option("--cold", help="Boot every case from the start, whatever [run] branch says.")]
 ShardOption = Annotated[str, typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of these cases.")]
 TimesOption = Annotated[
@@ -307,9 +309,7 @@ EventsOption = Annotated[
     Path | None, typer.Option("--events", metavar="FILE", help="Write what happens, as it happens, as lines of JSON.")
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Fetch nothing: guests, images, packages have to be there.")]
-LockedOption = Annotated[
-    bool, typer.Option("--locked", help="Refuse a toolchain image that is not as the lock of images has it.")
-]
+LockedOption = Annotated[bool, typer.Option("--locked", help="Refuse a toolchain image that differs from its pin in the lock.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show only what did not pass, and the summary.")]
 VerboseOption = Annotated[
     int,

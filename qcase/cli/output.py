@@ -106,14 +106,14 @@ SEVERITIES = {"error": "31;1", "bad": "31;1", "warning": "33;1", "good": "32;1"}
 
 
 def coloured(text: str, code: str) -> str:
-    """Text in a colour where standard output is a terminal that wants colours."""
+    """Colour a text if standard output is a terminal that wants colours."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
         return text
     return f"\x1b[{code}m{text}\x1b[0m"
 
 
 def columns_of() -> int | None:
-    """The columns of the terminal; None where there is none: then no line is broken."""
+    """Return the terminal's width in columns; None without a terminal: then no line is broken."""
     import shutil
 
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -125,7 +125,7 @@ def is_narrow() -> bool:
 
 
 def wrapped(line: str, indent: str) -> str:
-    """A line, broken between words where the terminal is too narrow for it; what follows begins with `indent`."""
+    """Break a line between words if the terminal is too narrow for it. Continuation lines begin with `indent`."""
     import textwrap
 
     columns = columns_of()

@@ -145,7 +145,7 @@ def _plan(jobs: int | None, retries: int | None, repeat: int, shard: str, *, col
 def report_command(
     results_files: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULTS.json", help="What `qcase run --json results.json` wrote: one, or that of every shard."),
+        typer.Argument(metavar="RESULTS.json", help="Results of `qcase run --json results.json`: of one run, or of every shard."),
     ],
     junit_file: JUnitOption = None,
     html_file: HtmlOption = None,
@@ -224,7 +224,7 @@ class _RunOptions:
     verbosity: int
 
     def again(self, names: Sequence[str], arch: Arch) -> str:
-        """The command that runs just these cases again."""
+        """Return the command that runs only these cases again."""
         options = [("--arch", arch.value if arch is not DEFAULT else ""), ("--target", self.target)]
         options += [("--suite", self.suite), *(("--group", group) for group in self.groups)]
         options += [("--workspace", str(self.workspace) if self.workspace else ""), ("--cache-dir", self.cache_dir)]
@@ -324,7 +324,7 @@ def _unmatched(
 
 
 def _share(batches: Sequence[Chosen], plan: Plan, times: Path | None) -> tuple[list[Chosen], Plan]:
-    """The cases of this machine's shard. What this machine itself remembers has no say: another one remembers something else."""
+    """Return the cases of this machine's shard. This machine's history has no influence: other machines have another one."""
     from qcase.run import schedule
 
     if not plan.shard:

@@ -221,8 +221,10 @@ def shell_command(
     workspace: WorkspaceOption = None,
     cache_dir: CacheOption = "",
     kernel: KernelOption = None,
-    gdb: Annotated[bool, typer.Option("--gdb", help="Wait for a debugger; the line to attach it with is printed.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave what was made for this run, and a command that boots it.")] = False,
+    gdb: Annotated[bool, typer.Option("--gdb", help="Wait for a debugger, and print the command that attaches it.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the files of this run, and print a command that boots them.")
+    ] = False,
 ) -> None:
     """Boot a case's image with its console on this terminal; nothing is typed, and nothing judged. Ctrl-A X ends it."""
     with reported():
@@ -272,13 +274,15 @@ def lock_command(
 
 @app.command("init")
 def init_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The new workspace; default: this folder.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of the new workspace; default: this folder.")
+    ] = Path(),
     pipeline: Annotated[
-        str, typer.Option("--pipeline", metavar="NAME", autocompletion=offer_pipelines, help="Of the first case.")
+        str, typer.Option("--pipeline", metavar="NAME", autocompletion=offer_pipelines, help="The pipeline of the first case.")
     ] = "plain",
     case: Annotated[str, typer.Option("--case", "-c", metavar="CASE", help="The first case's name.")] = "hello",
     arch: NewArchOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what qcase.toml would say.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the text of qcase.toml.")] = False,
 ) -> None:
     """Make a workspace: a qcase.toml with all keys commented out, and a first case. Nothing is overwritten.
 

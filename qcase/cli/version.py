@@ -15,7 +15,7 @@ DESCRIBE = ("git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirt
 
 
 def commit(package: Path | None = None) -> str:
-    """The commit, `-edited` behind it where the checkout had changes of its own; empty where nobody knows."""
+    """Return the commit, followed by `-edited` if the checkout has uncommitted changes; empty if it is unknown."""
     package = package or Path(__file__).resolve().parent.parent
     written = package / "_commit"
     if written.is_file():
@@ -27,6 +27,6 @@ def commit(package: Path | None = None) -> str:
 
 
 def describe() -> str:
-    """`qcase 0.1.0 (commit 0123456789ab)`."""
+    """Describe the version, as in `qcase 0.1.0 (commit 0123456789ab)`."""
     known = commit()
     return f"qcase {__version__}" + (f" (commit {known})" if known else "")

@@ -200,7 +200,7 @@ def meaning(path: str) -> str:
 
 
 def twin(path: str) -> str:
-    """The path under which a key is described."""
+    """Return the path under which a key is described."""
     for table, described in _TWINS.items():
         if path == table or path.startswith(f"{table}."):
             return described + path[len(table) :]
@@ -226,7 +226,7 @@ def keys(model: type[BaseModel], above: str = "") -> Iterator[Key]:
 
 
 def json_schema(name: str) -> str:
-    """The JSON Schema of a kind of file, as text. Raises `UsageError` for an unknown kind."""
+    """Return the JSON Schema of a kind of file, as text. Raises `UsageError` for an unknown kind."""
     model = _known(name)
     schema = model.model_json_schema(mode="validation")
     definitions = schema.get("$defs", {})
@@ -240,12 +240,12 @@ def json_schema(name: str) -> str:
 
 
 def toml(name: str) -> str:
-    """All keys of a kind of file with their defaults and meanings: a valid file that changes nothing."""
+    """Return all keys of a kind of file with their defaults and meanings: a valid file that changes nothing."""
     return "\n".join([f"# {TITLES[name]}", *_toml(_known(name), lambda line: line)]) + "\n"
 
 
 def commented(name: str, *, leave_out: Callable[[str], bool]) -> list[str]:
-    """The lines of the same with all keys commented out, without those that `leave_out` names.
+    """Return the lines of `toml` with all keys commented out, without those that `leave_out` names.
 
     Tables are not: a key that somebody uncomments has to stand in its own. Tables of plug-ins are left out: the file is for
     people who have none.
@@ -293,7 +293,7 @@ def _toml(
 
 
 def literal(value: object) -> str:
-    """A value as TOML has it; a pattern as a literal string, which needs no escapes."""
+    """Format a value as TOML; a pattern as a literal string, which needs no escapes."""
     if isinstance(value, str) and "\\" in value and "'" not in value:
         return f"'{value}'"
     if isinstance(value, Mapping):
@@ -304,7 +304,7 @@ def literal(value: object) -> str:
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """The model of a table; None for a key, also for one whose value may be a table."""
+    """Return the model of a table; None for a key, also for one whose value may be a table."""
     if get_origin(annotation) is Annotated:
         return _model(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType) and len(set(get_args(annotation)) - {type(None)}) > 1:

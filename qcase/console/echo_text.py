@@ -64,7 +64,7 @@ class Trace:
 
 
 def shown_control(char: int) -> bytes:
-    """A character as a terminal shows it that shows control characters."""
+    """Return a character in the form of a terminal that shows control characters."""
     return b"^" + bytes([char ^ 0x40]) if CARET.match(bytes([char])) else bytes([char])
 
 
@@ -109,7 +109,7 @@ def is_subsequence(part: bytes, typed: bytes) -> bool:
 
 
 def common_start(one: bytes, other: bytes) -> int:
-    """The length of what both begin with."""
+    """Return the length of the common beginning of both texts."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -119,7 +119,7 @@ def with_carets(typed: bytes) -> bytes:
 
 
 def typed_runs(part: bytes, typed: bytes, least: int) -> list[tuple[int, int]]:
-    """The stretches of a part that are runs of typed characters, in their order, long enough to be no chance."""
+    """Return the runs of typed characters in a part, in their order, that are too long to be chance."""
     blocks = difflib.SequenceMatcher(None, part, typed, autojunk=False).get_matching_blocks()
     return [(block.a, block.a + block.size) for block in blocks if block.size >= min(least, len(typed))]
 

@@ -77,7 +77,7 @@ def shell(case: Case | BrokenCase, session: Session, options: ShellOptions) -> i
 
 
 def attach_line(arch: Arch, kernel: Path, socket: Path) -> list[str]:
-    """The command that attaches a debugger to QEMU."""
+    """Return the command that attaches a debugger to QEMU."""
     program = "gdb" if platform.machine() == arch.value else "gdb-multiarch"
     return [program, "-ex", f"target remote {socket}", str(kernel)]
 
@@ -122,7 +122,7 @@ def _write(sink: int, data: bytes) -> None:
 
 @contextmanager
 def raw_terminal(fd: int) -> Iterator[None]:
-    """A terminal hands on each key at once, unchanged. Does nothing with what is no terminal."""
+    """Set a terminal to deliver each key at once, unchanged. Does nothing for a file that is no terminal."""
     if not os.isatty(fd):
         yield
         return
@@ -137,7 +137,7 @@ def raw_terminal(fd: int) -> Iterator[None]:
 
 
 def pack_attributes(attributes: Sequence[object]) -> str:
-    """A terminal's attributes in one word, as the guardian takes them."""
+    """Encode a terminal's attributes in one word, as the guardian takes them."""
     *numbers, characters = attributes
     assert isinstance(characters, list)
     codes = [c if isinstance(c, int) else c[0] for c in characters]

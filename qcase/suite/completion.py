@@ -17,7 +17,7 @@ from qcase.suite.cases import Workspace, pipeline_names
 
 
 def cases(typed: str, workspace: Path | str | None, group: Sequence[str]) -> list[str]:
-    """Names that begin with `typed`: those of cases by themselves, with the build group before them if that is typed, and
+    """Return names that begin with `typed`: those of cases by themselves, with the build group before them if that is typed, and
     `<case>/<subcase>` once a case's name and a slash are.
     """
 
@@ -45,7 +45,7 @@ def pipelines(typed: str) -> list[str]:
 
 
 def tags(typed: str, workspace: Path | str | None) -> list[str]:
-    """Tags, and behind a `!` those that a case is not to have."""
+    """Return tags; after a `!`, those that a case must not have."""
     sign = "!" if typed.startswith("!") else ""
 
     def look(opened: Workspace) -> Iterable[str]:

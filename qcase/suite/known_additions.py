@@ -37,7 +37,7 @@ class Addition:
     until: date | None = None
 
     def toml(self) -> str:
-        """The entry as TOML."""
+        """Format the entry as TOML."""
         keys: dict[str, object] = {"case": self.case, "test": self.test, "arch": self.arch.value, "reason": self.reason}
         keys["link"] = self.link
         lines = [f"{key} = {toml_value(value)}" for key, value in keys.items() if value]

@@ -73,8 +73,8 @@ def test_another_workspace() -> None:
 
 
 def test_fish_and_zsh_get_descriptions() -> None:
-    assert ask("qcase doc", shell="fish")[0].startswith("doctor\tWould a run work here?")
-    assert '"doctor":"Would a run work here?"' in ask("qcase doc", shell="zsh")[0]
+    assert ask("qcase doc", shell="fish")[0].startswith("doctor\tCheck whether a run would work.")
+    assert '"doctor":"Check whether a run would work."' in ask("qcase doc", shell="zsh")[0]
     assert ask("qcase run fu", shell="fish") == ["futex"]
 
 
