@@ -13,7 +13,6 @@ from qcase.errors import QcaseError, StoppedError
 from qcase.guests.guest import alpine_guest
 from qcase.host.trees import Tree
 from qcase.model import Pipeline
-from qcase.pipelines import c
 from qcase.pipelines.pipeline import BuildContext
 from qcase.prepare.base_guest import InputsMovedError
 from qcase.prepare.case_work import CaseWork
@@ -214,7 +213,7 @@ class _Services:
         return self._work.fetch(Kind.OVERLAY, keys.key(made_of), build, "apk").content
 
     def checks(self) -> Tree | None:
-        from qcase.pipelines import compiler_checks
+        from qcase.pipelines import c, compiler_checks
 
         tools = c.tools_of(self._run.arch, self._run.workspace.config)
         key = compiler_checks.key(tools, self.identity(c.IMAGE))

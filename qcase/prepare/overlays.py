@@ -15,7 +15,7 @@ from qcase.host.trees import Tree
 from qcase.inputs import ingredients
 from qcase.inputs.ingredients import Place
 from qcase.model import Pipeline
-from qcase.pipelines import c, sources
+from qcase.pipelines import sources
 from qcase.pipelines.pipeline import SCRIPT, BuildContext, PipelineSpec
 from qcase.pipelines.registry import PIPELINES
 from qcase.prepare.base_guest import InputsMovedError
@@ -230,7 +230,7 @@ def _packages_part(
 
 def pipeline_plan(name: str, place: Place, config: CaseConfig, run: RunServices) -> OverlayPlan:
     """Return the build job of the overlay for one source folder."""
-    spec = c.PROJECT if place.project else PIPELINES[place.pipeline]
+    spec = _project() if place.project else PIPELINES[place.pipeline]
     asked = config.packages
 
     def find() -> tuple[sources.Source, ...]:
@@ -284,6 +284,12 @@ def pipeline_plan(name: str, place: Place, config: CaseConfig, run: RunServices)
     return OverlayPlan(
         name, key, build, packages, may_ask=bool(part), root=root, options=options, left_out=left_out, unread=unread
     )
+
+
+def _project() -> PipelineSpec:
+    from qcase.pipelines import c  # of no use in other runs, and 25 ms
+
+    return c.PROJECT
 
 
 def _left_out_hint(left_out: Sequence[str]) -> str:

@@ -126,7 +126,14 @@ def test_nothing_that_only_a_build_needs_is_imported(traced: Traced) -> None:
     assert imported >= {"qcase/prepare/prepare_case", "qcase/pipelines/sh"}
     builds = {
         *("toolchains/base", "containers/engine", "containers/reuse", "disk/ext4", "disk/inject_plan"),
-        *("pipelines/rust", "pipelines/prebuild", "crates/pool", "guests/packages/supply"),
+        *(
+            "pipelines/c",
+            "pipelines/build_systems",
+            "pipelines/rust",
+            "pipelines/prebuild",
+            "crates/pool",
+            "guests/packages/supply",
+        ),
     }
     assert sorted(imported & {f"qcase/{name}" for name in builds}) == []
 
