@@ -303,7 +303,8 @@ TimesOption = Annotated[
     Path | None, typer.Option("--times", metavar="FILE", help="Balance the shards by the times in these --json results.")
 ]
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the results as JSON, anew as each case ends.")
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the results as JSON, anew as each case ends; - is standard output."),
 ]
 EventsOption = Annotated[
     Path | None, typer.Option("--events", metavar="FILE", help="Write what happens, as it happens, as lines of JSON.")

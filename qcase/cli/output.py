@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 from qcase.arch import Arch
-from qcase.errors import QcaseError
+from qcase.errors import QcaseError, UsageError
 from qcase.host import process
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qcase.events import Emit, Event
 
 
 INTERRUPTED = 130
 INTERNAL = 3
+CLOSED_PIPE = 141  # as a shell shows programs that SIGPIPE ends
 debugging = False
 PATIENCE = 5.0  # seconds in which one interrupt is enough
 
@@ -50,11 +53,11 @@ def terminal_report(
             if not to_the_end:
                 raise
             gone.append(error)
-        trouble = None
+        trouble: QcaseError | BrokenPipeError | None = None
         for listener in listeners:
             try:
                 listener(event)
-            except QcaseError as error:
+            except (QcaseError, BrokenPipeError) as error:
                 trouble = trouble or error  # that of one report must not cost the others
         if trouble is not None:
             raise trouble
@@ -90,7 +93,7 @@ def reported() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         _stop_writing()
-        raise typer.Exit(INTERNAL) from None
+        raise typer.Exit(CLOSED_PIPE) from None
     except OSError as error:
         if debugging:
             raise
@@ -138,6 +141,17 @@ def wrapped(line: str, indent: str) -> str:
 
 def counted(number: object, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def give_to_reports(files: Iterable[tuple[str, Path | None]]) -> None:
+    """Print for people on standard error from here on if a report, a pair of its option and its file, goes to standard output."""
+    from qcase.report.output_file import STANDARD
+
+    options = [option for option, file in files if file == STANDARD]
+    if len(options) > 1:
+        raise UsageError("standard output takes one report", where=f"{options[0]} -", hint=f"name a file for {options[1]}")
+    if options:
+        sys.stdout = sys.stderr
 
 
 def _stop_writing() -> None:

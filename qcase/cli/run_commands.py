@@ -54,7 +54,7 @@ from qcase.cli.options import (
     scaled,
     store_root_of,
 )
-from qcase.cli.output import counted, reported, terminal_report, warn
+from qcase.cli.output import counted, give_to_reports, reported, terminal_report, warn
 from qcase.errors import UsageError
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ def report_command(
             print(f"warning: these are the results of shard {run.shard} alone", file=sys.stderr)
         if run.broken_off:
             print(f"warning: {run.broken_off}: {counted(len(run.unfinished), 'case')} did not end", file=sys.stderr)
+        give_to_reports([("--junit", junit_file), ("--html", html_file)])
         wanted = ((junit_file, at_end.junit), (html_file, at_end.html))
         for report in [make(path) for path, make in wanted if path is not None]:  # none is written where one cannot be
             report.write(run)
@@ -180,6 +181,9 @@ class ReportFiles:
         """Return the listeners that write them. Raises `UsageError` for a file that cannot be written."""
         from qcase.report.json_report import EventsReport, JsonReport
 
+        give_to_reports(
+            [("--json", self.json), ("--events", self.events), ("--junit", self.junit), ("--html", self.html)],
+        )
         found: list[Emit] = []
         if self.json is not None:
             found.append(JsonReport(self.json))

@@ -308,6 +308,8 @@ def init_command(
             return
         new_workspace.write_new(root / WORKSPACE_FILE, text)
         print(f"{WORKSPACE_FILE}: written")
+        if said := new_workspace.ignore_results(root):
+            print(said)
         opened = cases_module.Workspace.open(root)
         if proposal is None:
             first = new_case.new_case(opened, case, kind, arches_named(arch) or new_workspace.usual_arches(opened))

@@ -92,19 +92,21 @@ class EventsReport:
         output_file.check(path, "--events")
         self._path = path
         self._file: BinaryIO | None = None
-        self._trouble = ""
+        self._trouble: OSError | None = None
 
     def __call__(self, event: events.Event) -> None:
-        if not self._trouble:
+        if self._trouble is None:
             try:
                 if self._file is None:
                     self._file = output_file.opened(self._path)
                 line = inert.json(json.dumps(event_document(event), ensure_ascii=False, separators=(",", ":"))) + "\n"
                 self._file.write(line.encode("utf-8", "backslashreplace"))
             except OSError as error:
-                self._trouble = error.strerror or str(error)
-        if isinstance(event, events.RunFinished) and self._trouble:
-            raise InfraError(f"cannot be written: {self._trouble}", where=f"--events {self._path}")
+                self._trouble = error
+        if isinstance(event, events.RunFinished) and self._trouble is not None:
+            if isinstance(self._trouble, BrokenPipeError):
+                raise self._trouble
+            raise InfraError(f"cannot be written: {self._trouble.strerror}", where=f"--events {self._path}")
 
     def close(self) -> None:
         if self._file is not None:

@@ -6,6 +6,7 @@ afterwards, whatever happens: at the end, at an exception, at TERM and HUP, and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import selectors
@@ -26,6 +27,7 @@ from qcase.prepare.prepare_case import prepare_case_assets
 from qcase.prepare.run_folders import case_asset_layout
 from qcase.prepare.session import Session
 from qcase.run import boot_plan
+from qcase.run.terminal_modes import TerminalModes
 from qcase.suite.cases import BrokenCase, Case
 from qcase.vm import arguments
 from qcase.vm.console_log import ConsoleLog
@@ -90,7 +92,7 @@ def _connect(machine: Machine, log: ConsoleLog) -> str:
     """Hand on what is typed and what is printed until QEMU ends. Returns how it ended."""
     source, sink = sys.stdin.fileno(), sys.stdout.fileno()
     # Not epoll, which takes neither files nor /dev/null.
-    with raw_terminal(source), selectors.PollSelector() as selector:
+    with raw_terminal(source), modes_restored(sink) as modes, selectors.PollSelector() as selector:
         selector.register(source, selectors.EVENT_READ)
         machine.listen_to(selector)
         typing = True
@@ -108,6 +110,7 @@ def _connect(machine: Machine, log: ConsoleLog) -> str:
                 break
             if said:
                 log.write(said)
+                modes.write(said)
                 _write(sink, said)
     how = machine.wait()
     if machine.failed:
@@ -134,6 +137,18 @@ def raw_terminal(fd: int) -> Iterator[None]:
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
         process.tell_guardian("terminal-restored")
+
+
+@contextmanager
+def modes_restored(fd: int) -> Iterator[TerminalModes]:
+    """Take back at the end what was changed of a terminal by what was written to it. Does nothing with what is no terminal."""
+    modes = TerminalModes()
+    try:
+        yield modes
+    finally:
+        if os.isatty(fd) and (back := modes.restoration()):
+            with contextlib.suppress(OSError):  # it is gone
+                _write(fd, back)
 
 
 def pack_attributes(attributes: Sequence[object]) -> str:

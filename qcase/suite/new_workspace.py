@@ -24,12 +24,14 @@ from qcase.arch import Arch
 from qcase.config import schema
 from qcase.config.workspace_file import WorkspaceConfig
 from qcase.errors import InfraError, UsageError
+from qcase.host import beneath
 from qcase.model import Pipeline
 from qcase.suite import untranslated
 from qcase.suite.cases import ARCHES, Workspace
 from qcase.suite.templates import Plan
 
 SUITE_FOLDER = "test-suit"  # axbuild's
+_RESULTS = "/target/qcase/"  # where runs leave logs and results, as `.gitignore` names it
 _MOST_FILES = 200_000  # files of a tree that are searched; a kernel's tree has a tenth of that
 
 
@@ -223,6 +225,21 @@ def write_new(path: Path, text: str) -> None:
         raise UsageError("is there already, and nothing is overwritten", where=str(path)) from None
     except OSError as error:
         raise InfraError(f"cannot be written: {error.strerror}", where=str(path)) from None
+
+
+def ignore_results(root: Path) -> str:
+    """Let git ignore what runs leave in a new workspace. Return the line to print; empty if git ignores it already."""
+    path = root / ".gitignore"
+    if not os.path.lexists(path):
+        write_new(path, f"{_RESULTS}\n")
+        return f"{path.name}: written"
+    try:
+        lines = beneath.text(path).splitlines()
+    except (OSError, ValueError):
+        lines = []
+    if any(line.strip().strip("/") in ("target", "target/qcase", "**/target", "target/*", "target/**") for line in lines):
+        return ""
+    return f"{path.name}: add the line {_RESULTS}, where runs leave their logs"
 
 
 def _missing_parents(folder: Path) -> list[Path]:

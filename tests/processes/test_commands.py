@@ -97,3 +97,34 @@ def test_the_package_index_is_really_asked(tmp_path: Path, wheels: Path, monkeyp
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     assert guest.obstacle(alpine.ALPINE, Arch.AARCH64, tmp_path) is not None
+
+
+def test_a_pipe_that_nobody_reads_is_no_error_of_the_infrastructure(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [str(Path(sys.executable).with_name("qcase")), "schema", "qemu", "--toml"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("option", ["--json", "--events", "--junit", "--html"])
+def test_a_report_on_standard_output_is_alone_there(option: str, tmp_path: Path) -> None:
+    (tmp_path / "suite/normal/wrong").mkdir(parents=True)
+    (tmp_path / "suite/normal/wrong/qemu-x86_64.toml").write_text("args = 7\n")
+    (tmp_path / "qcase.toml").write_text('[suite]\nname = "x"\nroot = "suite"\n')
+    command = [str(Path(sys.executable).with_name("qcase")), "run", "--cache-dir", str(tmp_path / "store")]
+    done = subprocess.run([*command, option, "-"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "normal/wrong" in done.stderr
+    assert "1 case in" in done.stderr
+    beside = subprocess.run([*command, option, "report"], capture_output=True, text=True, cwd=tmp_path)
+    assert re.sub(r"\d\S* s", "", beside.stdout) == re.sub(r"\d\S* s", "", done.stderr)
+    begins = {"--json": "{\n", "--events": '{"event":', "--junit": "<testsuites", "--html": "<!doctype html>"}
+    assert done.stdout.startswith(begins[option])
+    assert (tmp_path / "report").read_text()[:12] == done.stdout[:12]
+    assert not (tmp_path / "-").exists()
+    other = "--json" if option != "--json" else "--html"
+    done = subprocess.run([*command, option, "-", other, "-"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "standard output takes one report" in done.stderr

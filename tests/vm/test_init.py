@@ -23,10 +23,13 @@ def qcase(folder: Path, *arguments: str) -> str:
 def test_what_init_and_new_write_passes(tmp_path: Path, test_cache: Path) -> None:
     folder = tmp_path / "kernel"
     folder.mkdir()
+    subprocess.run(["git", "init", "-q", folder], check=True)
     assert "qcase run hello" in qcase(folder, "init")
     for pipeline in ("sh", "c", "grouped"):
         qcase(folder, "new", f"new/{pipeline}-case", "--pipeline", pipeline)
     outcome = run(folder, store=workspaces.fresh_store(tmp_path / "store", test_cache))
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert sorted(changed.split()[1::2]) == [".gitignore", "qcase.toml", "suite/"]
     assert outcome.verdicts == {
         "hello": "pass",
         "new/c-case": "pass",

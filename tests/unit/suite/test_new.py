@@ -203,3 +203,20 @@ def test_where_the_groups_are(paths: list[str], root: str, default: str | None, 
 def test_no_tree_no_proposal(tmp_path: Path) -> None:
     put(tmp_path, "src/main.rs")
     assert new_workspace.propose(tmp_path) is None
+
+
+def test_git_ignores_what_runs_leave_in_a_new_workspace(tmp_path: Path) -> None:
+    assert new_workspace.ignore_results(tmp_path) == ".gitignore: written"
+    path = tmp_path / ".gitignore"
+    assert path.read_text() == "/target/qcase/\n"
+    for ours in ("/target/qcase/\n", "x\ntarget\n", "/target/\n", "/target/*\n"):
+        path.write_text(ours)
+        assert new_workspace.ignore_results(tmp_path) == ""
+        assert path.read_text() == ours
+    for ours in ("", "*.o\n", "/target/debug\n"):
+        path.write_text(ours)
+        assert "add the line /target/qcase/" in new_workspace.ignore_results(tmp_path)
+        assert path.read_text() == ours
+    path.unlink()
+    path.symlink_to("/proc/kmsg")
+    assert "add the line" in new_workspace.ignore_results(tmp_path)
