@@ -9,7 +9,6 @@ from typing import BinaryIO
 
 from qcase.errors import InfraError, UsageError
 from qcase.host.files import create, replacing, write_aside
-from qcase.host.holes import write_all
 
 STANDARD = Path("-")  # standard output
 
@@ -46,7 +45,8 @@ def write(path: Path, text: str, option: str) -> None:
     try:
         if special(path):
             with _in_place(path) as file:
-                write_all(file.fileno(), data)
+                while data:
+                    data = data[file.write(data) :]
         else:
             write_aside(path, data)
     except BrokenPipeError:
