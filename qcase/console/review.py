@@ -71,7 +71,7 @@ class Review:
         if back > text.end:
             self._doubt_tails(prices, came)
         capitals = came.text.upper().startswith(typed.text.upper())  # nothing is lost, and nothing stands in between
-        self.complete = nearly or end == back
+        self.complete = (nearly or end == back) and (not damaged or capitals)
         sure = (complete or end == back) and (not damaged or capitals)
         echoes = [sure and price <= -SURE for price in prices]
         self._either, _ = stretches(

@@ -171,6 +171,7 @@ ONCE_WRONG_OF_DAMAGED: dict[str, tuple[Sequence[str], tuple[int, ...]]] = {
     "an-echo-that-was-erased-and-is-longer-than-one-look": (DAMAGED, (141000002660,)),
     "a-fail-text-torn-by-a-kernel-line-on-an-unfinished-row": (ECHOES, (980000001099,)),
     "a-kernel-line-in-a-string-that-never-ends": (DAMAGED, (141000002839,)),
+    "a-success-in-an-echo-that-lost-a-character-before": (ECHOES, (175000028412,)),
 }
 
 
