@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
 def offer_cases(context: typer.Context, incomplete: str) -> list[str]:
     from qcase.suite import completion
+    from qcase.suite.inner_selection import SIGN
 
-    return completion.cases(incomplete, context.params.get("workspace"), tuple(context.params.get("group") or ()))
+    workspace = context.params.get("workspace")
+    given = list(context.params.get("cases") or ())
+    if given[1:] and given[-1] == SIGN:  # bash takes each colon for the end of a word
+        return completion.tests(given[-2], incomplete, workspace)
+    return completion.cases(incomplete, workspace, tuple(context.params.get("group") or ()))
 
 
 def _offer_groups(context: typer.Context, incomplete: str) -> list[str]:

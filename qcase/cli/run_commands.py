@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,7 +62,8 @@ if TYPE_CHECKING:
     from qcase.inputs.case_filters import Filters
     from qcase.model import CaseResult
     from qcase.run.run_cases import Plan
-    from qcase.suite.cases import Workspace
+    from qcase.suite.cases import BrokenCase, Case, Workspace
+    from qcase.suite.history import Memory
     from qcase.suite.known_failures import KnownFailures
 
 
@@ -266,8 +267,7 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
     batches, plan = _share(batches, options.plan, options.times)
     listeners = options.files.listeners()
     waited_for = bool(listeners)
-    names = history.other_names([case for batch in batches for case in batch.cases])
-    listeners.append(history.Memory(opened.root, targets, lambda message: print(f"warning: {message}", file=sys.stderr), names))
+    listeners.append(_memory(opened, targets, [case for batch in batches for case in batch.cases]))
     emit = events.one_at_a_time(terminal_report(listeners, options.again, verbosity=options.verbosity, to_the_end=waited_for))
     problems = [str(problem) for discovery in discoveries for problem in discovery.warnings]
     problems += known_failures.expired(known, [case for batch in batches for case in batch.cases])
@@ -304,6 +304,16 @@ def run_suite(wanted: Sequence[str], options: _RunOptions) -> int:
             left_out = not_run.not_run(discoveries, [case for one in batches for case in one.cases])
             plan = replace(plan, notes=lambda results: _unmatched(suites, known, batches, results), not_run=left_out)
         return run_cases.run_batches(running, emit, replace(plan, seconds=seconds)).exit_code
+
+
+def _memory(workspace: Workspace, targets: Mapping[Arch, str], cases: Sequence[Case | BrokenCase]) -> Memory:
+    """Return the listener that remembers results for the next run."""
+    from qcase.suite import history
+
+    def told(message: str) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    return history.Memory(workspace.root, targets, told, history.other_names(cases), history.selectable(cases))
 
 
 def _unmatched(

@@ -337,6 +337,7 @@ def new_command(
         str,
         typer.Option("--pipeline", metavar="NAME", autocompletion=offer_pipelines, help="plain, sh, c, python, rust or grouped."),
     ],
+    steps: Annotated[bool, typer.Option("--steps", help="In steps: run the command, restart, run it again.")] = False,
     arch: NewArchOption = None,
     group: GroupOption = "",
     workspace: WorkspaceOption = None,
@@ -349,7 +350,8 @@ def new_command(
 
         kind = pipeline_named(pipeline)
         opened = cases_module.Workspace.open(workspace or Path.cwd())
-        made = new_case.new_case(opened, case, kind, arches_named(arch) or new_workspace.usual_arches(opened), group)
+        arches = arches_named(arch) or new_workspace.usual_arches(opened)
+        made = new_case.new_case(opened, case, kind, arches, group, steps=steps)
         _write_case(made, opened)
         print(f"next: {made.command}")
 

@@ -25,11 +25,15 @@ _NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
 # ---- a case
 
 
-def plan_case(name: str, pipeline: Pipeline, prompts: Mapping[Arch, str]) -> Plan:
+def plan_case(name: str, pipeline: Pipeline, prompts: Mapping[Arch, str], *, steps: bool = False) -> Plan:
     """Return the files of a case. `name`: the name of its programs and in its messages. `prompts`: one for each of its arches.
 
-    Raises `UsageError` for an architecture that the template has no code for.
+    `steps`: it runs its command, restarts the machine, and runs it again. Raises `UsageError` if its pipeline has no
+    steps, and for an architecture that the template has no code for.
     """
+    if steps and pipeline in (Pipeline.KTEST, Pipeline.GROUPED):
+        hint = "a group's commands are typed by its script, and a kernel alone has no prompt; take another pipeline"
+        raise UsageError(f"--steps cannot stand beside --pipeline {pipeline}", hint=hint)
     if pipeline is Pipeline.KTEST:
         if unknown := [arch for arch in prompts if arch not in ktest_template.KERNELS]:
             what = f"the template of a case of the pipeline ktest has no kernel for {', '.join(unknown)}"
@@ -41,7 +45,8 @@ def plan_case(name: str, pipeline: Pipeline, prompts: Mapping[Arch, str]) -> Pla
     files = dict(sources)
     for arch, prompt in prompts.items():
         success = arch.value if pipeline is Pipeline.PLAIN else f"PASS: {re.escape(name)}"
-        files[f"qemu-{arch}.toml"] = File(_case_file(arch, prompt, command, commands, success))
+        text = _steps_file(arch, prompt, command, success) if steps else _case_file(arch, prompt, command, commands, success)
+        files[f"qemu-{arch}.toml"] = File(text)
     return files
 
 
@@ -75,6 +80,38 @@ def _case_file(arch: Arch, prompt: str, command: str, commands: Sequence[str], s
     return "\n".join(lines) + "\n"
 
 
+def _steps_file(arch: Arch, prompt: str, command: str, success: str) -> str:
+    lines = [
+        "# How this case is booted, and its steps, one after the other. `qcase schema qemu --toml` shows all keys.",
+        f"args = {arch.spec.args}",
+        "",
+        "# A line like this fails the case at any time.",
+        "fail_regex = ['^FAIL']",
+        "",
+        "# Seconds from QEMU's start to the verdict.",
+        "timeout = 300",
+        "",
+        "[qcase]",
+        "tags = []",
+        "",
+        "# Once the prompt has come, the command is typed; a line like the pattern ends the step.",
+        "[[qcase.steps]]",
+        f"prompt = {schema.literal(prompt)}",
+        f"command = {_one_line(command)}",
+        f"success_regex = ['^{success}$']",
+        "",
+        "[[qcase.steps]]",
+        'command = "reboot -f"',
+        'expect = "reboot"',
+        "",
+        "[[qcase.steps]]",
+        'name = "behind the restart"',
+        f"command = {_one_line(command)}",
+        f"success_regex = ['^{success}$']",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _one_line(text: str) -> str:
     return f"'{text}'" if '"' in text else schema.literal(text)
 
@@ -97,7 +134,9 @@ class NewCase:
     plan: Plan
 
 
-def new_case(workspace: Workspace, case: str, pipeline: Pipeline, arches: Sequence[Arch], group: str = "") -> NewCase:
+def new_case(
+    workspace: Workspace, case: str, pipeline: Pipeline, arches: Sequence[Arch], group: str = "", *, steps: bool = False
+) -> NewCase:
     """Plan a case called `case`, below `group` (default: the group that it begins with, else `[suite] default_group`).
 
     Raises `UsageError` for an invalid name, for an existing place, and for a place that is never searched.
@@ -135,7 +174,7 @@ def new_case(workspace: Workspace, case: str, pipeline: Pipeline, arches: Sequen
     prompts = {arch: f"root@{workspace.config.guest[arch].hostname}:" for arch in arches}
     name = "/".join(parts[1:])
     command = f"qcase run {name}" if fnmatch.fnmatchcase(parts[0], default) else f"qcase run --group {parts[0]} {name}"
-    return NewCase(folder, command, plan_case(parts[-1], pipeline, prompts))
+    return NewCase(folder, command, plan_case(parts[-1], pipeline, prompts, steps=steps))
 
 
 def _is_case(folder: Path) -> bool:

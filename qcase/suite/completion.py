@@ -9,17 +9,23 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from qcase.arch import Arch
 from qcase.config.toml_document import read_toml
 from qcase.errors import QcaseError
 from qcase.model import Pipeline
-from qcase.suite import scan
+from qcase.suite import history, scan
 from qcase.suite.cases import Workspace, pipeline_names
+from qcase.suite.inner_selection import SIGN
 
 
 def cases(typed: str, workspace: Path | str | None, group: Sequence[str]) -> list[str]:
     """Return names that begin with `typed`: those of cases by themselves, with the build group before them if that is typed, and
-    `<case>/<subcase>` once a case's name and a slash are.
+    `<case>/<subcase>` once a case's name and a slash are, and `<case>::<test>` by the last run.
     """
+
+    if SIGN in typed:
+        case, _, begun = typed.partition(SIGN)
+        return [f"{case}{SIGN}{test}" for test in tests(case, begun, workspace)]
 
     def look(opened: Workspace) -> Iterable[str]:
         for name, display_name, children in scan.names(opened, group or ()):
@@ -29,6 +35,20 @@ def cases(typed: str, workspace: Path | str | None, group: Sequence[str]) -> lis
                     break
                 if typed.startswith(f"{whole}/"):
                     yield from (f"{whole}/{child}" for child in children() if f"{whole}/{child}".startswith(typed))
+
+    return _quietly(workspace, look)
+
+
+def tests(case: str, typed: str, workspace: Path | str | None) -> list[str]:
+    """Return the names of the tests inside a case that begin with `typed`, as they last ran, on whatever architecture."""
+
+    def look(opened: Workspace) -> Iterable[str]:
+        found: dict[str, None] = {}
+        for arch in Arch:
+            known = history.recall(opened.root, arch, arch.default_target)
+            names = (name for name in known if name == case or name.endswith(f"/{case}"))
+            found |= dict.fromkeys(test for name in names for test in known[name].tests if test.startswith(typed))
+        return found
 
     return _quietly(workspace, look)
 

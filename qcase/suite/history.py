@@ -15,7 +15,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from qcase.suite import known_failures
 from qcase.suite.cases import BrokenCase, Case
 
 HISTORY_FORMAT = 1
+_TESTS = 1_000  # maximum number of tests inside a case that are remembered
 _EXCUSES = 1_000  # maximum number of failed tests of a case that are remembered
 _PATIENCE = 10.0  # seconds for another run of this workspace to write its own results
 
@@ -45,6 +46,7 @@ class Remembered:
     total: float = 0.0
     at: float = 0.0  # when it ended, in seconds since 1970
     excuses: tuple[tuple[str, tuple[str, ...]], ...] = ()  # the known failures that would excuse it, see `known_failures.wanted`
+    tests: tuple[str, ...] = ()  # the tests inside, where one can be run alone
 
     @property
     def passed(self) -> bool:
@@ -78,6 +80,7 @@ def recall(workspace: Path, arch: Arch, target: str) -> Mapping[str, Remembered]
                 total=float(facts.get("total", 0.0)),
                 at=float(facts.get("at", 0.0)),
                 excuses=tuple((str(test), tuple(map(str, words))) for test, words in facts.get("excuses", ())),
+                tests=tuple(map(str, facts.get("tests", ()))),
             )
     return found
 
@@ -86,6 +89,7 @@ class Memory:
     """Event listener that writes the results of a run's cases at its end. It never fails a run: it warns.
 
     `other_names`: further names of cases, by display name. A run of several groups has other display names than one of a group.
+    `selectable`: the display names of the cases of which one test can be run alone.
     """
 
     def __init__(
@@ -94,7 +98,9 @@ class Memory:
         targets: Mapping[Arch, str],
         warn: Callable[[str], None],
         other_names: Mapping[str, Sequence[str]] | None = None,
+        selectable: Collection[str] = (),
     ) -> None:
+        self._selectable = selectable
         self._path = place(workspace)
         self._other_names = other_names or {}
         self._targets = targets
@@ -115,7 +121,8 @@ class Memory:
             runs = _read(self._path)
             for (arch, name), result in _by_case(results).items():
                 known = runs.setdefault(_run(arch, self._targets[arch]), {})
-                known |= dict.fromkeys((name, *self._other_names.get(name, ())), _facts(result))
+                facts = _facts(result, tests=name in self._selectable)
+                known |= dict.fromkeys((name, *self._other_names.get(name, ())), facts)
             write_aside(self._path, json.dumps({"format": HISTORY_FORMAT, "runs": runs}, separators=(",", ":")).encode())
 
 
@@ -146,11 +153,17 @@ def _run(arch: Arch, target: str) -> str:
     return f"{arch.value} {target}"
 
 
-def _facts(result: CaseResult) -> dict[str, Any]:
+def selectable(cases: Sequence[Case | BrokenCase]) -> frozenset[str]:
+    """Return the display names of the cases of which one test can be run alone, without those that are run so."""
+    return frozenset(case.display_name for case in cases if isinstance(case, Case) and case.config.select and not case.test)
+
+
+def _facts(result: CaseResult, *, tests: bool) -> dict[str, Any]:
     times = {name: getattr(result, name) for name in ("prepare", "boot", "command", "total")}
     rounded = {name: None if value is None else round(value, 3) for name, value in times.items()}
     excuses = {"excuses": found} if (found := known_failures.wanted(result)[:_EXCUSES]) else {}
-    return {"verdict": result.verdict.value, **rounded, "at": round(time.time(), 1), **excuses}
+    names = {"tests": [one.name for one in result.subtests[:_TESTS]]} if tests and result.subtests else {}
+    return {"verdict": result.verdict.value, **rounded, "at": round(time.time(), 1), **excuses, **names}
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from qcase.suite import completion
+from qcase import events
+from qcase.arch import Arch
+from qcase.model import CaseResult, Fault, SubtestResult, SubtestStatus, Verdict
+from qcase.suite import completion, history
 from tests.conftest import ROOT
 
 QCASE = Path(sys.executable).with_name("qcase")
@@ -66,6 +69,24 @@ def test_where_something_is_broken_nothing_is_said(tmp_path: Path) -> None:
 )
 def test_bash(words: str, wanted: list[str]) -> None:
     assert ask(words) == wanted
+
+
+def test_tests_inside_a_case_as_they_last_ran(tmp_path: Path) -> None:
+    root = tmp_path / "w"
+    folder = root / "suite" / "normal" / "files"
+    folder.mkdir(parents=True)
+    (root / "qcase.toml").write_text('[suite]\nroot = "suite"\n')
+    (folder / "qemu-x86_64.toml").write_text("")
+    assert ask("qcase run files::", root, "fish") == [""]
+    subtests = tuple(SubtestResult(name, "", SubtestStatus.PASS) for name in ("links/hard", "links", "zeros"))
+    ran = CaseResult("normal/files", Arch.AARCH64, Verdict.PASS, Fault.NONE, subtests=subtests)
+    memory = history.Memory(root, {Arch.AARCH64: Arch.AARCH64.default_target}, pytest.fail, selectable={"normal/files"})
+    memory(events.RunFinished((ran,), 1.0))
+    assert ask("qcase run files::l", root, "fish") == ["files::links/hard", "files::links"]
+    assert ask("qcase run normal/files::z", root, "fish") == ["normal/files::zeros"]
+    assert ask("qcase run other::z", root, "fish") == [""]
+    # bash takes each colon for the end of a word
+    assert ask("qcase run files :: z", root) == ["zeros"]
 
 
 def test_another_workspace() -> None:

@@ -27,6 +27,7 @@ def test_what_init_and_new_write_passes(tmp_path: Path, test_cache: Path) -> Non
     assert "qcase run hello" in qcase(folder, "init")
     for pipeline in ("sh", "c", "grouped"):
         qcase(folder, "new", f"new/{pipeline}-case", "--pipeline", pipeline)
+    qcase(folder, "new", "new/steps-case", "--pipeline", "sh", "--steps")
     outcome = run(folder, store=workspaces.fresh_store(tmp_path / "store", test_cache))
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True).stdout
     assert sorted(changed.split()[1::2]) == [".gitignore", "qcase.toml", "suite/"]
@@ -35,6 +36,7 @@ def test_what_init_and_new_write_passes(tmp_path: Path, test_cache: Path) -> Non
         "new/c-case": "pass",
         "new/grouped-case": "pass",
         "new/sh-case": "pass",
+        "new/steps-case": "pass",
     }, outcome.said
     assert outcome.exit_code == 0
 

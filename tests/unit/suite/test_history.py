@@ -10,7 +10,7 @@ import pytest
 
 from qcase import events
 from qcase.arch import Arch
-from qcase.model import CaseResult, Fault, Verdict
+from qcase.model import CaseResult, Fault, SubtestResult, SubtestStatus, Verdict
 from qcase.suite import history
 
 TARGET = "x86_64-unknown-none"
@@ -41,6 +41,15 @@ def test_of_repetitions_one_that_did_not_pass_counts(tmp_path: Path) -> None:
     run(tmp_path, *repeated, result("normal/b#1"))
     known = history.recall(tmp_path, Arch.X86_64, TARGET)
     assert {name: one.verdict for name, one in known.items()} == {"normal/a": Verdict.FAIL, "normal/b#1": Verdict.PASS}
+
+
+def test_the_tests_inside_are_remembered_where_one_can_be_run_alone(tmp_path: Path) -> None:
+    subtests = tuple(SubtestResult(name, "", SubtestStatus.PASS) for name in ("links/hard", "links", "zeros"))
+    both = tuple(replace(result(case), subtests=subtests) for case in ("normal/a", "normal/b"))
+    memory = history.Memory(tmp_path, {Arch.X86_64: TARGET}, pytest.fail, selectable={"normal/a"})
+    memory(events.RunFinished(both, 1.0))
+    known = history.recall(tmp_path, Arch.X86_64, TARGET)
+    assert (known["normal/a"].tests, known["normal/b"].tests) == (("links/hard", "links", "zeros"), ())
 
 
 def test_arches_and_targets_are_told_apart(tmp_path: Path) -> None:

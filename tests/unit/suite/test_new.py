@@ -11,7 +11,7 @@ import pytest
 from qcase.arch import Arch
 from qcase.config import load, schema, workspace_file
 from qcase.errors import UsageError
-from qcase.inputs import new_case
+from qcase.inputs import lint, new_case
 from qcase.model import Pipeline
 from qcase.suite import catalogue, discover, new_workspace
 from qcase.suite.cases import Case, Workspace
@@ -48,6 +48,25 @@ def test_a_new_case_is_one_of_its_pipeline_without_a_warning(pipeline: Pipeline,
         assert len(case.subcases) == (2 if pipeline is Pipeline.GROUPED else 0)
     scripts = [path for path in written if path.parent.name in ("sh", "python")]
     assert all(os.access(path, os.X_OK) for path in scripts)
+
+
+@pytest.mark.parametrize("pipeline", [Pipeline.PLAIN, Pipeline.SH, Pipeline.C, Pipeline.RUST, Pipeline.PYTHON])
+def test_a_new_case_in_steps(pipeline: Pipeline, tmp_path: Path) -> None:
+    opened = workspace(tmp_path)
+    made = new_case.new_case(opened, "a", pipeline, [Arch.AARCH64], steps=True)
+    new_workspace.write(made.folder, made.plan)
+    (case,) = discover.discover(opened, Arch.AARCH64, Arch.AARCH64.default_target).cases
+    assert isinstance(case, Case), case
+    assert (case.pipeline, case.warnings, case.config.stops_at_reset) == (pipeline, (), True)
+    assert [step.expect for step in case.config.steps] == ["", "reboot", ""]
+    assert {step.prompt for step in case.config.steps} == {"root@qcase:"}
+    assert [one for one in lint.lint(tmp_path) if one.problem.file.startswith("suite")] == []
+
+
+@pytest.mark.parametrize("pipeline", [Pipeline.GROUPED, Pipeline.KTEST])
+def test_a_pipeline_without_steps(pipeline: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--steps cannot stand beside --pipeline"):
+        new_case.new_case(workspace(tmp_path), "a", pipeline, [Arch.AARCH64], steps=True)
 
 
 @pytest.mark.parametrize(
