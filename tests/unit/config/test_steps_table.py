@@ -46,6 +46,21 @@ timeout = 5
     assert (third.prompt, third.command, third.success, third.fail, third.timeout) == ("root@x:", "b", ("x", "y"), ("z",), 5.0)
 
 
+def test_steps_as_tables_over_several_lines(tmp_path: Path) -> None:
+    """TOML 1.1, which ostool reads: such tables stand in suites."""
+    text = """
+shell_check_steps = [
+    {
+        shell_prefix = "root@x:",
+        shell_cmd = "a",
+        success_regex = ["^x$"],
+    },
+]
+"""
+    (step,) = case(tmp_path, text).steps
+    assert (step.prompt, step.command, step.success) == ("root@x:", "a", ("^x$",))
+
+
 def test_steps_of_ones_own(tmp_path: Path) -> None:
     text = f"""
 [[qcase.steps]]
