@@ -13,7 +13,7 @@ from qcase.config import load, schema, workspace_file
 from qcase.errors import UsageError
 from qcase.inputs import lint, new_case
 from qcase.model import Pipeline
-from qcase.suite import catalogue, discover, new_workspace
+from qcase.suite import catalogue, discover, ktest_template, new_workspace
 from qcase.suite.cases import Case, Workspace
 
 CASE = 'args = ["-nographic"]\nshell_prefix = "root@starry:"\n'
@@ -35,11 +35,12 @@ def workspace(root: Path, text: str = '[suite]\nroot = "suite"\n') -> Workspace:
 @pytest.mark.parametrize("pipeline", list(Pipeline))
 def test_a_new_case_is_one_of_its_pipeline_without_a_warning(pipeline: Pipeline, tmp_path: Path) -> None:
     opened = workspace(tmp_path, '[suite]\nroot = "suite"\n[guest.riscv64]\nhostname = "other"\n')
-    made = new_case.new_case(opened, "fs/Some-test.2", pipeline, list(Arch))
+    arches = list(ktest_template.KERNELS) if pipeline is Pipeline.KTEST else list(Arch)
+    made = new_case.new_case(opened, "fs/Some-test.2", pipeline, arches)
     written = new_workspace.write(made.folder, made.plan)
     assert all(path.is_file() for path in written)
     assert made.command == "qcase run fs/Some-test.2"
-    for arch in Arch:
+    for arch in arches:
         (case,) = discover.discover(opened, arch, arch.default_target).cases
         assert isinstance(case, Case), case
         assert (case.display_name, case.pipeline, case.warnings) == ("normal/fs/Some-test.2", pipeline, ())
