@@ -342,8 +342,8 @@ def test_documents_that_are_nested_too_deeply(image: Packed, tmp_path: Path) -> 
     blob = Blob(oci.CONFIG, oci.put(image.folder, deep), len(deep))
     manifest = {**json.loads(image.manifest), "config": blob.as_json()}
     for digest, said in (
-        (blob.digest, "its manifest is not understood: RecursionError"),
-        (oci.put(image.folder, json.dumps(manifest).encode()), "its configuration is not understood: RecursionError"),
+        (blob.digest, "its manifest is not understood: .*nested too deeply"),
+        (oci.put(image.folder, json.dumps(manifest).encode()), "its configuration is not understood: .*nested too deeply"),
     ):
         with pytest.raises(InfraError, match=said):
             arrive(image.folder, digest, tmp_path / "there")
@@ -414,7 +414,7 @@ def test_what_is_no_layout(make: Callable[[Path], object], said: str, tmp_path: 
         ("index.json", b"[]", "is no OCI image layout"),
         ("index.json", b'{"manifests": [{"digest": "sha256:../x"}]}', "which is no digest"),
         ("index.json", b" " * (oci.LARGEST_DOCUMENT + 1), "index.json is larger than 4 MiB"),
-        ("index.json", b"[" * 100_000, "is no OCI image layout: RecursionError"),
+        ("index.json", b"[" * 100_000, "is no OCI image layout: .*nested too deeply"),
     ],
 )
 def test_a_layout_that_is_not_understood(name: str, content: bytes, said: str, layout: Callable[[], Path], image: Packed) -> None:
