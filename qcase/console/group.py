@@ -83,7 +83,8 @@ class _Subtest:
         while lines and not lines[0].strip():
             del lines[0]
         above = [line[:OUTPUT_LINE] for line in self.excerpt.splitlines()]
-        return tuple(lines[-OUTPUT_LINES:]) if all(line in lines for line in above) else (*above, "…", *lines[-OUTPUT_LINES:])
+        seen = all(any(shown.startswith(line) for shown in lines) for line in above)  # it may have matched before its line ended
+        return tuple(lines[-OUTPUT_LINES:]) if seen else (*above, "…", *lines[-OUTPUT_LINES:])
 
     def outcome(self, broken: str, rest: str) -> SubtestResult:
         """Return its result as far as known. `broken`: the reason to give where the command began and did not end."""

@@ -261,6 +261,11 @@ def test_a_command_that_failed_has_its_last_lines_and_no_line_of_the_scripts() -
     assert script.subtest(2).output == ("first", "second", "", "without end")
 
 
+def test_a_line_that_matched_before_it_ended_stands_in_the_output_once() -> None:
+    script = Script("a", fail=("^ERROR:",)).begins(1).prints("ERROR:").waits(0.6).prints(" three\r\n").ends(1).done(0)
+    assert script.subtest(1).output == ("ERROR: three",)
+
+
 def test_the_output_is_bounded_and_has_what_was_matched_wherever_that_stood() -> None:
     script = Script("a", fail=("^ERROR",))
     script.begins(1).prints("ERROR: early\r\n" + "".join(f"{i} {'x' * 5000}\r\n" for i in range(100))).ends(1).done(0)
